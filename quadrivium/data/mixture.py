@@ -1,0 +1,209 @@
+"""Which sequences a step trains on: a pure function of (seed, step).
+
+Every (route, source) pair is a *stream*: its units (a window of text, a captioned picture, a clip) in an order drawn
+anew for every epoch, laid out as an endless tape measured in model positions:
+
+    epoch 0, permuted by (seed, stream, 0)   epoch 1, permuted by (seed, stream, 1)
+    |--unit--|-unit-|----unit----|--unit--|  |-unit-|----unit----|--unit--|--unit--|  ...
+         ^ step s reads the units that begin in [phase + s * share, phase + (s + 1) * share)
+
+A step's batch is what all streams yield. Shares are positions a step, so weights mean compute; every unit is read once an
+epoch; nothing has to be remembered to resume; and a stream that is taken away moves no other stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quadrivium.data.shards import Dataset, SourceData, stable_hash
+from quadrivium.errors import ConfigError, DataError
+from quadrivium.sequence import ROUTES, Sequence, frames, text
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """What a step reads."""
+
+    routes: tuple[str, ...] = ROUTES  # routes to train; those that the data cannot feed are left out
+    positions: int = 8192  # positions a step when every route is trained; a route that is left out leaves its share unused
+    context: int = 256  # ids of text in a window of a document, and at most in a caption
+    frames: int = 0  # frames of a clip that are used, a window drawn anew each epoch; 0: all
+    weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
+    balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
+    source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by source name
+
+    def __post_init__(self) -> None:
+        for route in self.routes:
+            if route not in ROUTES:
+                raise ConfigError(f"route {route!r} is unknown; routes are {', '.join(ROUTES)}")
+        if not self.routes:
+            raise ConfigError(f"no route is chosen; routes are {', '.join(ROUTES)}")
+        for name, low in (("positions", 1), ("context", 2), ("frames", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"mixture.{name} is {getattr(self, name)}; it has to be at least {low}")
+        for route, weight in self.weights:
+            if route not in ROUTES or not 0 <= weight < float("inf"):
+                raise ConfigError(f"weight {weight} of route {route!r}: routes are {', '.join(ROUTES)}, weights are not negative")
+
+
+@dataclass
+class Stream:
+    """The units of one route from one source: ``unit`` (n, 2) item and part, ``positions`` (n,) what each costs."""
+
+    route: str
+    source: SourceData
+    unit: np.ndarray
+    positions: np.ndarray
+    _epochs: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.route}/{self.source.name}"
+
+    @property
+    def length(self) -> int:
+        """Positions of one epoch."""
+        return int(self.positions.sum())
+
+    def read(self, seed: int, low: int, high: int) -> list[tuple[int, int]]:
+        """Units that begin in [low, high) of the tape, as (unit, epoch)."""
+        found = []
+        for epoch in range(low // self.length, -(-high // self.length)):
+            order, begins = self._epoch(seed, epoch)
+            first, last = np.searchsorted(begins, [low - epoch * self.length, high - epoch * self.length])
+            found += [(int(u), epoch) for u in order[first:last]]
+        return found
+
+    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if epoch not in self._epochs:
+            order = np.random.default_rng([seed, stable_hash(self.name), epoch]).permutation(len(self.unit))
+            costs = self.positions[order]
+            if len(self._epochs) > 1:  # a step straddles at most a few epochs; older ones are not asked for again
+                self._epochs.pop(min(self._epochs))
+            self._epochs[epoch] = (order, np.cumsum(costs) - costs)
+        return self._epochs[epoch]
+
+
+def streams_of(data: Dataset, config: MixtureConfig, end: int, held: bool) -> list[Stream]:
+    """Every (route, source) pair that the data can feed, over training items or held-out ones."""
+    streams = []
+    for source in data.sources:
+        mine = np.flatnonzero(source.held == held)
+        rows, columns = data.manifest["grid"]
+        still = mine[source.frames[mine] == 1]
+        clips = mine[source.frames[mine] > 1]
+        documents = mine[source.frames[mine] == 0]
+        frame_cost = rows * columns + 1
+
+        def per_text(items: np.ndarray, source: SourceData = source) -> tuple[np.ndarray, np.ndarray]:
+            """Units (item, text) of captioned items and how many ids each caption has, both marks counted, cut to fit."""
+            counts = source.texts[items]
+            item = np.repeat(items, counts)
+            which = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
+            ids = np.minimum(source.text_ids[source.text_first[item] + which] + 2, config.context + 1)
+            return np.stack([item, which], axis=1), ids
+
+        def cost(items: np.ndarray, source: SourceData = source, frame_cost: int = frame_cost) -> np.ndarray:
+            used = source.frames[items]
+            return (np.minimum(used, config.frames) if config.frames else used) * frame_cost
+
+        def windows(items: np.ndarray, source: SourceData = source) -> tuple[np.ndarray, np.ndarray]:
+            """Units (item, window) of documents; a document of n ids has n + 1 predictions."""
+            predictions = source.text_ids[source.text_first[items]] + 1
+            counts = -(-predictions // config.context)
+            item = np.repeat(items, counts)
+            which = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
+            return np.stack([item, which], axis=1), np.minimum(config.context, np.repeat(predictions, counts) - which * config.context)
+
+        def alone(items: np.ndarray) -> np.ndarray:
+            return np.stack([items, np.zeros_like(items)], axis=1)
+
+        told, ids = per_text(np.concatenate([still, clips]))
+        told_clips, clip_ids = per_text(clips)
+        bare = np.concatenate([clips, still[source.texts[still] == 0]])
+        made = {
+            "t2t": windows(documents),
+            "t2v": (told, ids - 1 + cost(told[:, 0])),
+            "v2t": (told, ids - 1 + cost(told[:, 0])),
+            "v2v": (alone(bare), cost(bare)),
+            "tv2v": (told_clips, clip_ids - 1 + cost(told_clips[:, 0])),
+        }
+        streams += [Stream(route, source, *made[route]) for route in ROUTES if len(made[route][0])]
+    return streams
+
+
+class Mixture:
+    """The training sequences of each step, and the held-out ones."""
+
+    def __init__(self, data: Dataset, config: MixtureConfig, end: int, seed: int) -> None:
+        self.config, self.seed, self.end = config, seed, end
+        every = streams_of(data, config, end, held=False)
+        self.streams = [s for s in every if s.route in config.routes]
+        if not self.streams:
+            able = sorted({s.route for s in every}, key=ROUTES.index)
+            raise DataError(f"{data.folder} cannot feed {', '.join(config.routes)}; it can feed {', '.join(able) or 'nothing'}")
+        unknown = {name for name, _ in config.source_weights} - {s.name for s in data.sources}
+        if unknown:
+            known = ", ".join(s.name for s in data.sources)
+            raise ConfigError(f"mixture.source_weights names {', '.join(sorted(unknown))}; the data has {known}")
+        self.held = {s.name: s for s in streams_of(data, config, end, held=True) if s.route in config.routes}
+        self.shares = self._shares(every)
+
+    def _shares(self, every: list[Stream]) -> dict[str, float]:
+        """Positions a step of each stream. Normalised over all the data can feed, trained or not: no stream moves another."""
+        weights, factors = dict(self.config.weights), dict(self.config.source_weights)
+        total = sum(weights.get(route, 0.0) for route in {s.route for s in every})
+        shares = {}
+        for route in {s.route for s in every}:
+            sizes = {s.name: s.length**self.config.balance * factors.get(s.source.name, 1.0) for s in every if s.route == route}
+            for name, size in sizes.items():
+                share = self.config.positions * weights.get(route, 0.0) / max(total, 1e-9)
+                shares[name] = share * size / max(sum(sizes.values()), 1e-9)
+        return shares
+
+    def step(self, step: int) -> list[Sequence]:
+        """Sequences of one step, a pure function of (seed, step)."""
+        found = []
+        for stream in self.streams:
+            share = self.shares[stream.name]
+            # A phase of its own, so that streams with long units do not all fire at step 0.
+            phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
+            low, high = (phase + int(i * share) for i in (step, step + 1))
+            for unit, epoch in stream.read(self.seed, low, high):
+                found.append(self.sequence(stream, unit, np.random.default_rng([self.seed, stable_hash(stream.name), epoch, unit])))
+        return found
+
+    def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:
+        """Build one unit. ``rng`` draws the window and the cut of a clip; without it, both are in the middle."""
+        source, (item, part) = stream.source, map(int, stream.unit[unit])
+        if stream.route == "t2t":
+            whole = self._enclose(source.text(item, 0))
+            begin = part * self.config.context
+            return (text(whole[begin : begin + self.config.context + 1], wanted=True),)
+        clip = source.codes(item)
+        limit = self.config.frames or len(clip)
+        if len(clip) > limit:
+            begin = int(rng.integers(len(clip) - limit + 1)) if rng else (len(clip) - limit) // 2
+            clip = clip[begin : begin + limit]
+        # At least one frame is given and one wanted.
+        cut = 0 if len(clip) == 1 else int(rng.integers(1, len(clip))) if rng else len(clip) // 2
+        shown = (frames(clip[:cut]),) if cut else ()
+        if stream.route == "v2v":
+            return (*shown, frames(clip[cut:], wanted=True))
+        caption = self._enclose(source.text(item, part))[: self.config.context + 1]
+        if stream.route == "t2v":
+            return (text(caption), frames(clip, wanted=True))
+        if stream.route == "v2t":
+            return (frames(clip), text(caption, wanted=True))
+        return (text(caption), *shown, frames(clip[cut:], wanted=True))
+
+    def _enclose(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([[self.end], ids, [self.end]]).astype(np.int64)
+
+    def held_units(self, stream: Stream, limit: int) -> Seq[int]:
+        """At most ``limit`` held-out units of a stream, drawn once and for all: a sorted folder's first items are no sample."""
+        order = np.random.default_rng([stable_hash(stream.name)]).permutation(len(stream.unit))
+        return [int(u) for u in order[:limit]]

@@ -1,0 +1,232 @@
+"""Token shards: written by `prepare`, memory-mapped by everything that trains or measures.
+
+A data folder:
+
+    manifest.json                 what was read from where, with which options; every shard with its checksum
+    tokenizers/text/              tokenizer.json
+    tokenizers/visual/            config.json, model.safetensors
+    shards/SOURCE-00000.safetensors
+    skipped.jsonl                 one line for every item that could not be used
+
+A shard is one safetensors file (a JSON header and plain arrays; nothing in it can be executed). An *item* is one text
+document, one picture or one clip. For n items with T texts of I ids together, and A frames:
+
+    ids (I,)         ids of all texts, without marks        id_ends (T,)        where each text's ids end
+    text_ends (n,)   where each item's texts end            codes (A, R, C)     codes of all frames
+    frame_ends (n,)  where each item's frames end           held (n,)           1: held out, 0: train
+    group (n,)       hash of what stays on one side of the split (a story, a video); the unit of standard errors
+    keys             UTF-8 names of the items, one a line
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from quadrivium.errors import DataError, RunError
+
+MANIFEST = "manifest.json"
+VERSION = 1
+_NUMPY = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "U64": np.uint64}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item: its texts as ids without marks, its frames as codes (F, R, C)."""
+
+    key: str
+    group: int
+    held: bool
+    texts: tuple[np.ndarray, ...]
+    frames: np.ndarray
+
+
+def stable_hash(text: str) -> int:
+    """64 bits of SHA-256: the same on every machine, unlike Python's hash of a string."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+
+
+def is_held(group: str, share: float) -> bool:
+    """Whether everything of this group is held out: a function of its name alone, so that added data moves nothing."""
+    return stable_hash("held-out/" + group) / 2**64 < share
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole or absent, also when the machine stops in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> dict:
+    """A JSON object from a file; `RunError` with one line where it is absent or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: not found; this is not {what}") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged JSON ({error}); make {what} again") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: holds a {type(value).__name__} where an object belongs; make {what} again")
+    return value
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_shard(path: Path, records: Iterable[Record], id_type: type, grid: tuple[int, int]) -> dict:
+    """Write records as one shard and return its manifest entry (file, bytes, sha256, counts)."""
+    records = list(records)
+    texts = [t for r in records for t in r.texts]
+    held = np.array([r.held for r in records], np.uint8)
+    arrays = {
+        "ids": np.concatenate([np.zeros(0, id_type), *texts]).astype(id_type),
+        "id_ends": np.cumsum([len(t) for t in texts], dtype=np.int64),
+        "text_ends": np.cumsum([len(r.texts) for r in records], dtype=np.int64),
+        "codes": np.concatenate([np.zeros((0, *grid), np.uint16), *(r.frames for r in records)]).astype(np.uint16),
+        "frame_ends": np.cumsum([len(r.frames) for r in records], dtype=np.int64),
+        "held": held,
+        "group": np.array([r.group for r in records], np.uint64),
+        "keys": np.frombuffer("\n".join(r.key.replace("\n", " ") for r in records).encode("utf-8", "replace"), np.uint8),
+    }
+    data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    write_atomic(path, data)
+    return {
+        "file": path.name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "items": len(records),
+        "held": int(held.sum()),
+        "ids": len(arrays["ids"]),
+        "frames": len(arrays["codes"]),
+    }
+
+
+def map_shard(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file as views of memory-mapped bytes: constant memory, shared by processes.
+
+    The header is checked against the file before it is believed. Raises RunError.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, 100_000_000):
+                raise ValueError("header length")
+            header = json.loads(file.read(length))
+        data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+        arrays = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            kind, shape = np.dtype(_NUMPY[entry["dtype"]]), tuple(entry["shape"])
+            if not 0 <= begin <= end <= len(data) or end - begin != kind.itemsize * int(np.prod(shape, dtype=object)):
+                raise ValueError(f"array {name}")
+            arrays[name] = np.frombuffer(data, kind, int(np.prod(shape)), begin).reshape(shape) if end > begin else np.zeros(shape, kind)
+        return arrays
+    except FileNotFoundError:
+        raise RunError(f"{path}: shard is missing; run prepare again, it writes only what is missing") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path}: damaged shard ({error}); delete it and run prepare again") from None
+
+
+class SourceData:
+    """All items of one prepared source, over all its shards."""
+
+    def __init__(self, name: str, shards: list[dict[str, np.ndarray]]) -> None:
+        self.name = name
+        self._shards = shards
+        self.ends = np.cumsum([len(s["held"]) for s in shards], dtype=np.int64)
+
+        def all_of(name: str) -> np.ndarray:
+            return np.concatenate([s[name] for s in shards]) if shards else np.zeros(0, np.int64)
+
+        def counts(name: str) -> np.ndarray:
+            return np.concatenate([np.diff(s[name], prepend=0) for s in shards]) if shards else np.zeros(0, np.int64)
+
+        self.held = all_of("held").astype(bool)  # (n,)
+        self.group = all_of("group")  # (n,)
+        self.frames = counts("frame_ends")  # (n,) frames of each item
+        self.texts = counts("text_ends")  # (n,) texts of each item
+        self.text_ids = counts("id_ends")  # (T,) ids of each text
+        self.text_first = np.cumsum(self.texts) - self.texts  # (n,) index of each item's first text
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def text(self, item: int, which: int) -> np.ndarray:
+        """Ids of one text of one item, without marks."""
+        shard, i = self._at(item)
+        t = (int(shard["text_ends"][i - 1]) if i else 0) + which
+        ends = shard["id_ends"]
+        return shard["ids"][int(ends[t - 1]) if t else 0 : int(ends[t])]
+
+    def codes(self, item: int) -> np.ndarray:
+        """Codes (F, R, C) of one item."""
+        shard, i = self._at(item)
+        ends = shard["frame_ends"]
+        return shard["codes"][int(ends[i - 1]) if i else 0 : int(ends[i])]
+
+    def key(self, item: int) -> str:
+        shard, i = self._at(item)
+        return bytes(shard["keys"]).decode().split("\n")[i]
+
+    def _at(self, item: int) -> tuple[dict[str, np.ndarray], int]:
+        s = int(np.searchsorted(self.ends, item, side="right"))
+        return self._shards[s], item - int(self.ends[s] - len(self._shards[s]["held"]))
+
+
+class Dataset:
+    """A prepared data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_json(folder / MANIFEST, "a prepared data folder")
+        if self.manifest.get("version") != VERSION:
+            raise RunError(f"{folder / MANIFEST}: written by another version of prepare; prepare the data again")
+        if not self.manifest.get("complete"):
+            raise RunError(f"{folder}: prepare did not finish here; run the same prepare command again, it goes on")
+        self.sources: list[SourceData] = []
+        try:
+            for entry in self.manifest["sources"]:
+                shards = []
+                for shard in entry["shards"]:
+                    path = folder / "shards" / Path(shard["file"]).name
+                    if path.is_file() and path.stat().st_size != shard["bytes"]:
+                        raise RunError(f"{path}: {path.stat().st_size} bytes where {shard['bytes']} were written; prepare again")
+                    shards.append(map_shard(path))
+                self.sources.append(SourceData(entry["name"], shards))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{folder / MANIFEST}: damaged ({error!r}); prepare the data again") from None
+        if not any(len(s) for s in self.sources):
+            raise DataError(f"{folder}: no items; prepare it from folders that hold text, pictures or clips")
+
+    def verify(self) -> None:
+        """Compare every shard with its checksum. Raises RunError naming the first that differs."""
+        for entry in self.manifest["sources"]:
+            for shard in entry["shards"]:
+                path = self.folder / "shards" / shard["file"]
+                if sha256(path) != shard["sha256"]:
+                    raise RunError(f"{path}: checksum differs from the manifest; delete it and run prepare again")

@@ -1,0 +1,217 @@
+"""Held-out cost of every route in bits, beside references that show whether a route uses its source.
+
+For a route such as v2t the table holds, on the same held-out items:
+
+    bits            what the wanted part costs, given its source
+    without source  the same wanted part, given nothing
+    wrong source    the same wanted part, given the source of another item of the same folder
+    order-0         a coder that knows only how often each id or code occurs in the training items of that stream
+
+A route that ignores its source has `bits` equal to `wrong source`. Differences are paired item by item. Standard errors
+are clustered: items of one group (a story, a video) count as one draw. Text is in bits per byte, end mark paid for;
+vision in bits per frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from quadrivium.data.mixture import Mixture, Stream
+from quadrivium.model import Batch, Model
+from quadrivium.sequence import Segment, Sequence, only_wanted, pack, positions_of
+
+UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
+
+
+@torch.no_grad()
+def bits(model: Model, sequences: Seq[Sequence], budget: int = 16384, progress: tqdm | None = None) -> np.ndarray:
+    """Bits (n,) that the wanted part of each sequence costs. ``budget`` positions are computed at a time."""
+    device = next(model.parameters()).device
+    out = np.zeros(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: -positions_of(sequences[i]))
+    while order:
+        rows, spent = [], 0
+        while order and (not rows or spent + positions_of(sequences[order[0]]) <= budget):
+            spent += positions_of(sequences[order[0]])
+            rows.append(order.pop(0))
+        batch = Batch.of(pack([sequences[i] for i in rows]), device)
+        text, codes = model.nats(batch)
+        total = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        total.index_add_(0, batch.text_row, text.double())
+        total.index_add_(0, batch.codes_row, codes.double())
+        if not torch.isfinite(total).all():
+            raise ValueError("the model gives a cost that is not a number")
+        out[rows] = total.cpu().numpy() / math.log(2)
+        if progress is not None:
+            progress.update(len(rows))
+    return out
+
+
+def units(sequence: Sequence, id_bytes: np.ndarray) -> int:
+    """Bytes of wanted text, or wanted frames: what bits are counted per."""
+    return sum(int(id_bytes[s.data[1:]].sum()) if s.modality == "text" else len(s.data) for s in sequence if s.wanted)
+
+
+def ratio(bits: np.ndarray, units: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Sum of bits over sum of units, and its standard error with items clustered by group (linearised ratio estimator)."""
+    total = float(units.sum())
+    if total == 0:
+        return math.nan, math.nan
+    mean = float(bits.sum()) / total
+    _, index = np.unique(groups, return_inverse=True)
+    residual = np.bincount(index, bits - mean * units)
+    n = len(residual)
+    if n < 2:
+        return mean, math.nan
+    return mean, math.sqrt(n / (n - 1) * float((residual**2).sum())) / total
+
+
+def wrong_source(sequences: Seq[Sequence], groups: np.ndarray) -> list[Sequence | None]:
+    """Each sequence with the source of another one of another group and, for frames, of the same length; None: none fits."""
+
+    def shape(sequence: Sequence) -> tuple:
+        return tuple((s.modality, len(s.data) if s.modality == "frames" else 0) for s in sequence)
+
+    out: list[Sequence | None] = []
+    n = len(sequences)
+    for i, sequence in enumerate(sequences):
+        others = ((i + n // 2 + k) % n for k in range(n))
+        j = next((j for j in others if groups[j] != groups[i] and shape(sequences[j]) == shape(sequence)), None)
+        out.append(None if j is None else (*(s for s in sequences[j] if not s.wanted), *only_wanted(sequence)))
+    return out
+
+
+class Order0:
+    """A coder that knows only how often each id and each code occurs among the wanted parts of some sequences."""
+
+    def __init__(self, sequences: Seq[Sequence], vocab: int, codes: int) -> None:
+        def cost(modality: str, size: int) -> np.ndarray:
+            seen = [self._targets(s) for q in sequences for s in q if s.wanted and s.modality == modality]
+            # A tenth of a count for what never occurred: one count would tax small folders with the whole vocabulary.
+            counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *seen]), minlength=size) + 0.1
+            return -np.log2(counts / counts.sum())
+
+        self._cost = {"text": cost("text", vocab), "frames": cost("frames", codes)}
+
+    @staticmethod
+    def _targets(segment: Segment) -> np.ndarray:
+        return segment.data[1:] if segment.modality == "text" else segment.data.ravel()
+
+    def bits(self, sequence: Sequence) -> float:
+        return sum(float(self._cost[s.modality][self._targets(s)].sum()) for s in sequence if s.wanted)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Costs of one stream's held-out units: arrays (n,), nan where a reference does not apply."""
+
+    stream: str
+    route: str
+    units: np.ndarray
+    groups: np.ndarray
+    bits: np.ndarray
+    without: np.ndarray
+    wrong: np.ndarray
+    order0: np.ndarray
+
+    def summary(self) -> dict[str, float | int]:
+        """The numbers of one row of the route table."""
+        of = partial(ratio, units=self.units, groups=self.groups)
+        mean, error = of(self.bits)
+        row: dict[str, float | int] = {UNITS[self.route[-1]]: mean, "stderr": error, "n": len(self.bits)}
+        row["n_groups"] = len(np.unique(self.groups))
+        row["order0"] = of(self.order0)[0]
+        for name, reference in (("without_source", self.without), ("wrong_source", self.wrong)):
+            fits = ~np.isnan(reference)
+            if not fits.any():
+                continue
+            cut = partial(ratio, units=self.units[fits], groups=self.groups[fits])
+            row[name] = cut(reference[fits])[0]
+            row[f"{name}_gain"], row[f"{name}_gain_stderr"] = cut(reference[fits] - self.bits[fits])
+            if not fits.all():
+                row[f"{name}_n"] = int(fits.sum())
+        return row
+
+
+def measure(model: Model, mixture: Mixture, stream: Stream, id_bytes: np.ndarray, limit: int, progress: tqdm | None = None) -> Measured:
+    """Cost of a stream's held-out units beside the three references."""
+    held = mixture.held[stream.name]
+    chosen = mixture.held_units(held, limit)
+    sequences = [mixture.sequence(held, u) for u in chosen]
+    groups = held.source.group[held.unit[chosen, 0]]
+    sourced = [i for i, q in enumerate(sequences) if any(not s.wanted for s in q)]
+    training = [mixture.sequence(stream, u) for u in mixture.held_units(stream, 2000)]
+    order0 = Order0(training, model.config.vocab, model.config.codes)
+
+    without, wrong = np.full((2, len(sequences)), np.nan)
+    costs = bits(model, sequences, progress=progress)
+    if sourced:
+        without[sourced] = bits(model, [only_wanted(sequences[i]) for i in sourced], progress=progress)
+        swapped = wrong_source([sequences[i] for i in sourced], groups[sourced])
+        pairs = [(i, q) for i, q in zip(sourced, swapped, strict=True) if q is not None]
+        if pairs:
+            wrong[[i for i, _ in pairs]] = bits(model, [q for _, q in pairs], progress=progress)
+    return Measured(
+        stream.name,
+        stream.route,
+        np.array([units(q, id_bytes) for q in sequences]),
+        groups,
+        costs,
+        without,
+        wrong,
+        np.array([order0.bits(q) for q in sequences]),
+    )
+
+
+def join(parts: Seq[Measured]) -> Measured:
+    """All streams of one route as one."""
+    arrays = ("units", "groups", "bits", "without", "wrong", "order0")
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
+    return replace(parts[0], stream=parts[0].route, **joined)
+
+
+def routes(model: Model, mixture: Mixture, id_bytes: np.ndarray, limit: int = 256, progress: bool = True) -> dict[str, dict]:
+    """Every route and every stream: {"routes": {route: row}, "streams": {"route/source": row}}; rows as in `Measured`."""
+    model.eval()
+    streams = [s for s in mixture.streams if s.name in mixture.held]
+    total = sum(min(limit, len(mixture.held[s.name].unit)) * (1 if s.route == "t2t" else 3) for s in streams)
+    parts = []
+    with tqdm(total=total, desc="eval", unit="seq", disable=not progress) as bar:
+        for stream in streams:
+            bar.set_postfix_str(stream.name)
+            parts.append(measure(model, mixture, stream, id_bytes, limit, bar))
+    by_route: dict[str, list[Measured]] = {}
+    for part in parts:
+        by_route.setdefault(part.route, []).append(part)
+    return {
+        "routes": {route: join(found).summary() for route, found in by_route.items()},
+        "streams": {p.stream: p.summary() for p in parts},
+    }
+
+
+def table(results: dict[str, dict], streams: bool = True) -> str:
+    """The route table as text."""
+    head = f"{'route':<26}{'unit':<11}{'held-out':>16}{'order-0':>10}{'without':>10}{'wrong':>10}{'gain over wrong':>22}{'items':>7}"
+    lines = [head, "-" * len(head)]
+    blocks = [results["routes"], results["streams"]] if streams else [results["routes"]]
+    for block in blocks:
+        for name, row in block.items():
+            route = name.split("/")[0]
+            unit = UNITS[route[-1]]
+            digits = 3 if unit == "bits_per_byte" else 1
+            cells = [f"{row[unit]:.{digits}f} ± {row['stderr']:.{digits}f}"]
+            cells += [f"{row[k]:.{digits}f}" if k in row else "-" for k in ("order0", "without_source", "wrong_source")]
+            gain = f"{row['wrong_source_gain']:.{digits}f} ± {row['wrong_source_gain_stderr']:.{digits}f}" if "wrong_source" in row else "-"
+            label = name if block is results["routes"] else f"  {name}"
+            lines.append(
+                f"{label:<26.26}{unit.replace('bits_per_', 'bits/'):<11}{cells[0]:>16}{cells[1]:>10}{cells[2]:>10}{cells[3]:>10}{gain:>22}{row['n']:>7}"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip()

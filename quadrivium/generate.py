@@ -1,0 +1,147 @@
+"""One engine for every route: read what is given once, then add one position at a time to the key-value cache.
+
+What is given is a sequence; what is wanted is text or frames. Rows of a batch may be given different things. Each row has
+a random generator of its own, so a sample does not depend on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from quadrivium.model import Batch, Cache, Model
+from quadrivium.sequence import Modality, Sequence, frames, pack, positions_of
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next id or code is drawn."""
+
+    temperature: float = 1.0  # 0: always the most likely
+    top_p: float = 0.95  # draw from the most likely ids that hold this much probability (Holtzman et al. 2020, arXiv 1904.09751)
+    seed: int = 0
+    max_ids: int = 160  # of text, where no end mark comes earlier
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_ids >= 1):
+            raise ValueError("temperature is not negative, top_p lies in (0, 1], max_ids is positive")
+
+
+def choose(logits: Tensor, sampling: Sampling, generators: Seq[torch.Generator]) -> Tensor:
+    """Draw one id a row. logits (S, V) -> (S,)"""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probability, index = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probability.cumsum(dim=-1) - probability  # what more likely ids hold: 0 for the first, which always stays
+    probability = probability.masked_fill(before >= sampling.top_p, 0.0)
+    draw = torch.stack([torch.rand((), generator=g) for g in generators]).to(logits.device)
+    reach = probability.cumsum(dim=-1)
+    pick = torch.searchsorted(reach, (draw * reach[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
+    # A draw that rounds up to the very end would land on an id that was cut.
+    pick = torch.minimum(pick, (probability > 0).sum(dim=-1, keepdim=True) - 1)
+    return index.gather(1, pick).squeeze(1)
+
+
+class Engine:
+    """Sequences that are being continued: a cache and where each row stands."""
+
+    def __init__(self, model: Model, given: Seq[Sequence], more: int) -> None:
+        """Read ``given`` (all rows something, or all rows nothing); leave room for ``more`` positions a row."""
+        self.model, self.rows = model, len(given)
+        weight = model.norm.parts[0].weight
+        longest = max(positions_of(g) for g in given)
+        if longest and not all(given):
+            raise ValueError("some rows of the batch are given something and some nothing; generate them apart")
+        self.cache = Cache(model.config, self.rows, longest + more, weight.device, weight.dtype)
+        self.place = torch.tensor([sum(s.extent for s in g) for g in given], device=weight.device)
+        if longest:
+            model(Batch.of(pack(given), weight.device), self.cache)
+
+    def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
+        """One more position in every row -> hidden states (S, D)."""
+        row = torch.arange(self.rows, device=ids.device)
+        none = row[:0]
+        batch = Batch(ids, codes, slots, places, row, torch.ones_like(row), *[none] * 6, buckets=[row[:, None]], back=row)
+        return self.model(batch, self.cache)
+
+    def text(self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None) -> list[np.ndarray]:
+        """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it."""
+        last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
+        for _ in range(sampling.max_ids):
+            hidden = self._add(last, first[:0], first[:0], self.place[:, None].expand(-1, 3))
+            self.place = self.place + 1
+            last = choose(self.model.text_logits(hidden), sampling, generators)
+            done |= last == end
+            out.append(torch.where(done, -1, last))
+            if bar is not None:
+                bar.update(self.rows)
+            if done.all():
+                break
+        ids = torch.stack(out, dim=1).cpu().numpy()
+        return [row[row >= 0] for row in ids]
+
+    def frames(self, count: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None) -> np.ndarray:
+        """The next ``count`` frames: codes (S, F, R, C)."""
+        c = self.model.config
+        template = frames(np.zeros((count, c.rows, c.columns), np.int64), wanted=True)
+        plan = pack([(template,)])
+        slots, places = (torch.from_numpy(plan[k]).to(self.place.device) for k in ("slots", "places"))
+        out: list[Tensor] = []
+        last = torch.full_like(self.place, -1)
+        for slot, place in zip(slots, places, strict=True):
+            code = torch.full_like(last, -1) if slot == 0 else last
+            hidden = self._add(last[:0], code, slot.expand(self.rows), self.place[:, None] + place)
+            if slot < c.rows * c.columns:  # after a frame's last code the next thing is no code
+                last = choose(self.model.code_logits(hidden), sampling, generators)
+                out.append(last)
+            if bar is not None:
+                bar.update(self.rows)
+        self.place = self.place + template.extent
+        return torch.stack(out, dim=1).reshape(self.rows, count, c.rows, c.columns).cpu().numpy()
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    given: Seq[Sequence],
+    want: Modality,
+    end: int,
+    count: int = 1,
+    sampling: Sampling | None = None,
+    batch: int = 32,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """Generate what each given sequence asks for.
+
+    given: sequences of given segments. A last text segment is continued where text is wanted; otherwise a new text
+        opens with the end mark. Frames that end the given are continued by later frames.
+    want: ``text`` or ``frames``; ``count`` frames.
+    Returns ids (n,) without marks, or codes (F, R, C), for each row.
+    """
+    sampling = sampling or Sampling()
+    model.eval()
+    config = model.config
+    more = sampling.max_ids + 1 if want == "text" else count * (config.rows * config.columns + 1)
+    found: list[np.ndarray] = []
+    with tqdm(total=len(given) * (more - (want == "text")), desc=f"generate {want}", unit="pos", disable=not progress) as bar:
+        for start in range(0, len(given), batch):
+            rows = list(given[start : start + batch])
+            generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + start + i) for i in range(len(rows))]
+            if want == "text":
+                first = [int(r[-1].data[-1]) if r and r[-1].modality == "text" and _open(r, end) else end for r in rows]
+                engine = Engine(model, rows, more)
+                found += engine.text(torch.tensor(first, device=engine.place.device), end, sampling, generators, bar)
+            else:
+                engine = Engine(model, rows, more)
+                found += list(engine.frames(count, sampling, generators, bar))
+    return found
+
+
+def _open(row: Sequence, end: int) -> bool:
+    """Whether the last text is still open: a prompt, rather than a closed document or caption."""
+    return int(row[-1].data[-1]) != end

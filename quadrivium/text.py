@@ -1,0 +1,116 @@
+"""Text tokenizer: byte-level byte-pair encoding over any script, with the bytes of every id known.
+
+Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2) has no unknown text: every string is a run of
+ids, and the ids' bytes add up to the string's UTF-8 bytes, so costs in bits per byte are exact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from quadrivium.errors import ConfigError, RunError
+
+END = "<|endoftext|>"  # opens and closes every document; the name that GPT-2 and Qwen use
+_FILE = "tokenizer.json"
+
+
+class TextTokenizer:
+    """Strings to ids and back.
+
+    Attributes: ``size`` ids in the vocabulary, ``end`` the id that opens and closes a document, ``id_bytes`` (size,)
+    int64 bytes of text that each id stands for (0 for marks), ``dtype`` the smallest integer type that holds an id.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Text is data: a user's "<|endoftext|>" is encoded as these letters, never as the mark.
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        # Ids may have gaps (some published tokenizers do), so the table is sized by the largest.
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(vocabulary.values()) + 1
+        marks = tokenizer.get_added_tokens_decoder()
+        end = next((t for t in (END, "</s>", "<|end_of_text|>", "<|im_end|>") if t in vocabulary), None)
+        if end is None:
+            raise ConfigError(f"the text tokenizer has no end-of-text token; add one named {END}")
+        self.end: int = vocabulary[end]
+        self.dtype: type = np.uint16 if self.size <= 2**16 else np.uint32
+        self.id_bytes = np.zeros(self.size, np.int64)
+        for token, i in vocabulary.items():
+            if i in marks:
+                self.id_bytes[i] = 0 if marks[i].special else len(marks[i].content.encode())
+            else:
+                self.id_bytes[i] = len(token)  # byte-level: one character of the token's name stands for one byte
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int = 8192) -> TextTokenizer:
+        """Learn a vocabulary of ``size`` ids (256 bytes and one mark among them) from ``texts``."""
+        if size < 257:
+            raise ConfigError(f"a byte-level vocabulary has at least 257 ids (256 bytes and one mark), not {size}")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_printable(texts), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTokenizer:
+        """Load a Hugging Face ``tokenizer.json`` (the file, or the folder that holds it). Nothing in it is executed."""
+        file = path / _FILE if path.is_dir() else path
+        if not file.is_file():
+            raise RunError(f"{file}: no text tokenizer here; give a tokenizer.json or the folder that holds one")
+        try:
+            layout = json.loads(file.read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise RunError(f"{file}: not a readable tokenizer.json ({_one_line(error)})") from None
+        if "ByteLevel" not in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")]):
+            raise ConfigError(f"{file}: not a byte-level tokenizer, so bits per byte would not be exact; use a byte-level BPE")
+        return cls(tokenizer)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(folder / _FILE))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids (n,) of a string, without marks."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of many strings at once, without marks; several times faster than one by one."""
+        encoded = self._tokenizer.encode_batch(list(_printable(texts)), add_special_tokens=False)
+        return [np.asarray(e.ids, dtype=self.dtype) for e in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """String of ids; marks leave nothing, bytes that are no UTF-8 leave the replacement character."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def document(self, text: str) -> np.ndarray:
+        """A whole document or caption as ids: ``[end, x_1, ..., x_n, end]``."""
+        return self.enclose(self.encode(text))
+
+    def enclose(self, ids: np.ndarray) -> np.ndarray:
+        """Ids of a whole text -> the same between two end marks, int64."""
+        return np.concatenate([[self.end], ids, [self.end]]).astype(np.int64)
+
+
+def _printable(texts: Iterable[str]) -> Iterator[str]:
+    """Lone surrogates are no UTF-8; the tokenizers library refuses the whole call for one."""
+    for text in texts:
+        yield text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,332 @@
+"""The only training loop. Whatever learns here (the four-route model, the visual tokenizer) is a `Task` of it.
+
+A step is: batch(step) -> loss -> gradients, clipped -> optimizer. The batch is a function of (seed, step) and the
+schedule a function of the step, so a run that is killed and resumed gives the numbers of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quadrivium import checkpoint, evaluate
+from quadrivium.data.mixture import Mixture
+from quadrivium.errors import ConfigError, RunError
+from quadrivium.model import Batch, Model
+from quadrivium.sequence import pack, route_of
+
+
+class Task(Protocol):
+    """What the loop needs to know of something that learns."""
+
+    model: nn.Module
+
+    def batch(self, step: int) -> Any:
+        """Training data of a step: a pure function of (seed, step)."""
+
+    def positions(self, batch: Any) -> tuple[int, int]:
+        """Real positions in a batch, and positions computed with padding (of attention, where padding exists)."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """What to minimise, and numbers to log."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out numbers."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, how often. One of ``steps``, ``tokens`` and ``minutes`` is the budget."""
+
+    steps: int | None = None
+    tokens: int | None = None  # model positions, all routes together
+    minutes: float | None = None  # the number of steps is fixed from measured speed when the decay begins
+    lr: float = 2e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, all else by AdamW
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int = 50  # steps
+    decay: float = 0.3  # share of the budget, at its end, in which the learning rate falls to 0
+    clip: float = 1.0  # largest norm of the gradient
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the hardware computes it
+    seed: int = 0
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps; 0: ten times in the run
+    save_minutes: float = 5.0  # at most this much work is lost to a power cut
+    save_every: int = 0  # steps; besides the clock
+    keep: int = 2  # checkpoints
+
+    def __post_init__(self) -> None:
+        budgets = [b for b in (self.steps, self.tokens, self.minutes) if b is not None]
+        if len(budgets) != 1 or budgets[0] <= 0:
+            raise ConfigError("give one positive budget: --train.steps, --train.tokens or --minutes")
+        for name in ("lr", "clip", "log_every", "save_minutes", "keep"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it has to be positive")
+        if not 0 <= self.decay <= 1 or self.warmup < 0:
+            raise ConfigError("train.decay lies between 0 and 1, and train.warmup is not negative")
+
+
+def learning_rate(step: int, steps: int | None, config: TrainConfig) -> float:
+    """Warm-up, then constant, then linear to 0 (a trapezoid; Hägele et al. 2024, arXiv 2405.18392).
+
+    ``steps`` None: the end is not known yet, which a budget in minutes allows because the middle is constant.
+    """
+    factor = min(1.0, (step + 1) / max(config.warmup, 1))
+    if steps is not None and config.decay > 0:
+        factor = min(factor, (steps - step) / (config.decay * steps))
+    return config.lr * factor
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimizers:
+    """AdamW, or Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for hidden matrices and AdamW for the rest."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = {n for n, p in parameters.items() if config.optimizer == "muon" and p.ndim == 2 and n.startswith("blocks.")}
+    groups = [
+        {"params": [p for n, p in parameters.items() if n not in hidden and p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    made: checkpoint.Optimizers = {"adamw": torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)}
+    if hidden:
+        made["muon"] = torch.optim.Muon(
+            [p for n, p in parameters.items() if n in hidden],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
+        )
+    return made
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bf16 where it is asked for, or where the hardware multiplies it natively."""
+    cuda = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
+
+
+class RouteTask:
+    """The four-route model learning from a mixture."""
+
+    def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 24) -> None:
+        self.model, self.mixture, self.device, self.held = model.to(device), mixture, device, held
+        self.id_bytes = torch.from_numpy(id_bytes).to(device)
+
+    def batch(self, step: int) -> tuple[Batch, list[str]]:
+        sequences = self.mixture.step(step)
+        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences]
+
+    def positions(self, batch: tuple[Batch, list[str]]) -> tuple[int, int]:
+        return batch[0].positions, batch[0].attended
+
+    def loss(self, batch: tuple[Batch, list[str]]) -> tuple[Tensor, dict[str, float]]:
+        """Mean nats of everything wanted, text and codes alike; logged in bits per byte or per frame of each route."""
+        data, names = batch
+        text, codes = self.model.nats(data)
+        loss = (text.sum() + codes.sum()) / max(len(text) + len(codes), 1)
+        with torch.no_grad():
+            total, unit = torch.zeros(2, len(names), dtype=torch.float64, device=loss.device)
+            total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double())
+            unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
+            per_frame = self.model.config.rows * self.model.config.columns
+            unit.index_add_(0, data.codes_row, torch.full_like(codes, 1 / per_frame, dtype=torch.float64))
+            cost, size = (total / math.log(2)).tolist(), unit.tolist()
+        log = {}
+        for route in sorted(set(names)):
+            rows = [i for i, name in enumerate(names) if name == route]
+            log[route] = sum(cost[i] for i in rows) / max(sum(size[i] for i in rows), 1e-9)
+        return loss, log
+
+    def evaluate(self) -> dict[str, float]:
+        self.model.eval()
+        id_bytes, out = self.id_bytes.cpu().numpy(), {}
+        for route in {s.route for s in self.mixture.streams}:
+            cost, size = 0.0, 0
+            for held in (s for s in self.mixture.held.values() if s.route == route):
+                sequences = [self.mixture.sequence(held, u) for u in self.mixture.held_units(held, self.held)]
+                cost += float(evaluate.bits(self.model, sequences).sum())
+                size += sum(evaluate.units(s, id_bytes) for s in sequences)
+            if size:
+                out[route] = cost / size
+        self.model.train()
+        return dict(sorted(out.items()))
+
+
+def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True) -> dict[str, Any]:
+    """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
+
+    Writes ``run/metrics.jsonl`` and ``run/checkpoints``. Returns the final state: ``step``, ``steps``, ``seconds``,
+    ``positions``, ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number (the
+    last checkpoint stays) and when another process holds the folder.
+    """
+    with checkpoint.locked(run):
+        return _Loop(task, config, run, resume, name, progress).go()
+
+
+class _Loop:
+    def __init__(self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool) -> None:
+        self.task, self.config, self.run, self.name, self.progress = task, config, run, name, progress
+        self.optimizers = make_optimizers(task.model, config)
+        self.folder = run / "checkpoints"
+        self.state: dict[str, Any] = {"step": 0, "steps": config.steps, "seconds": 0.0, "positions": 0, "tenth": 0}
+        self.stop: str | None = None  # name of the signal that asked to leave
+        found = checkpoint.latest(self.folder)
+        if found and not resume:
+            raise RunError(f"{run} already holds step {int(found.name[5:])}; go on with --resume or choose another --out")
+        if found:
+            loaded = checkpoint.load(found, task.model, self.optimizers)
+            self.state.update({k: loaded[k] for k in self.state})
+        checkpoint.last_metrics(run, self.state["step"])
+
+    def go(self) -> dict[str, Any]:
+        config, state = self.config, self.state
+        device = next(self.task.model.parameters()).device
+        cast = autocast(config.precision, device)
+        began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
+        sums: dict[str, list[float]] = {}
+        real = computed = 0
+        self.task.model.train()
+        with self._signals(), self._bar() as bar, ThreadPoolExecutor(1) as ahead, open(self.run / "metrics.jsonl", "a") as metrics:
+
+            def write(line: dict[str, Any]) -> None:
+                metrics.write(json.dumps(line) + "\n")
+                metrics.flush()
+
+            pending = ahead.submit(self.task.batch, state["step"])
+            while not self._done() and not self.stop:
+                step = state["step"]
+                batch = pending.result()
+                pending = ahead.submit(self.task.batch, step + 1)
+                rate = learning_rate(step, state["steps"], config)
+                for optimizer in self.optimizers.values():
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                with cast:
+                    loss, log = self.task.loss(batch)
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
+                if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                    raise RunError(
+                        f"{self.run}: the loss is {loss.item()} at step {step} (routes {', '.join(log)}); "
+                        "the last checkpoint is kept; lower --train.lr and resume"
+                    )
+                for optimizer in self.optimizers.values():
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                state["step"] = step = step + 1
+                state["seconds"] = seconds + time.monotonic() - began
+                here, padded = self.task.positions(batch)
+                state["positions"] += here
+                real, computed = real + here, computed + padded
+                self._plan()
+                for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())):
+                    sums.setdefault(key, []).append(float(value))
+                bar.n = min(self._progress(), bar.total)
+                if step % config.log_every == 0 or self._done():
+                    means = {k: sum(v) / len(v) for k, v in sums.items()}
+                    now = (time.monotonic(), state["positions"])
+                    speed = (now[1] - shown[1]) / max(now[0] - shown[0], 1e-9) if shown[1] else 0.0
+                    shown = now
+                    write(
+                        {"step": step, "seconds": round(state["seconds"], 3), "lr": rate, **means}
+                        | {"positions": state["positions"], "positions_per_second": round(speed, 1), "real": real / max(computed, 1)}
+                    )
+                    skipped = ("loss", "norm")
+                    bar.set_postfix_str(
+                        " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped) + f" | {speed / 1000:.1f}k pos/s, {real / max(computed, 1):.0%} real"
+                    )
+                    sums = {}
+                bar.refresh() if bar.disable is False and step % config.log_every == 0 else None
+                if self._due(config.eval_every, step) or self._done():
+                    state["held"] = self.task.evaluate()
+                    self.task.model.train()
+                    write({"step": step, "held": state["held"]})
+                    bar.write(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in state["held"].items()), file=sys.stderr)
+                every = config.save_every and step % config.save_every == 0
+                if every or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
+                    state["finished"] = self._done()
+                    checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep)
+                    saved = time.monotonic()
+            pending.cancel()
+        if self.stop:
+            print(f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume", file=sys.stderr)
+        state["finished"] = self._done()
+        return state
+
+    def _plan(self) -> None:
+        """A budget in positions or minutes becomes a number of steps once its decay begins; from then on it is fixed."""
+        state, config = self.state, self.config
+        if state["steps"] is None and self._progress() >= 1 - config.decay:
+            state["steps"] = max(state["step"], math.ceil(state["step"] / max(self._progress(), 1e-9)))
+
+    def _progress(self) -> float:
+        """Share of the budget that is spent."""
+        state, config = self.state, self.config
+        if state["steps"] is not None:
+            return state["step"] / state["steps"]
+        if config.tokens is not None:
+            return state["positions"] / config.tokens
+        assert config.minutes is not None
+        return state["seconds"] / (60 * config.minutes)
+
+    def _done(self) -> bool:
+        return self.state["steps"] is not None and self.state["step"] >= self.state["steps"]
+
+    def _due(self, every: int, step: int) -> bool:
+        """Every so many steps, or ten times in the run."""
+        if every:
+            return step % every == 0
+        tenth = int(10 * self._progress() + 1e-9)
+        due = tenth > self.state["tenth"]
+        self.state["tenth"] = tenth
+        return due
+
+    def _bar(self) -> tqdm:
+        shape = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
+        slow = 0.5 if sys.stderr.isatty() else 20.0  # a log file is read by people too: not a line every half second
+        return tqdm(total=1.0, desc=self.name, bar_format=shape, disable=not self.progress, mininterval=slow, dynamic_ncols=True)
+
+    def _signals(self) -> Any:
+        """Ctrl-C and SIGTERM ask the loop to save and leave; a second Ctrl-C leaves at once."""
+        return _Signals(lambda name: setattr(self, "stop", name))
+
+
+class _Signals:
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def __enter__(self) -> None:
+        self.old: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.old[number] = signal.signal(number, self._catch)
+            except ValueError:  # not the main thread: the program that embeds the loop handles signals
+                pass
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self.tell(signal.Signals(number).name)
+        signal.signal(number, self.old[number])
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+def threads() -> int:
+    """Use every core this process may run on; a container's share is smaller than the machine."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(count)
+    return count
