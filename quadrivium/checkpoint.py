@@ -158,8 +158,10 @@ class Run:
         if path is None:
             raise RunError(f"{folder}: no complete checkpoint here; train it with quadrivium train --out {folder} --resume")
         self.text = TextTokenizer.load(folder / "tokenizers" / "text")
-        self.visual = VisualTokenizer.load(folder / "tokenizers" / "visual").to(device).eval()
         shape = from_dict(ModelConfig, self.config.get("model", {}), f"{folder / 'config.json'}: model")
+        seen = folder / "tokenizers" / "visual"
+        self.visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
         self.model = Model(shape).to(device).eval()
+        self.patch = max(shape.patch, 1)
         self.device = device
         self.step: int = load(path, self.model)["step"]

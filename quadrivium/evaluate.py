@@ -45,7 +45,7 @@ def bits(model: Model, sequences: Seq[Sequence], budget: int = 16384, progress: 
         text, codes = model.nats(batch)
         total = torch.zeros(len(rows), dtype=torch.float64, device=device)
         total.index_add_(0, batch.text_row, text.double())
-        total.index_add_(0, batch.codes_row, codes.double())
+        total.index_add_(0, batch.codes_row, codes.double().sum(1))
         if not torch.isfinite(total).all():
             raise ValueError("the model gives a cost that is not a number")
         out[rows] = total.cpu().numpy() / math.log(2)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quadrivium.model import Batch, Cache, Model
-from quadrivium.sequence import Modality, Sequence, frames, pack, positions_of
+from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,15 @@ class Engine:
         if longest and not all(given):
             raise ValueError("some rows of the batch are given something and some nothing; generate them apart")
         self.cache = Cache(model.config, self.rows, longest + more, weight.device, weight.dtype)
-        self.place = torch.tensor([sum(s.extent for s in g) for g in given], device=weight.device)
+        self.device = weight.device
+        self.walks = [Walk().over(g) for g in given]
         if longest:
             model(Batch.of(pack(given), weight.device), self.cache)
 
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
         row = torch.arange(self.rows, device=ids.device)
-        none = row[:0]
+        none = row[:0]  # nothing is wanted of the loss
         batch = Batch(ids, codes, slots, places, row, torch.ones_like(row), *[none] * 6, buckets=[row[:, None]], back=row)
         return self.model(batch, self.cache)
 
@@ -73,8 +74,8 @@ class Engine:
         """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it."""
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
         for _ in range(sampling.max_ids):
-            hidden = self._add(last, first[:0], first[:0], self.place[:, None].expand(-1, 3))
-            self.place = self.place + 1
+            place = torch.tensor([w.text(1) for w in self.walks], device=self.device)
+            hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
             last = choose(self.model.text_logits(hidden), sampling, generators)
             done |= last == end
             out.append(torch.where(done, -1, last))
@@ -86,23 +87,25 @@ class Engine:
         return [row[row >= 0] for row in ids]
 
     def frames(self, count: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None) -> np.ndarray:
-        """The next ``count`` frames: codes (S, F, R, C)."""
-        c = self.model.config
-        template = frames(np.zeros((count, c.rows, c.columns), np.int64), wanted=True)
-        plan = pack([(template,)])
-        slots, places = (torch.from_numpy(plan[k]).to(self.place.device) for k in ("slots", "places"))
+        """The next ``count`` frames: codes (S, F, R, C, G)."""
+        c, cell = self.model.config, max(self.model.config.patch, 1) ** 2
+        plan = pack([(frames(np.zeros((count, c.rows, c.columns, cell), np.int64), wanted=True),)])
+        slots, places = (torch.from_numpy(plan[k]).to(self.device) for k in ("slots", "places"))
+        starts = [w.frames(count, c.rows, c.columns) for w in self.walks]
+        start = torch.tensor([(time, base, base) for base, time in starts], device=self.device)
         out: list[Tensor] = []
-        last = torch.full_like(self.place, -1)
+        begin = last = torch.full((self.rows, cell), -1, device=self.device)
         for slot, place in zip(slots, places, strict=True):
-            code = torch.full_like(last, -1) if slot == 0 else last
-            hidden = self._add(last[:0], code, slot.expand(self.rows), self.place[:, None] + place)
-            if slot < c.rows * c.columns:  # after a frame's last code the next thing is no code
-                last = choose(self.model.code_logits(hidden), sampling, generators)
+            hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
+            if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
+                last = last[:, :0]
+                for _ in range(cell):
+                    logits = self.model.code_logits(hidden, last)[:, -1]
+                    last = torch.cat([last, choose(logits, sampling, generators)[:, None]], dim=1)
                 out.append(last)
             if bar is not None:
                 bar.update(self.rows)
-        self.place = self.place + template.extent
-        return torch.stack(out, dim=1).reshape(self.rows, count, c.rows, c.columns).cpu().numpy()
+        return torch.stack(out, dim=1).reshape(self.rows, count, c.rows, c.columns, cell).cpu().numpy()
 
 
 @torch.no_grad()
@@ -121,7 +124,7 @@ def generate(
     given: sequences of given segments. A last text segment is continued where text is wanted; otherwise a new text
         opens with the end mark. Frames that end the given are continued by later frames.
     want: ``text`` or ``frames``; ``count`` frames.
-    Returns ids (n,) without marks, or codes (F, R, C), for each row.
+    Returns ids (n,) without marks, or codes (F, R, C, G), for each row.
     """
     sampling = sampling or Sampling()
     model.eval()
@@ -135,7 +138,7 @@ def generate(
             if want == "text":
                 first = [int(r[-1].data[-1]) if r and r[-1].modality == "text" and _open(r, end) else end for r in rows]
                 engine = Engine(model, rows, more)
-                found += engine.text(torch.tensor(first, device=engine.place.device), end, sampling, generators, bar)
+                found += engine.text(torch.tensor(first, device=engine.device), end, sampling, generators, bar)
             else:
                 engine = Engine(model, rows, more)
                 found += list(engine.frames(count, sampling, generators, bar))

@@ -1,7 +1,8 @@
 """The model: one decoder-only transformer over text ids and visual codes, top to bottom, torch only.
 
 Shape letters: N positions in a batch, Nt textual and Nv visual ones, S sequences, D width, H query heads, G key/value
-heads, K head size, L positions of a sequence, P padded positions inside a bucket, V text vocabulary, C code values.
+heads, K head size, L positions of a sequence, P padded positions inside a bucket, V text vocabulary, C code values, J codes in a
+cell (G in `sequence`), W wanted positions.
 
 A batch is flat: sequences lie end to end, textual positions first, visual ones after them (`sequence.pack`). Everything
 that works position by position (norms, projections, feed-forward, heads) therefore runs without padding, and weights
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -41,8 +42,9 @@ class ModelConfig:
 
     vocab: int = 0  # text ids
     codes: int = 0  # values that a visual code can take
-    rows: int = 0  # codes in a column of a frame
-    columns: int = 0  # codes in a row of a frame
+    rows: int = 0  # cells in a column of a frame
+    columns: int = 0  # cells in a row of a frame
+    patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
     sharing: Sharing = "all"
     layers: int = 6
     width: int = 256
@@ -65,13 +67,22 @@ class ModelConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (value < 0 or (value == 0 and field.name in ("layers", "width", "heads"))):
-                raise ValueError(f"model.{field.name} is {value}; it has to be positive")
+                raise ValueError(f"{field.name} is {value}; it has to be positive")
         if self.heads % self.kv_heads:
-            raise ValueError(f"model.heads ({self.heads}) has to be a multiple of model.kv_heads ({self.kv_heads})")
+            raise ValueError(f"heads ({self.heads}) has to be a multiple of kv_heads ({self.kv_heads})")
         if self.head_size % 2:
-            raise ValueError(f"model.head_size ({self.head_size}) has to be even: rotary positions turn pairs")
+            raise ValueError(f"head_size ({self.head_size}) has to be even: rotary positions turn pairs")
         if self.sharing not in get_args(Sharing):
-            raise ValueError(f"model.sharing is {self.sharing!r}; it is one of {', '.join(get_args(Sharing))}")
+            raise ValueError(f"sharing is {self.sharing!r}; it is one of {', '.join(get_args(Sharing))}")
+
+
+def cells(config: ModelConfig, rows: int, columns: int, codes: int) -> ModelConfig:
+    """The config for frames of rows x columns codes of so many values: picks ``patch`` where it is 0, and counts cells."""
+    fits = [p for p in range(1, 1 + max(rows, 1)) if rows % p == columns % p == 0]
+    patch = config.patch or next((p for p in fits if rows * columns <= 64 * p * p), fits[-1])
+    if patch not in fits:
+        raise ValueError(f"patch is {patch}; {rows} x {columns} codes are cut into patches of {', '.join(map(str, fits))}")
+    return replace(config, rows=rows // patch, columns=columns // patch, codes=codes, patch=patch)
 
 
 @dataclass
@@ -79,8 +90,8 @@ class Batch:
     """The arrays of `sequence.pack` as tensors, and the buckets in which attention sees them."""
 
     text: Tensor  # (Nt,) ids
-    codes: Tensor  # (Nv,) codes, -1 where a frame begins
-    slots: Tensor  # (Nv,) codes of the frame that are already known
+    codes: Tensor  # (Nv, J) codes, -1 where a frame begins
+    slots: Tensor  # (Nv,) cells of the frame that are already known
     places: Tensor  # (N, 3)
     order: Tensor  # (N,) grouped index of the i-th position in reading order
     lengths: Tensor  # (S,)
@@ -214,6 +225,35 @@ class FeedForward(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class CodeHead(nn.Module):
+    """The codes of a cell, one after the other: each is predicted from the hidden state and the cell's codes before it.
+
+    The trunk runs once a cell while every code keeps an exact cost of its own, as in the depth transformer of
+    RQ-Transformer (Lee et al. 2022, arXiv 2203.01941), with a feed-forward layer in the place of attention.
+    """
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.codes, self.cell = c.codes, max(c.patch, 1) ** 2
+        self.out = nn.Linear(c.width, max(c.codes, 1), bias=False)
+        if self.cell > 1:
+            self.known = nn.Embedding((self.cell - 1) * c.codes, c.width)
+            self.which = nn.Embedding(self.cell, c.width)
+            self.feed = FeedForward(replace(c, hidden=c.width))
+            self.norm = nn.RMSNorm(c.width, c.norm_eps)
+
+    def forward(self, hidden: Tensor, known: Tensor) -> Tensor:
+        """hidden (W, D), the cell's first j codes (W, j) -> logits (W, j + 1, C)."""
+        x = hidden[:, None]
+        if self.cell > 1:
+            j = known.shape[1]
+            step = torch.arange(j + 1, device=hidden.device)
+            before = self.known(known + step[:-1] * self.codes).cumsum(1)
+            x = F.pad(before, (0, 0, 1, 0)) + x + self.which(step)
+            x = self.norm(x + self.feed(x))
+        return self.out(x)
+
+
 class Block(nn.Module):
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -275,14 +315,14 @@ class Model(nn.Module):
         super().__init__()
         self.config = c = config
         self.embed_text = nn.Embedding(c.vocab, c.width)
-        self.embed_codes = nn.Embedding(c.codes + 1, c.width)  # index 0: a frame begins
-        # The visual stream is told where the next code belongs, which rotary positions only say relatively.
+        self.embed_codes = nn.Embedding(max(c.patch, 1) ** 2 * c.codes + 1, c.width)  # index 0: a frame begins
+        # The visual stream is told where the next cell belongs, which rotary positions only say relatively.
         self.embed_row = nn.Embedding(c.rows + 1, c.width)  # the last row: the frame is complete
         self.embed_column = nn.Embedding(max(c.columns, 1), c.width)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.layers))
         self.norm = Apart(lambda: nn.RMSNorm(c.width, c.norm_eps), apart=c.sharing == "none")
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
-        self.head_codes = nn.Linear(c.width, c.codes, bias=False)
+        self.head_codes = CodeHead(c)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -312,7 +352,10 @@ class Model(nn.Module):
         if len(batch.codes):
             row = torch.div(batch.slots, c.columns, rounding_mode="floor")
             where = self.embed_row(row) + self.embed_column(batch.slots % c.columns)
-            parts.append(self.embed_codes(batch.codes + 1) + where)
+            shift = 1 + c.codes * torch.arange(batch.codes.shape[1], device=where.device)
+            cell = torch.where(batch.codes < 0, 0, batch.codes + shift)  # (Nv, J)
+            # The begin mark stands in every place of its cell: count it once.
+            parts.append(self.embed_codes(cell).sum(1) * torch.where(batch.codes[:, :1] < 0, 1 / cell.shape[1], 1.0) + where)
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         cos, sin = self.rotary(batch.places)
         for block in self.blocks:
@@ -335,21 +378,20 @@ class Model(nn.Module):
         """(..., D) -> (..., V)"""
         return F.linear(hidden, self.embed_text.weight) if self.head_text is None else self.head_text(hidden)
 
-    def code_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., C)"""
-        return self.head_codes(hidden)
+    def code_logits(self, hidden: Tensor, known: Tensor) -> Tensor:
+        """Hidden states (W, D) and the first j codes (W, j) of the cells that follow -> logits (W, j + 1, C)."""
+        return self.head_codes(hidden, known)
 
     def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cost in nats of everything wanted: text (Wt,), codes (Wv,). Heads run at wanted positions and nowhere else."""
+        """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else."""
         hidden = self(batch)
         n_text = len(batch.text)
-        text = codes = hidden.new_zeros(0, dtype=torch.float32)
+        text, codes = hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(batch.codes_want.shape, dtype=torch.float32)
         if len(batch.text_at):
             text = F.cross_entropy(self.text_logits(hidden[batch.text_at]).float(), batch.text_want, reduction="none")
         if len(batch.codes_at):
-            codes = F.cross_entropy(
-                self.code_logits(hidden[n_text + batch.codes_at]).float(), batch.codes_want, reduction="none"
-            )
+            logits = self.code_logits(hidden[n_text + batch.codes_at], batch.codes_want[:, :-1])
+            codes = F.cross_entropy(logits.flatten(0, 1).float(), batch.codes_want.flatten(), reduction="none").view_as(codes)
         return text, codes
 
 

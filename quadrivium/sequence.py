@@ -3,7 +3,7 @@
 Shape letters used in this project:
 
     S  sequences in a batch        N  positions in a batch (all sequences end to end, no padding)
-    F  frames of a clip            R, C  rows and columns of codes in a frame
+    F  frames of a clip            R, C  rows and columns of cells in a frame, G codes in a cell
     L  positions of one sequence   D  model width
 
 A *segment* is a run of text ids or of frames, *given* (read, no loss) or *wanted* (predicted, loss).
@@ -12,8 +12,9 @@ Text segment: ids ``x_0 x_1 ... x_n``. The first is only read; every later one i
 document or caption is ``[end, x_1, ..., x_n, end]``; a window of a longer document starts with the id before it.
 The last id is never read by what follows, so it costs no position: n positions, n predictions.
 
-Frames segment: codes (F, R, C). Each frame is read as ``begin, c_1, ..., c_RC`` in row order, and each position but the
-last predicts the next code: RC + 1 positions, RC predictions a frame.
+Frames segment: codes (F, R, C, G), G codes in each of R x C cells (`group` makes cells of the codes of neighbours; the
+model reads a cell in one position and predicts its codes one after the other). Each frame is read as ``begin, c_1, ...,
+c_RC`` in row order, and each position but the last predicts the next cell: RC + 1 positions, RC predictions a frame.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MAIN_ROUTES = ROUTES[:4]
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A run of text ids, int (n,), or of frames, int codes (F, R, C); *wanted* or merely given."""
+    """A run of text ids, int (n,), or of frames, int codes (F, R, C, G); *wanted* or merely given."""
 
     modality: Modality
     data: np.ndarray
@@ -42,20 +43,15 @@ class Segment:
         if self.modality == "text":
             if self.data.ndim != 1 or len(self.data) < 2:
                 raise ValueError(f"a text segment is a run of at least two ids, not an array of shape {self.data.shape}")
-        elif self.data.ndim != 3 or 0 in self.data.shape:
-            raise ValueError(f"a frames segment has shape (frames, rows, columns), not {self.data.shape}")
-
-    @property
-    def extent(self) -> int:
-        """How far on the next segment is placed, on every rotary axis."""
-        return self.positions if self.modality == "text" else max(self.data.shape)
+        elif self.data.ndim != 4 or 0 in self.data.shape:
+            raise ValueError(f"a frames segment has shape (frames, rows, columns, codes a cell), not {self.data.shape}")
 
     @property
     def positions(self) -> int:
         """Positions that the model computes for this segment."""
         if self.modality == "text":
             return len(self.data) - 1
-        frames, rows, columns = self.data.shape
+        frames, rows, columns, _ = self.data.shape
         return frames * (rows * columns + 1)
 
 
@@ -68,8 +64,21 @@ def text(ids: Iterable[int] | np.ndarray, wanted: bool = False) -> Segment:
 
 
 def frames(codes: np.ndarray, wanted: bool = False) -> Segment:
-    """Codes (F, R, C) as a segment."""
+    """Codes (F, R, C, G) as a segment."""
     return Segment("frames", np.asarray(codes, dtype=np.int64), wanted)
+
+
+def group(codes: np.ndarray, patch: int) -> np.ndarray:
+    """Codes (F, R, C) -> cells of ``patch`` x ``patch`` codes: (F, R / patch, C / patch, patch^2), int64."""
+    f, r, c = codes.shape
+    cells = codes.reshape(f, r // patch, patch, c // patch, patch).transpose(0, 1, 3, 2, 4)
+    return cells.reshape(f, r // patch, c // patch, patch * patch).astype(np.int64)
+
+
+def ungroup(cells: np.ndarray, patch: int) -> np.ndarray:
+    """The inverse of `group`."""
+    f, r, c, _ = cells.shape
+    return cells.reshape(f, r, c, patch, patch).transpose(0, 1, 3, 2, 4).reshape(f, r * patch, c * patch)
 
 
 def route_of(sequence: Sequence) -> str:
@@ -94,6 +103,38 @@ def only_wanted(sequence: Sequence) -> Sequence:
     return tuple(s for s in sequence if s.wanted)
 
 
+@dataclass
+class Walk:
+    """Where segments are placed on the rotary axes (time, row, column), one after the other.
+
+    A segment starts beyond everything before it, on every axis. Only frames that follow frames stay on the same rows and
+    columns and go on in time, as if they were one clip, so that a clip is placed alike wherever it is cut.
+    """
+
+    end: int = 0  # beyond everything so far
+    base: int = 0  # rows and columns of the clip that is open
+    time: int = 0  # frames of the clip that is open; 0: none is
+
+    def text(self, positions: int) -> int:
+        """Pass over text; returns its first place."""
+        start, self.end, self.time = self.end, self.end + positions, 0
+        return start
+
+    def frames(self, count: int, rows: int, columns: int) -> tuple[int, int]:
+        """Pass over frames; returns their base on rows and columns, and their first place in time."""
+        if not self.time:
+            self.base = self.end
+        first, self.time = self.base + self.time, self.time + count
+        self.end = self.base + max(self.time, rows, columns)
+        return self.base, first
+
+    def over(self, sequence: Sequence) -> Walk:
+        """Pass over all segments of a sequence."""
+        for s in sequence:
+            self.text(s.positions) if s.modality == "text" else self.frames(*s.data.shape[:3])
+        return self
+
+
 def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
     """Lay sequences end to end into the arrays that the model reads. Nothing is padded.
 
@@ -102,13 +143,14 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
 
     Returns (Nt text positions, Nv visual positions, N = Nt + Nv):
         text            (Nt,)    ids read
-        codes           (Nv,)    codes read; -1 is the begin mark of a frame
-        slots           (Nv,)    how many codes of the frame are already known, 0..RC: where the next code belongs
+        codes           (Nv, G)  codes read; -1 is the begin mark of a frame
+        slots           (Nv,)    how many cells of the frame are already known, 0..RC: where the next one belongs
         places          (N, 3)   rotary place on the axes (time, row, column), grouped order; equal axes on text
         order           (N,)     grouped index of the i-th position in reading order
         lengths         (S,)     positions of each sequence
         text_at, text_want, text_row      (Wt,)  text positions with a prediction, the id wanted, the sequence
-        codes_at, codes_want, codes_row   (Wv,)  likewise for visual positions; ``codes_at`` counts from 0 within Nv
+        codes_at, codes_want, codes_row   (Wv,)  likewise for visual positions, ``codes_want`` (Wv, G);
+                                                 ``codes_at`` counts from 0 within Nv
     """
     ids: list[np.ndarray] = []
     codes: list[np.ndarray] = []
@@ -119,12 +161,12 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
     want: dict[str, list[np.ndarray]] = {k: [] for k in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
     n_text = n_codes = 0
     for row, sequence in enumerate(sequences):
-        start = 0  # place of the segment's first position; a segment starts after everything before it, on every axis
+        walk = Walk()
         for segment in sequence:
             n = segment.positions
             if segment.modality == "text":
                 ids.append(segment.data[:-1])
-                line = np.arange(start, start + n)
+                line = walk.text(n) + np.arange(n)
                 text_places.append(np.stack([line] * 3, axis=1))
                 if segment.wanted:
                     want["text_at"].append(np.arange(n_text, n_text + n))
@@ -132,38 +174,39 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
                     want["text_row"].append(np.full(n, row))
                 n_text += n
             else:
-                f, r, c = segment.data.shape
-                flat = segment.data.reshape(f, r * c)
-                codes.append(np.concatenate([np.full((f, 1), -1), flat], axis=1).ravel())
+                f, r, c, g = segment.data.shape
+                flat = segment.data.reshape(f, r * c, g)
+                codes.append(np.concatenate([np.full((f, 1, g), -1), flat], axis=1).reshape(n, g))
                 slots.append(np.tile(np.arange(r * c + 1), f))
                 # The begin mark sits on the first code's place; its embedding and slot tell the two apart.
                 grid = np.concatenate([np.zeros((1, 2), np.int64), np.stack(np.divmod(np.arange(r * c), c), axis=1)])
+                base, time = walk.frames(f, r, c)
                 place = np.empty((f, r * c + 1, 3), np.int64)
-                place[:, :, 0] = start + np.arange(f)[:, None]
-                place[:, :, 1:] = start + grid
+                place[:, :, 0] = time + np.arange(f)[:, None]
+                place[:, :, 1:] = base + grid
                 code_places.append(place.reshape(n, 3))
                 if segment.wanted:
                     at = np.arange(n_codes, n_codes + n).reshape(f, r * c + 1)
                     want["codes_at"].append(at[:, :-1].ravel())
-                    want["codes_want"].append(flat.ravel())
+                    want["codes_want"].append(flat.reshape(f * r * c, g))
                     want["codes_row"].append(np.full(f * r * c, row))
                 n_codes += n
-            start += segment.extent
             is_text.append(np.full(n, segment.modality == "text"))
 
     def join(parts: list[np.ndarray], shape: tuple[int, ...] = (0,)) -> np.ndarray:
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(shape, np.int64)
 
+    none = {"codes_want": (0, codes[0].shape[1] if codes else 1)}
     textual = np.concatenate(is_text) if is_text else np.zeros(0, bool)
     order = np.empty(n_text + n_codes, np.int64)
     order[textual] = np.arange(n_text)
     order[~textual] = np.arange(n_text, n_text + n_codes)
     return {
         "text": join(ids),
-        "codes": join(codes),
+        "codes": join(codes, (0, 1)),
         "slots": join(slots),
         "places": np.concatenate([join(text_places, (0, 3)), join(code_places, (0, 3))]),
         "order": order,
         "lengths": np.array([positions_of(s) for s in sequences], np.int64),
-        **{name: join(parts) for name, parts in want.items()},
+        **{name: join(parts, none.get(name, (0,))) for name, parts in want.items()},
     }

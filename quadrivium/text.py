@@ -40,6 +40,7 @@ class TextTokenizer:
         if end is None:
             raise ConfigError(f"the text tokenizer has no end-of-text token; add one named {END}")
         self.end: int = vocabulary[end]
+        self.end_name: str = end
         self.dtype: type = np.uint16 if self.size <= 2**16 else np.uint32
         self.id_bytes = np.zeros(self.size, np.int64)
         for token, i in vocabulary.items():

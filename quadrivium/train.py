@@ -6,6 +6,7 @@ schedule a function of the step, so a run that is killed and resumed gives the n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -23,11 +24,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import quadrivium
 from quadrivium import checkpoint, evaluate
-from quadrivium.data.mixture import Mixture
+from quadrivium.config import from_dict, to_dict
+from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.shards import Dataset, read_json, write_json
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.model import Batch, Model
+from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.sequence import pack, route_of
+from quadrivium.text import TextTokenizer
+from quadrivium.visual import VisualTokenizer
 
 
 class Task(Protocol):
@@ -50,7 +56,8 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast, how often. One of ``steps``, ``tokens`` and ``minutes`` is the budget."""
+    """How long, how fast, how often. The budget is ``steps``, ``tokens`` or ``minutes``, or whichever is spent first;
+    without any, 10 minutes."""
 
     steps: int | None = None
     tokens: int | None = None  # model positions, all routes together
@@ -72,13 +79,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         budgets = [b for b in (self.steps, self.tokens, self.minutes) if b is not None]
-        if len(budgets) != 1 or budgets[0] <= 0:
-            raise ConfigError("give one positive budget: --train.steps, --train.tokens or --minutes")
+        if not all(0 < b < math.inf for b in budgets):
+            raise ConfigError("a budget in steps, tokens or minutes has to be positive")
         for name in ("lr", "clip", "log_every", "save_minutes", "keep"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; it has to be positive")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it has to be positive")
         if not 0 <= self.decay <= 1 or self.warmup < 0:
-            raise ConfigError("train.decay lies between 0 and 1, and train.warmup is not negative")
+            raise ConfigError("decay lies between 0 and 1, and warmup is not negative")
 
 
 def learning_rate(step: int, steps: int | None, config: TrainConfig) -> float:
@@ -121,9 +128,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 class RouteTask:
     """The four-route model learning from a mixture."""
 
-    def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 24) -> None:
-        self.model, self.mixture, self.device, self.held = model.to(device), mixture, device, held
+    def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 50_000) -> None:
+        """``held``: held-out positions an evaluation while training reads; `quadrivium eval` reads more."""
+        self.model, self.mixture, self.device = model.to(device), mixture, device
         self.id_bytes = torch.from_numpy(id_bytes).to(device)
+        share = held / max(len(mixture.held), 1)
+        self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
 
     def batch(self, step: int) -> tuple[Batch, list[str]]:
         sequences = self.mixture.step(step)
@@ -136,13 +146,13 @@ class RouteTask:
         """Mean nats of everything wanted, text and codes alike; logged in bits per byte or per frame of each route."""
         data, names = batch
         text, codes = self.model.nats(data)
-        loss = (text.sum() + codes.sum()) / max(len(text) + len(codes), 1)
+        loss = (text.sum() + codes.sum()) / max(text.numel() + codes.numel(), 1)
         with torch.no_grad():
             total, unit = torch.zeros(2, len(names), dtype=torch.float64, device=loss.device)
-            total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double())
+            total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))
             unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
             per_frame = self.model.config.rows * self.model.config.columns
-            unit.index_add_(0, data.codes_row, torch.full_like(codes, 1 / per_frame, dtype=torch.float64))
+            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / per_frame, dtype=torch.float64))
             cost, size = (total / math.log(2)).tolist(), unit.tolist()
         log = {}
         for route in sorted(set(names)):
@@ -156,7 +166,7 @@ class RouteTask:
         for route in {s.route for s in self.mixture.streams}:
             cost, size = 0.0, 0
             for held in (s for s in self.mixture.held.values() if s.route == route):
-                sequences = [self.mixture.sequence(held, u) for u in self.mixture.held_units(held, self.held)]
+                sequences = [self.mixture.sequence(held, u) for u in self.mixture.held_units(held, self.limits[held.name])]
                 cost += float(evaluate.bits(self.model, sequences).sum())
                 size += sum(evaluate.units(s, id_bytes) for s in sequences)
             if size:
@@ -169,7 +179,7 @@ def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False, name: 
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
 
     Writes ``run/metrics.jsonl`` and ``run/checkpoints``. Returns the final state: ``step``, ``steps``, ``seconds``,
-    ``positions``, ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number (the
+    ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number (the
     last checkpoint stays) and when another process holds the folder.
     """
     with checkpoint.locked(run):
@@ -181,8 +191,10 @@ class _Loop:
         self.task, self.config, self.run, self.name, self.progress = task, config, run, name, progress
         self.optimizers = make_optimizers(task.model, config)
         self.folder = run / "checkpoints"
-        self.state: dict[str, Any] = {"step": 0, "steps": config.steps, "seconds": 0.0, "positions": 0, "tenth": 0}
+        self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
         self.stop: str | None = None  # name of the signal that asked to leave
+        if config.steps and not config.tokens and not config.minutes:
+            self.state["steps"] = config.steps
         found = checkpoint.latest(self.folder)
         if found and not resume:
             raise RunError(f"{run} already holds step {int(found.name[5:])}; go on with --resume or choose another --out")
@@ -197,7 +209,6 @@ class _Loop:
         cast = autocast(config.precision, device)
         began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
         sums: dict[str, list[float]] = {}
-        real = computed = 0
         self.task.model.train()
         with self._signals(), self._bar() as bar, ThreadPoolExecutor(1) as ahead, open(self.run / "metrics.jsonl", "a") as metrics:
 
@@ -221,7 +232,7 @@ class _Loop:
                 if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                     raise RunError(
                         f"{self.run}: the loss is {loss.item()} at step {step} (routes {', '.join(log)}); "
-                        "the last checkpoint is kept; lower --train.lr and resume"
+                        "the last checkpoint is kept; lower --lr and train again"
                     )
                 for optimizer in self.optimizers.values():
                     optimizer.step()
@@ -230,7 +241,7 @@ class _Loop:
                 state["seconds"] = seconds + time.monotonic() - began
                 here, padded = self.task.positions(batch)
                 state["positions"] += here
-                real, computed = real + here, computed + padded
+                state["computed"] += padded
                 self._plan()
                 for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())):
                     sums.setdefault(key, []).append(float(value))
@@ -242,11 +253,11 @@ class _Loop:
                     shown = now
                     write(
                         {"step": step, "seconds": round(state["seconds"], 3), "lr": rate, **means}
-                        | {"positions": state["positions"], "positions_per_second": round(speed, 1), "real": real / max(computed, 1)}
+                        | {"positions": state["positions"], "positions_per_second": round(speed, 1), "real": self._real()}
                     )
                     skipped = ("loss", "norm")
                     bar.set_postfix_str(
-                        " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped) + f" | {speed / 1000:.1f}k pos/s, {real / max(computed, 1):.0%} real"
+                        " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped) + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real"
                     )
                     sums = {}
                 bar.refresh() if bar.disable is False and step % config.log_every == 0 else None
@@ -254,7 +265,9 @@ class _Loop:
                     state["held"] = self.task.evaluate()
                     self.task.model.train()
                     write({"step": step, "held": state["held"]})
-                    bar.write(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in state["held"].items()), file=sys.stderr)
+                    # Of many held-out numbers, those that are also logged while training.
+                    shown_held = [f"{k} {v:.4g}" for k, v in state["held"].items() if k.split()[-1] in log or len(state["held"]) < 8]
+                    bar.write(f"step {step}: held-out {', '.join(shown_held)}", file=sys.stderr)
                 every = config.save_every and step % config.save_every == 0
                 if every or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
                     state["finished"] = self._done()
@@ -263,8 +276,11 @@ class _Loop:
             pending.cancel()
         if self.stop:
             print(f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume", file=sys.stderr)
-        state["finished"] = self._done()
-        return state
+        return {**state, "finished": self._done(), "real": self._real()}
+
+    def _real(self) -> float:
+        """Share of the positions computed, padding inside attention included, that are real."""
+        return self.state["positions"] / max(self.state["computed"], 1)
 
     def _plan(self) -> None:
         """A budget in positions or minutes becomes a number of steps once its decay begins; from then on it is fixed."""
@@ -277,10 +293,9 @@ class _Loop:
         state, config = self.state, self.config
         if state["steps"] is not None:
             return state["step"] / state["steps"]
-        if config.tokens is not None:
-            return state["positions"] / config.tokens
-        assert config.minutes is not None
-        return state["seconds"] / (60 * config.minutes)
+        spent = ((state["step"], config.steps), (state["positions"], config.tokens), (state["seconds"] / 60, config.minutes))
+        shares = [used / budget for used, budget in spent if budget]
+        return max(shares) if shares else state["seconds"] / 600
 
     def _done(self) -> bool:
         return self.state["steps"] is not None and self.state["step"] >= self.state["steps"]
@@ -323,6 +338,61 @@ class _Signals:
     def __exit__(self, *error: Any) -> None:
         for number, handler in self.old.items():
             signal.signal(number, handler)
+
+
+
+def train_routes(
+    data: Path,
+    run: Path,
+    model: ModelConfig,
+    mixture: MixtureConfig,
+    config: TrainConfig,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
+
+    Returns the final state (see `fit`). Raises RunError when the run folder exists without ``resume``, or the reverse.
+    """
+    threads()
+    path = run / "config.json"
+    if resume:
+        stored = read_json(path, "a run folder")
+        model = from_dict(ModelConfig, stored.get("model", {}), f"{path}: model")
+        mixture = from_dict(MixtureConfig, stored.get("mixture", {}), f"{path}: mixture")
+        config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
+        data = Path(stored.get("data", data))
+    elif path.exists():
+        raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+    prepared = Dataset(data)
+    text = TextTokenizer.load(data / "tokenizers" / "text")
+    visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
+    if not resume:
+        model = dataclasses.replace(model, vocab=text.size)
+        if visual:
+            try:
+                model = cells(model, visual.rows, visual.columns, visual.n_codes)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        text.save(run / "tokenizers" / "text")
+        if visual:
+            visual.save(run / "tokenizers" / "visual")
+        described = {"version": quadrivium.__version__, "data": str(data.resolve()), "read": prepared.manifest["options"]["read"]}
+        write_json(path, {**described, "model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)})
+    mixed = Mixture(prepared, mixture, text.end, config.seed, max(model.patch, 1))
+    network = Model(model, config.seed)
+    size = sum(p.numel() for p in network.parameters())
+    shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
+    print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
+    state = fit(RouteTask(network, mixed, text.id_bytes, device), config, run, resume, progress=progress)
+    if state["finished"]:
+        speed = state["positions"] / max(state["seconds"], 1e-9)
+        print(
+            f"{state['step']} steps, {state['positions']:,} positions in {state['seconds']:.0f} s ({speed:.0f} a second), "
+            f"{state['real']:.1%} of the positions computed were real; run written to {run}; next: quadrivium eval {run}"
+        )
+    return state
 
 
 def threads() -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from quadrivium.data.shards import Dataset, SourceData, stable_hash
 from quadrivium.errors import ConfigError, DataError
-from quadrivium.sequence import ROUTES, Sequence, frames, text
+from quadrivium.sequence import ROUTES, Sequence, frames, group, text
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class MixtureConfig:
             raise ConfigError(f"no route is chosen; routes are {', '.join(ROUTES)}")
         for name, low in (("positions", 1), ("context", 2), ("frames", 0)):
             if getattr(self, name) < low:
-                raise ConfigError(f"mixture.{name} is {getattr(self, name)}; it has to be at least {low}")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
+        if self.frames == 1:
+            raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         for route, weight in self.weights:
             if route not in ROUTES or not 0 <= weight < float("inf"):
                 raise ConfigError(f"weight {weight} of route {route!r}: routes are {', '.join(ROUTES)}, weights are not negative")
@@ -87,7 +89,7 @@ class Stream:
         return self._epochs[epoch]
 
 
-def streams_of(data: Dataset, config: MixtureConfig, end: int, held: bool) -> list[Stream]:
+def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1) -> list[Stream]:
     """Every (route, source) pair that the data can feed, over training items or held-out ones."""
     streams = []
     for source in data.sources:
@@ -96,7 +98,7 @@ def streams_of(data: Dataset, config: MixtureConfig, end: int, held: bool) -> li
         still = mine[source.frames[mine] == 1]
         clips = mine[source.frames[mine] > 1]
         documents = mine[source.frames[mine] == 0]
-        frame_cost = rows * columns + 1
+        frame_cost = rows * columns // patch**2 + 1
 
         def per_text(items: np.ndarray, source: SourceData = source) -> tuple[np.ndarray, np.ndarray]:
             """Units (item, text) of captioned items and how many ids each caption has, both marks counted, cut to fit."""
@@ -138,9 +140,10 @@ def streams_of(data: Dataset, config: MixtureConfig, end: int, held: bool) -> li
 class Mixture:
     """The training sequences of each step, and the held-out ones."""
 
-    def __init__(self, data: Dataset, config: MixtureConfig, end: int, seed: int) -> None:
-        self.config, self.seed, self.end = config, seed, end
-        every = streams_of(data, config, end, held=False)
+    def __init__(self, data: Dataset, config: MixtureConfig, end: int, seed: int, patch: int = 1) -> None:
+        """``end``: id of the text's end mark; ``patch``: side of the model's cells, in codes."""
+        self.config, self.seed, self.end, self.patch = config, seed, end, patch
+        every = streams_of(data, config, held=False, patch=patch)
         self.streams = [s for s in every if s.route in config.routes]
         if not self.streams:
             able = sorted({s.route for s in every}, key=ROUTES.index)
@@ -148,8 +151,8 @@ class Mixture:
         unknown = {name for name, _ in config.source_weights} - {s.name for s in data.sources}
         if unknown:
             known = ", ".join(s.name for s in data.sources)
-            raise ConfigError(f"mixture.source_weights names {', '.join(sorted(unknown))}; the data has {known}")
-        self.held = {s.name: s for s in streams_of(data, config, end, held=True) if s.route in config.routes}
+            raise ConfigError(f"source_weights names {', '.join(sorted(unknown))}; the data has {known}")
+        self.held = {s.name: s for s in streams_of(data, config, held=True, patch=patch) if s.route in config.routes}
         self.shares = self._shares(every)
 
     def _shares(self, every: list[Stream]) -> dict[str, float]:
@@ -183,13 +186,14 @@ class Mixture:
             whole = self._enclose(source.text(item, 0))
             begin = part * self.config.context
             return (text(whole[begin : begin + self.config.context + 1], wanted=True),)
-        clip = source.codes(item)
+        clip = group(source.codes(item), self.patch)
         limit = self.config.frames or len(clip)
         if len(clip) > limit:
             begin = int(rng.integers(len(clip) - limit + 1)) if rng else (len(clip) - limit) // 2
             clip = clip[begin : begin + limit]
-        # At least one frame is given and one wanted.
-        cut = 0 if len(clip) == 1 else int(rng.integers(1, len(clip))) if rng else len(clip) // 2
+        # v2v may be given nothing, so that what frames cost without earlier ones is learned and not merely asked.
+        low = 0 if stream.route == "v2v" else 1
+        cut = 0 if len(clip) == 1 else int(rng.integers(low, len(clip))) if rng else len(clip) // 2
         shown = (frames(clip[:cut]),) if cut else ()
         if stream.route == "v2v":
             return (*shown, frames(clip[cut:], wanted=True))

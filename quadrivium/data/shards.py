@@ -223,6 +223,10 @@ class Dataset:
         if not any(len(s) for s in self.sources):
             raise DataError(f"{folder}: no items; prepare it from folders that hold text, pictures or clips")
 
+    @property
+    def has_frames(self) -> bool:
+        return any(len(s) and s.frames.any() for s in self.sources)
+
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises RunError naming the first that differs."""
         for entry in self.manifest["sources"]:

@@ -1,0 +1,313 @@
+"""The command line: command -> function. Each command imports what it needs, and nothing else does."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import quadrivium
+from quadrivium.errors import ConfigError, QuadriviumError
+
+if TYPE_CHECKING:
+    from quadrivium.checkpoint import Run
+    from quadrivium.data.mixture import Mixture
+
+Device = Literal["auto", "cpu", "cuda"]
+
+COMMANDS = {
+    "demo": "world, prepare, train, eval and generate in one go: see it work in minutes, nothing to download",
+    "world": "write the chain-reaction world as an ordinary data folder",
+    "prepare": "folders of text, pictures and videos -> tokenizers and token shards",
+    "train": "train one model on all routes that the data can feed",
+    "eval": "held-out bits of every route beside its references -> results.json",
+    "generate": "text, pictures or clips from text, pictures or clips",
+    "export": "the text route as a Hugging Face folder",
+}
+
+HELP = """quadrivium {version}: one model, four routes between text and vision, and the measure of what text gained.
+
+usage: quadrivium COMMAND [options]        quadrivium COMMAND --help teaches the options
+
+{commands}
+
+A first run on your own folder of pictures, clips and text:
+  quadrivium prepare FOLDER --out data/mine
+  quadrivium train data/mine --out runs/mine --minutes 20
+  quadrivium eval runs/mine
+  quadrivium generate runs/mine --text "a red ball" --want image
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 after one line on stderr about what the user can mend, or 130 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        listing = "\n".join(f"  {name:<10}{line}" for name, line in COMMANDS.items())
+        print(HELP.format(version=quadrivium.__version__, commands=listing))
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(quadrivium.__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command {name!r}; commands are {', '.join(COMMANDS)}")
+        return _call(name, rest)
+    except QuadriviumError as error:
+        return _fail(str(error))
+    except OSError as error:  # the system's refusals are the user's to mend: full disk, no permission
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"quadrivium: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    command = _FACTORIES[name]()
+    try:
+        result = tyro.cli(command, args=arguments, prog=f"quadrivium {name}")
+    except ValueError as error:
+        # A dataclass refuses a value while the options are read; past that point it is a defect and keeps its traceback.
+        if _from_post_init(error):
+            raise ConfigError(str(error)) from None
+        raise
+    return int(result or 0)
+
+
+def _from_post_init(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return bool(trace) and trace.tb_frame.f_code.co_name == "__post_init__"
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _run(folder: Path, device: str) -> "Run":
+    from quadrivium.checkpoint import Run
+    from quadrivium.train import threads
+
+    threads()
+    return Run(folder, _device(device))
+
+
+def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]":
+    """A run and the mixture it was trained on (or that of another data folder)."""
+    from quadrivium.config import from_dict
+    from quadrivium.data.mixture import Mixture, MixtureConfig
+    from quadrivium.data.shards import Dataset
+
+    run = _run(folder, device)
+    mixture = from_dict(MixtureConfig, run.config.get("mixture", {}), f"{folder / 'config.json'}: mixture")
+    return run, Mixture(Dataset(data or Path(run.config["data"])), mixture, run.text.end, run.config["train"]["seed"], run.patch)
+
+
+# No `from __future__ import annotations` here: option types are read off the functions as they are made.
+# A factory a command, so that `quadrivium eval` does not import what only `world` needs.
+
+
+def _world() -> Callable[..., Any]:
+    import tyro
+    from quadrivium.data.world import WorldConfig
+
+    def world(out: tyro.conf.Positional[Path], config: Annotated[WorldConfig, tyro.conf.arg(name="")] = WorldConfig(), /) -> None:
+        """Write the chain-reaction world: clips of machines, captions, stills and text, in an ordinary data folder.
+
+        The folder is then prepared like any other: quadrivium prepare OUT --out data/world
+        """
+        from quadrivium.data.world import write_world
+
+        write_world(config, out)
+        print(f"world written to {out}; next: quadrivium prepare {out} --out data/world")
+
+    return world
+
+
+def _prepare() -> Callable[..., Any]:
+    import tyro
+    from quadrivium.prepare import PrepareConfig
+
+    def prepare(sources: tyro.conf.Positional[tuple[Path, ...]], out: Path, config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PrepareConfig()) -> None:
+        """Read folders of text, pictures and videos; learn tokenizers; write token shards.
+
+        A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
+        or .tsv text, or a folder of bare pictures and videos. The same command goes on where it was stopped.
+
+        Args:
+            sources: folders or files to read.
+            out: data folder to write.
+        """
+        from quadrivium.prepare import prepare as run_prepare
+
+        if not sources:
+            raise ConfigError("name at least one folder to prepare")
+        run_prepare(list(sources), out, config)
+        print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
+
+    return prepare
+
+
+def _train() -> Callable[..., Any]:
+    import tyro
+    from quadrivium.data.mixture import MixtureConfig
+    from quadrivium.model import ModelConfig
+    from quadrivium.train import TrainConfig
+
+    def train(
+        data: tyro.conf.Positional[Path],
+        out: Path,
+        model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
+        mixture: Annotated[MixtureConfig, tyro.conf.arg(name="")] = MixtureConfig(),
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
+        resume: bool = False,
+        device: Device = "auto",
+    ) -> int:
+        """Train one model on every route that the data can feed.
+
+        Ctrl-C and SIGTERM save and leave; the same command with --resume goes on exactly, with the options it was started with.
+
+        Args:
+            data: folder that prepare wrote.
+            out: run folder to write.
+            resume: go on from the last checkpoint in --out.
+            device: auto takes a GPU where there is one.
+        """
+        from quadrivium.train import train_routes
+
+        state = train_routes(data, out, model, mixture, config, resume, _device(device))
+        return 0 if state["finished"] else 130
+
+    return train
+
+
+def _evaluate() -> Callable[..., Any]:
+    import tyro
+
+    def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, limit: int = 256, device: Device = "auto") -> None:
+        """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
+
+        Args:
+            run: run folder that train wrote.
+            data: data folder; the one it was trained on, if not given.
+            limit: held-out sequences of each route and source.
+        """
+        from quadrivium import evaluate as measure
+        from quadrivium.data.shards import write_json
+
+        loaded, mixed = _load(run, data, device)
+        results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
+        results |= {"step": loaded.step}
+        write_json(run / "results.json", results)
+        print(measure.table(results))
+        print(f"results written to {run / 'results.json'}")
+
+    return evaluate
+
+
+def _generate() -> Callable[..., Any]:
+    import tyro
+    from quadrivium.generate import Sampling
+
+    def generate(
+        run: tyro.conf.Positional[Path],
+        want: Literal["text", "image", "video", "samples"] = "samples",
+        text: str | None = None,
+        image: Path | None = None,
+        video: Path | None = None,
+        n: int = 4,
+        frames: int = 8,
+        sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
+        out: Path | None = None,
+        device: Device = "auto",
+    ) -> None:
+        """Generate on any route. Text goes to the terminal; pictures become PNG, clips GIF and MP4.
+
+        --text "a red ball" --want image        text to picture (t2v)
+        --text "a red ball" --want video        text to clip (t2v)
+        --image ball.png --want text            picture to text (v2t)
+        --video clip.mp4 --want video           what comes next (v2v)
+        --text "Once upon a time" --want text   text goes on (t2t)
+
+        Without --want: contact sheets of held-out items on every route, given | wanted | generated.
+
+        Args:
+            run: run folder that train wrote.
+            want: what to generate.
+            text: text that is given.
+            image: picture that is given.
+            video: clip that is given.
+            n: samples to draw.
+            frames: frames of a wanted clip.
+            out: folder to write; RUN/samples if not given.
+        """
+        from quadrivium.samples import answer, write_samples
+
+        folder = out or run / "samples"
+        if want == "samples":
+            if text or image or video:
+                raise ConfigError("something is given but nothing is wanted; add --want text, image or video")
+            loaded, mixed = _load(run, None, device)
+            for path in write_samples(loaded, mixed, folder):
+                print(path)
+            return
+        loaded = _run(run, device)
+        answer(loaded, want, text, image, video, n, frames, sampling, folder)
+
+    return generate
+
+
+def _export() -> Callable[..., Any]:
+    import tyro
+
+    def export(run: tyro.conf.Positional[Path], out: Path) -> None:
+        """Write the text route as a Hugging Face Qwen3 folder that transformers loads without any code of this project.
+
+        Args:
+            run: run folder that train wrote.
+            out: folder to write; it has to be new or empty.
+        """
+        from quadrivium.export import export_text
+
+        export_text(_run(run, "cpu"), out)
+        print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}') loads it")
+
+    return export
+
+
+def _demo() -> Callable[..., Any]:
+    def demo(out: Path = Path("runs/demo"), minutes: float = 5.0) -> None:
+        """A world that needs no download, a four-route model of it, the table of its routes and pictures to look at.
+
+        Args:
+            out: folder to write.
+            minutes: how long the model trains.
+        """
+        from quadrivium.demo import run_demo
+
+        run_demo(out, minutes)
+
+    return demo
+
+
+_FACTORIES = {
+    "demo": _demo,
+    "world": _world,
+    "prepare": _prepare,
+    "train": _train,
+    "eval": _evaluate,
+    "generate": _generate,
+    "export": _export,
+}

@@ -1,0 +1,610 @@
+"""Folders of text, pictures and clips -> items; one item -> small frames.
+
+    scan(path)        cheap pass over names, metadata and text; decodes no media         -> list[Source]
+    read_clips(item)  one picture or video -> clips, uint8 (F, size, size, 3)
+    fingerprint(...)  changes when anything that `scan` saw has changed
+
+How a folder is read:
+
+1. A folder that holds ``metadata.jsonl`` or ``metadata.csv`` is one media source, with everything below it. Each row has
+   ``file_name`` and may have ``text`` (a string, a list of strings, or nothing), further captions ``text_<lang>`` such
+   as ``text_ja``, and ``group`` or ``story``. A row without text is a bare picture or clip. Media that no row
+   names are left out and counted in a note. Such folders are looked for at any depth.
+2. All other .txt, .jsonl and .tsv files make one text source, all other pictures and videos one source of bare media.
+3. A folder that gives one source lends it its name. Where it gives several they are called ``folder/<subfolder>``,
+   ``folder/media`` and ``folder/text``.
+
+Licences, read-me and attribution files, hidden files and files of other kinds are not data (other kinds are counted in a
+note). A path that is a file is a source of its own; a metadata file stands for its folder.
+
+Every item that cannot be used becomes a `Problem` here, or an `ItemError` when it is decoded; none is lost silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path, PurePath
+from typing import IO, Any, Literal
+
+import av
+import av.logging
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image, UnidentifiedImageError
+
+from quadrivium.errors import ConfigError, DataError, ItemError
+
+Kind = Literal["text", "image", "video"]
+
+METADATA = ("metadata.jsonl", "metadata.csv")  # the first one present counts
+TEXTS = frozenset({".txt", ".jsonl", ".tsv"})
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+VIDEOS = frozenset({".mp4", ".webm", ".gif", ".mov", ".m4v", ".mkv", ".avi", ".mpg", ".mpeg"})
+
+# Decoders are named, so that no file can reach one that runs a program (EPS) or opens other files and addresses (HLS).
+_PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # several pages of a TIFF or a phone's JPEG are not a clip
+_VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts", "protocol_whitelist": "file"}
+
+_NOT_DATA = re.compile(r"((licen[sc]es?|readme|attribution|notice)([._-].*)?|.*\.md)", re.IGNORECASE)
+_CAPTION = re.compile(r"text(_[a-z]{2,3}([-_][A-Za-z]+)?)?")  # text, text_ja, text_zh-Hant
+_BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")  # one or more blank lines
+_TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
+
+# What is wrong with a file is said once, by the ItemError; the libraries are not to write on stderr as well.
+av.logging.set_level(av.logging.PANIC)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # not catch_warnings around the call: it is not safe with threads
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How media and text become items and frames; raises ConfigError where a value is out of range."""
+
+    size: int = 64  # frames are size x size pixels
+    fit: Literal["crop", "pad"] = "crop"  # crop: scale the short side, cut the centre; pad: scale the long side, fill
+    fps: float = 4.0  # frames a second taken from video, by timestamps; a slower video gives all its frames, none twice
+    clip_frames: int = 8  # frames of a clip; a longer video becomes consecutive clips
+    max_clips: int = 16  # clips taken from one video, from its start
+    doc_bytes: int = 2000  # a .txt file is cut, at blank lines only, into documents of at least this many bytes
+    max_pixels: int = 50_000_000  # a larger picture or video frame is refused before it is decoded
+    max_text_bytes: int = 1 << 28  # a larger text or metadata file is refused before it is read
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("crop", "pad"):
+            raise ConfigError(f"fit is {self.fit!r}; choose crop or pad")
+        if not (isinstance(self.fps, (int, float)) and math.isfinite(self.fps) and self.fps > 0):
+            raise ConfigError(f"fps is {self.fps!r}; give a number above 0")
+        for name in ("size", "clip_frames", "max_clips", "doc_bytes", "max_pixels", "max_text_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, video or text document, not yet decoded."""
+
+    source: str
+    key: str  # unique within the source: path below its folder; for text, path#document or path#line, from 1
+    group: str  # what stays whole on one side of train | held-out: the row's ``group`` or ``story``, else the key
+    kind: Kind  # by the name's ending (.gif counts as video); what is in the file decides how it is read
+    texts: tuple[str, ...]  # captions; a text item has exactly one, the document
+    file: Path | None  # where it lies; for text, the file that the document was cut from
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An item that cannot be used, as one line for the user."""
+
+    source: str
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `scan` found under one name."""
+
+    name: str
+    path: Path
+    items: list[Item] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out by rule and is no damage, a line each
+
+    def refuse(self, item: str, reason: object) -> None:
+        """Record that an item cannot be used."""
+        self.problems.append(Problem(self.name, _line(item), _line(reason)))
+
+
+def scan(path: Path, options: ReadOptions) -> list[Source]:
+    """All sources under a folder or file, in a fixed order; raises DataError where there is nothing to read."""
+    path = Path(os.path.abspath(path))
+    if not path.exists():
+        raise DataError(f"{_line(path)} does not exist; check the path")
+    if path.name in METADATA:
+        path = path.parent
+    name, real = _line(path.name or "root"), Path(os.path.realpath(path))
+    if path.is_dir():
+        return _scan_folder(real, name, options)
+    source = Source(name, Path(os.path.realpath(path.parent)))
+    if path.suffix.lower() in TEXTS:
+        _read_texts(source, [path.name], options)
+    elif _kind(path.name):
+        _list_media(source, [path.name])
+    else:
+        raise DataError(f"{_line(path)} cannot be read as data; give a folder or one of {_endings(TEXTS | IMAGES | VIDEOS)}")
+    return [source]
+
+
+def _scan_folder(root: Path, name: str, options: ReadOptions) -> list[Source]:
+    described: list[Path] = []  # folders with metadata
+    texts: list[str] = []
+    media: list[str] = []
+    other: Counter[str] = Counter()
+    walk_problems: list[tuple[str, str]] = []
+
+    def unreadable(error: OSError) -> None:
+        walk_problems.append((os.path.relpath(error.filename, root), f"cannot be listed: {error.strerror}"))
+
+    for folder, below, files in os.walk(root, onerror=unreadable):
+        if any(metadata in files for metadata in METADATA):
+            described.append(Path(folder))
+            below.clear()
+            continue
+        below[:] = sorted(x for x in below if not _hidden(x))
+        for link in (x for x in below if os.path.islink(os.path.join(folder, x))):
+            reason = "is a link to a folder and is not followed; give that folder as a source"
+            walk_problems.append((os.path.relpath(os.path.join(folder, link), root), reason))
+        for file in sorted(files):
+            key = os.path.relpath(os.path.join(folder, file), root)
+            ending = PurePath(file).suffix.lower()
+            if _hidden(file) or (_NOT_DATA.fullmatch(file) and not _kind(file)):
+                continue
+            if ending in TEXTS:
+                texts.append(key)
+            elif _kind(file):
+                media.append(key)
+            else:
+                other[ending or "without ending"] += 1
+
+    ignored = ", ".join(f"{n} {_line(ending)}" for ending, n in other.most_common(8))
+    several = len(described) + bool(media) + bool(texts) > 1
+    sources: list[Source] = []
+
+    def new(label: str, path: Path) -> Source:
+        while several and f"{name}/{label}" in [s.name for s in sources]:
+            label += "_"  # a subfolder called "text" or "media" has taken the name
+        sources.append(Source(f"{name}/{label}" if several else name, path))
+        return sources[-1]
+
+    for owner in described:
+        _read_metadata(new(_line(owner.relative_to(root)), owner), options)
+    if media:
+        _list_media(new("media", root), media)
+    if texts:
+        _read_texts(new("text", root), texts, options)
+    if not sources:
+        why = f"; {walk_problems[0][0]} {walk_problems[0][1]}" if walk_problems else f" (ignored: {ignored})" if ignored else ""
+        raise DataError(_line(f"{root} holds nothing to read{why}; put {_endings(TEXTS)} text, pictures or videos there"))
+    for item, reason in walk_problems:
+        sources[-1].refuse(item, reason)
+    if ignored:
+        sources[-1].notes.append(f"ignored by their ending: {ignored}")
+    return sources
+
+
+def _read_metadata(source: Source, options: ReadOptions) -> None:
+    """Fill a media source from the rows of its metadata file."""
+    metadata = next(source.path / name for name in METADATA if os.path.lexists(source.path / name))
+    try:
+        _locate(source.path, metadata.name)
+    except ItemError as error:
+        raise DataError(f"{_line(metadata)} cannot be read: {error}") from error
+    listed: set[str] = set()
+    columns: dict[str, None] = {}
+    for line, row in _rows(source, metadata, options):
+        where = f"{metadata.name}:{line}"
+        columns.update(dict.fromkeys(c for c in row if isinstance(c, str)))
+        try:
+            name = row.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise ItemError("the row has no file_name")
+            key = os.path.normpath(name)
+            where += f" ({key})"
+            if key in listed:
+                raise ItemError("the file is named by an earlier row; only the first one counts")
+            listed.add(key)
+            kind = _kind(key)
+            if kind is None:
+                raise ItemError(f"the name ends in none of {_endings(IMAGES | VIDEOS)}")
+            file = _locate(source.path, name)
+            source.items.append(Item(source.name, key, _group(row, key), kind, _texts(row), file))
+        except ItemError as error:
+            source.refuse(where, error)
+    found = _line(", ".join(columns) or "none", 120)
+    if "file_name" not in columns:
+        why = f", {source.problems[0].item} {source.problems[0].reason}" if source.problems else ""
+        cure = "give each row the path of its picture or clip, or rename the file if it lists something else"
+        raise DataError(_line(f"{metadata}: no row has the column file_name (found: {found}{why}); {cure}", 600))
+    if not any(_CAPTION.fullmatch(column) for column in columns):
+        source.notes.append(f"read without captions, as {metadata.name} has no column text (found: {found})")
+    unlisted = sum(
+        os.path.relpath(os.path.join(folder, file), source.path) not in listed
+        for folder, _, files in os.walk(source.path)
+        for file in files
+        if _kind(file) and not _hidden(file)
+    )
+    if unlisted:
+        source.notes.append(f"left out {unlisted} pictures or videos that no row of {metadata.name} names")
+
+
+def _list_media(source: Source, keys: list[str]) -> None:
+    """Fill a source with bare pictures and videos; keys are paths below its folder."""
+    for key in keys:
+        try:
+            source.items.append(Item(source.name, key, key, _kind(key) or "image", (), _locate(source.path, key)))
+        except ItemError as error:
+            source.refuse(key, error)
+
+
+def _read_texts(source: Source, keys: list[str], options: ReadOptions) -> None:
+    """Fill a text source: a document for each cut of a .txt file, for each row of a .jsonl or .tsv file."""
+
+    for name in keys:
+        new: list[Item] = []
+        problems, with_text = len(source.problems), False
+        try:
+            file = _locate(source.path, name)
+            if file.suffix.lower() == ".txt":
+                text = _sound("".join(line for _, line in _lines(file, options)))
+                for i, document in enumerate(_documents(text, options.doc_bytes), 1):
+                    new.append(Item(source.name, f"{name}#{i}", f"{name}#{i}", "text", (document,), file))
+                if not new:
+                    raise ItemError("holds no text")
+            else:
+                for line, row in _rows(source, file, options):
+                    key = f"{name}#{line}"
+                    with_text = with_text or any(_CAPTION.fullmatch(column) for column in row)
+                    try:
+                        document = "\n".join(_texts(row))
+                        if not document:
+                            raise ItemError("holds no text")
+                        new.append(Item(source.name, key, _group(row, key), "text", (document,), file))
+                    except ItemError as error:
+                        source.refuse(key, error)
+                if not with_text:  # a file of another sort: one line for the file, not one for each row
+                    first = next((f" ({p.item} {p.reason})" for p in source.problems[problems:]), "")
+                    del source.problems[problems:]
+                    raise ItemError(f"no row has the key text{first}; add it, or take the file away")
+        except DataError as error:
+            source.refuse(name, error)
+        source.items.extend(new)
+
+
+def _documents(text: str, least: int) -> list[str]:
+    """Cut a text at blank lines into documents of at least ``least`` bytes; a shorter rest joins the last one."""
+    cuts: list[tuple[int, int]] = []
+    held = end = 0
+    for gap in _BLANK.finditer(text):
+        held += len(text[end : gap.start()].encode())
+        end = gap.end()
+        if held >= least:
+            cuts.append((gap.start(), end))
+            held = 0
+    if cuts and held + len(text[end:].encode()) < least:
+        cuts.pop()
+    starts, ends = [0, *(b for _, b in cuts)], [*(a for a, _ in cuts), len(text)]
+    return [text[a:b].strip("\n") for a, b in zip(starts, ends, strict=True) if text[a:b].strip()]
+
+
+def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
+    r"""Numbered lines, each ending as in the file but for \r\n -> \n; no byte-order mark. Bytes that are not UTF-8 come
+    as lone surrogates, which `_sound` refuses, so that they cost one item and not the file."""
+    try:
+        if file.stat().st_size > options.max_text_bytes:
+            raise DataError(f"{file.name} is larger than max_text_bytes ({options.max_text_bytes:,}); split it")
+        with open(file, "rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                line = raw.decode("utf-8", "surrogateescape")
+                if number == 1:
+                    line = line.removeprefix("\ufeff")
+                yield number, line[:-2] + "\n" if line.endswith("\r\n") else line
+    except OSError as error:
+        raise DataError(f"{file.name} cannot be read: {error.strerror}") from error
+
+
+def _rows(source: Source, file: Path, options: ReadOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered rows of a .jsonl, .csv or .tsv file as dictionaries; rows that cannot be parsed become problems.
+
+    A .tsv file is one document a row. If a cell of its first row is called ``text`` or ``text_<lang>``, that row names the
+    columns; otherwise all columns are text, in their order.
+    """
+    lines = _lines(file, options)
+    where = os.path.relpath(file, source.path)
+    if file.suffix.lower() == ".csv":
+        csv.field_size_limit(2**31 - 1)  # a long description is no damage
+        reader = csv.DictReader(line for _, line in lines)
+        try:
+            yield from ((reader.line_num, row) for row in reader)
+        except csv.Error as error:
+            raise DataError(f"{_line(file)}: line {reader.line_num} is not CSV ({error}); mend it") from error
+        return
+    header: list[str] | None = None
+    for number, line in lines:
+        if not line.strip(" \r\n"):
+            continue
+        if file.suffix.lower() == ".tsv":
+            cells = line.rstrip("\n").split("\t")
+            if number == 1 and any(_CAPTION.fullmatch(cell.strip()) for cell in cells):
+                header = [cell.strip() for cell in cells]
+            else:
+                yield number, {"text": cells} if header is None else dict(zip(header, cells, strict=False))
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            source.refuse(f"{where}:{number}", f"is not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            source.refuse(f"{where}:{number}", 'is not a JSON object such as {"text": "..."}')
+
+
+def _texts(row: dict[str, Any]) -> tuple[str, ...]:
+    """Every text of a row: ``text`` and each ``text_<lang>``, strings or lists of strings; null and blank ones dropped."""
+    found = []
+    for column, value in row.items():
+        if not isinstance(column, str) or not _CAPTION.fullmatch(column):
+            continue
+        for text in value if isinstance(value, list) else [value]:
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise ItemError(f"{column} is {text!r:.60}; it must be a string or a list of strings")
+            if _sound(text).strip():
+                found.append(text.removeprefix("\ufeff").replace("\r\n", "\n"))
+    return tuple(found)
+
+
+def _group(row: dict[str, Any], key: str) -> str:
+    value = row.get("group", row.get("story"))
+    return key if value is None or value == "" else _sound(str(value))
+
+
+def _sound(text: str) -> str:
+    """The text itself; raises ItemError where it is not text: NUL characters, bytes that are not UTF-8."""
+    if "\0" in text:
+        raise ItemError("holds NUL characters, so it is not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ItemError(f"is not UTF-8 at character {error.start}; save it as UTF-8") from None
+    return text
+
+
+def _locate(folder: Path, name: str) -> Path:
+    """The ordinary, non-empty file ``name`` below ``folder``, a path without links; raises ItemError where it is none."""
+    try:
+        _sound(name)
+    except ItemError:
+        raise ItemError("the file name is not UTF-8 text; rename the file") from None
+    if os.path.isabs(name) or ".." in name.split(os.sep):
+        raise ItemError("points outside its folder; only files below it are read")
+    try:
+        real = os.path.realpath(folder / name)
+        if not real.startswith(os.path.join(folder, "")):
+            raise ItemError("is a link that leaves its folder; copy the file there")
+        status = os.stat(real)
+    except OSError as error:
+        raise ItemError("the file is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemError("is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "is not an ordinary file")
+    if not status.st_size:
+        raise ItemError("the file is empty (0 bytes)")
+    return folder / name
+
+
+def _kind(name: str) -> Literal["image", "video"] | None:
+    ending = os.path.splitext(name)[1].lower()
+    return "image" if ending in IMAGES else "video" if ending in VIDEOS else None
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _endings(endings: frozenset[str]) -> str:
+    return " ".join(sorted(endings))
+
+
+def _line(text: object, most: int = 300) -> str:
+    """Printable on one line of a UTF-8 file, whatever the file name or the library's message holds."""
+    flat = "".join(c if c.isprintable() else " " for c in str(text).encode("utf-8", "backslashreplace").decode())
+    flat = " ".join(flat.split())
+    return flat if len(flat) <= most else flat[: most - 3] + "..."
+
+
+def fingerprint(sources: list[Source], options: ReadOptions) -> str:
+    """SHA-256 in hex over the options, every text, and path, size and modification time of every picture and video.
+
+    Media are not opened. Paths count from the source's folder, so it does not matter how the folder was named.
+    """
+    digest = hashlib.sha256(repr(options).encode())
+    for source in sources:
+        digest.update(repr((source.name, source.problems)).encode())
+        for item in source.items:
+            state: tuple[int, ...] = ()
+            if item.kind != "text" and item.file is not None:
+                try:
+                    status = os.stat(item.file)
+                    state = (status.st_size, status.st_mtime_ns)
+                except OSError:
+                    state = (-1,)  # vanished since the scan
+            digest.update(repr((item.key, item.group, item.kind, item.texts, state)).encode())
+    return digest.hexdigest()
+
+
+def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
+    """Decode a picture or video into clips, uint8 RGB (F, size, size, 3), at least one.
+
+    A picture is one clip of one frame. A video, or an animated gif, webp, png or avif, becomes consecutive clips of
+    ``clip_frames`` frames: time from the first frame is cut into slots of 1 / fps seconds, and the first frame that falls
+    into a slot is taken. The last, shorter clip is kept if it has two frames or is the only one. Decoding stops at
+    ``max_clips``, so no more than ``max_clips * clip_frames`` small frames are ever held.
+
+    Frames are turned as their EXIF or video orientation says, flattened onto white, and made square by ``fit``; the bars
+    that ``pad`` leaves have the median colour of the frame's border.
+
+    Raises ItemError (file, reason, cure on one line) where the file is missing, too large or damaged anywhere before the
+    last frame taken. A webm that was cut short between two frames cannot be told from a shorter one and is read.
+    """
+    if item.kind == "text" or item.file is None:
+        raise ValueError(f"{item.key} is text and has no frames")
+    try:
+        if not stat.S_ISREG(os.stat(item.file).st_mode):
+            raise ItemError("is not an ordinary file")
+        with open(item.file, "rb") as stream, closing(_frames(stream, options)) as frames:
+            taken = list(islice(frames, options.max_clips * options.clip_frames))
+        if not taken:
+            raise ItemError("holds no frame")
+    except Exception as error:  # Pillow and FFmpeg raise a dozen types on damaged files; the cause stays attached
+        reason = str(error)
+        if isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
+            reason = f"cannot be read ({error.strerror})"
+        elif not isinstance(error, ItemError):
+            reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
+        raise ItemError(_line(f"{item.file}: {reason}; mend, replace or remove the file", 600)) from error
+    clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
+    return clips if len(clips) == 1 or len(clips[-1]) >= min(2, options.clip_frames) else clips[:-1]
+
+
+def _frames(stream: IO[bytes], options: ReadOptions) -> Generator[np.ndarray, None, None]:
+    """The frames to take from a picture or video; what the file holds decides which of the two it is, not its name."""
+    last = -1
+
+    def due(seconds: float) -> bool:
+        nonlocal last
+        slot = math.floor((seconds + 0.001) * options.fps)  # webm and gif round their times to milliseconds
+        first, last = slot > last, max(slot, last)
+        return first
+
+    try:
+        picture = Image.open(stream, formats=_PICTURE_FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        yield from _video_frames(stream, options, due)
+    except Image.DecompressionBombError:
+        raise ItemError("has more pixels than can be opened safely; scale it down") from None
+    else:
+        yield from _picture_frames(picture, options, due)
+
+
+def _picture_frames(picture: Image.Image, options: ReadOptions, due: Callable[[float], bool]) -> Iterator[np.ndarray]:
+    seconds = 0.0
+    picture.draft(None, (2 * options.size, 2 * options.size))  # JPEG only: decode at a fraction of the size
+    for index in count():
+        _check_pixels(*picture.size, options)
+        picture.load()
+        if due(seconds):
+            yield _turn(_fit(picture, options), *_TURNS.get(_orientation(picture), (0, False)))
+        if picture.format not in _ANIMATED:
+            return
+        shown = picture.info.get("duration") or 0  # milliseconds
+        seconds += (shown if shown > 10 else 100) / 1000  # as browsers do: 10 ms or less means "not set"
+        try:
+            picture.seek(index + 1)
+        except EOFError:
+            return
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(0x0112, 1)
+    except Exception:  # a damaged EXIF block, which fails in many ways, does not damage the picture
+        return 1
+
+
+def _video_frames(stream: IO[bytes], options: ReadOptions, due: Callable[[float], bool]) -> Iterator[np.ndarray]:
+    try:
+        container = av.open(stream, mode="r", options=_VIDEO_OPTIONS, metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ItemError("is neither a picture nor a video that can be read, or is cut short") from error
+    with container:
+        if not container.streams.video:
+            raise ItemError("holds no video")
+        video = container.streams.video[0]
+        if video.codec_context is None:
+            raise ItemError("holds video in a codec that is not known here; re-encode it, for example as H.264 mp4")
+        video.thread_type = "NONE"  # each thread would hold full frames of its own, and files are read one by one
+        _check_pixels(video.width, video.height, options)
+        convert = VideoReformatter()  # one for all frames: a new one for each costs ten times the decoding
+        start: float | None = None
+        for index, frame in enumerate(container.decode(video)):
+            if frame.is_corrupt:
+                raise ItemError(f"is damaged at frame {index}")
+            _check_pixels(frame.width, frame.height, options)
+            seconds = frame.time if frame.time is not None else index / float(video.average_rate or options.fps)
+            start = seconds if start is None else start
+            if due(seconds - start):
+                picture = Image.fromarray(convert.reformat(frame, format="rgb24", threads=1).to_ndarray())
+                yield _turn(_fit(picture, options), round(frame.rotation / 90), False)
+
+
+def _check_pixels(width: int, height: int, options: ReadOptions) -> None:
+    if width * height > options.max_pixels:
+        raise ItemError(f"is {width} x {height} pixels, more than max_pixels ({options.max_pixels:,})")
+
+
+def _turn(frame: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
+    """Mirror left to right, then turn counter-clockwise by quarter turns; (size, size, 3) -> the same."""
+    return np.ascontiguousarray(np.rot90(frame[:, ::-1] if mirror else frame, turns))
+
+
+def _fit(picture: Image.Image, options: ReadOptions) -> np.ndarray:
+    """A decoded picture of any mode and shape as uint8 RGB (size, size, 3)."""
+    picture = _plain(picture)
+    size, (width, height) = options.size, picture.size
+    if options.fit == "crop":  # scaling only the cut-out keeps a 60,000 x 1 strip from becoming 3,840,000 x 64
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        shape, box = (size, size), (left, top, left + side, top + side)
+    else:
+        scale = size / max(width, height)
+        shape, box = (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0, width, height)
+    picture = picture.resize(shape, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", shape, "white"), picture).convert("RGB")
+    frame = np.asarray(picture)
+    if shape == (size, size):
+        return frame
+    border = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+    square = np.empty((size, size, 3), np.uint8)
+    square[:] = np.median(border, axis=0)
+    top, left = (size - shape[1]) // 2, (size - shape[0]) // 2
+    square[top : top + shape[1], left : left + shape[0]] = frame
+    return square
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB, or RGBA where something may be transparent."""
+    if picture.mode in ("RGB", "RGBA"):
+        return picture.convert("RGBA") if picture.has_transparency_data else picture
+    if picture.mode[0] in "IF":  # 16 and 32 bits a pixel: full scale is the smallest usual one that holds the picture
+        values = np.nan_to_num(np.asarray(picture).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0).clip(0)
+        scales = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(picture.mode, (65535.0,))
+        scale = next((s for s in scales if values.max() <= s), values.max())
+        picture = Image.fromarray((values * (255 / scale)).round().astype(np.uint8))
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")

@@ -1,0 +1,376 @@
+"""From the user's folders to token shards.
+
+    scan      list every item of every source, decode nothing
+    text      learn (or load) the text tokenizer on training items
+    visual    learn (or load) the visual tokenizer on a sample of training frames, by the one training loop
+    encode    decode, tokenize and write shard after shard; what is already written is kept
+
+Whatever stops it, the same command goes on: finished tokenizers and shards stand in the manifest with their checksums.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from quadrivium import checkpoint
+from quadrivium.config import to_dict
+from quadrivium.data import shards
+from quadrivium.data.mixture import MixtureConfig, streams_of
+from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
+from quadrivium.data.sources import Item, ReadOptions, Source, fingerprint, read_clips, scan
+from quadrivium.errors import ConfigError, DataError, ItemError, RunError
+from quadrivium.sequence import ROUTES
+from quadrivium.text import TextTokenizer
+from quadrivium.train import TrainConfig, fit
+from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer, picture_sheet
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How sources become shards."""
+
+    read: ReadOptions = field(default_factory=ReadOptions)
+    vocab: int = 8192  # ids of the text tokenizer
+    text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one
+    visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
+    visual: VisualConfig = field(default_factory=VisualConfig)
+    visual_train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=5.5))
+    visual_batch: int = 32  # frames a step
+    sample_frames: int = 20_000  # frames the visual tokenizer learns from
+    held: float = 0.05  # share of groups (stories, videos, documents) that are held out
+    max_bad: float = 0.05  # stop when more than this share of the items cannot be used
+    shard_items: int = 2000
+
+    def __post_init__(self) -> None:
+        if not (0 < self.held < 1 and 0 <= self.max_bad <= 1 and self.shard_items >= 1 and self.sample_frames >= 1):
+            raise ConfigError("held lies in (0, 1), max_bad in [0, 1], shard_items and sample_frames are positive")
+
+
+def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:
+    """Prepare ``paths`` into the data folder ``out`` and print what was found. Raises DataError, RunError."""
+    if out.is_file():
+        raise RunError(f"{out} is a file; --out is a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
+        raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
+    sources = [source for path in paths for source in scan(path, config.read)]
+    names = [s.name for s in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"two sources are named {name!r}; rename one folder: names tell their shards apart")
+    if not any(s.items for s in sources):
+        raise DataError(f"no usable items in {', '.join(map(str, paths))}; give folders that hold text, pictures or videos")
+    with checkpoint.locked(out):
+        return _Preparation(sources, out, config, progress).go()
+
+
+class _Preparation:
+    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool) -> None:
+        self.sources, self.out, self.config, self.progress = sources, out, config, progress
+        self.total = sum(len(s.items) + len(s.problems) for s in sources)
+        options = to_dict(config)
+        # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
+        kept = ("read", "vocab", "visual", "held", "text_tokenizer", "visual_tokenizer")
+        self.options = json.loads(json.dumps({k: options[k] for k in kept}, default=str))
+        self.manifest: dict[str, Any] = {
+            "version": shards.VERSION,
+            "complete": False,
+            "options": self.options,
+            "held": config.held,
+            "sources": [],
+        }
+        path = out / MANIFEST
+        if path.exists():
+            before = read_json(path, "a prepared data folder")
+            if before.get("version") != shards.VERSION or before.get("options") != self.options:
+                old = before.get("options") or {}
+                differ = [k for k in self.options if old.get(k) != self.options[k]]
+                raise RunError(f"{out} was prepared with another {', '.join(differ) or 'version'}; choose another --out or delete it")
+            self.before = {s["name"]: s for s in before.get("sources", [])}
+            self.was_complete = bool(before.get("complete"))
+            self.manifest["tokenizers"] = before.get("tokenizers", {})
+            self.manifest["grid"] = before.get("grid", [0, 0])
+        else:
+            self.before, self.was_complete = {}, False
+            self.manifest["tokenizers"], self.manifest["grid"] = {}, [0, 0]
+            write_json(path, self.manifest)
+
+    def go(self) -> Dataset:
+        self._check_bad(sum(len(s.problems) for s in self.sources))
+        text = self._text_tokenizer()
+        if self._unchanged():
+            print(f"{self.out}: nothing to do, everything is written already", file=sys.stderr)
+        else:
+            visual = self._visual_tokenizer()
+            grid = (visual.rows, visual.columns) if visual else (0, 0)
+            self.manifest["grid"] = list(grid)
+            for source in self.sources:
+                self.manifest["sources"].append(self._encode(source, text, visual, grid))
+                write_json(self.out / MANIFEST, self.manifest)
+            self._finish(text)
+        data = Dataset(self.out)
+        print(table(data))
+        return data
+
+    # --- tokenizers ---
+
+    def _text_tokenizer(self) -> TextTokenizer:
+        folder, config = self.out / "tokenizers" / "text", self.config
+        if "text" in self.manifest["tokenizers"]:
+            return TextTokenizer.load(folder)
+        if config.text_tokenizer:
+            tokenizer = TextTokenizer.load(config.text_tokenizer)
+        else:
+            training = (t for s in self.sources for i in s.items if not is_held(i.group, config.held) for t in i.texts)
+            budget = 200_000_000  # characters; a vocabulary of thousands of ids does not change with more
+            tokenizer = TextTokenizer.train(_at_most(tqdm(training, desc="text tokenizer", unit="text", disable=not self.progress), budget), config.vocab)
+        tokenizer.save(folder)
+        self._done("text", {"ids": tokenizer.size, "learned": not config.text_tokenizer})
+        return tokenizer
+
+    def _visual_tokenizer(self) -> VisualTokenizer | None:
+        folder, config = self.out / "tokenizers" / "visual", self.config
+        media = [i for s in self.sources for i in s.items if i.kind != "text"]
+        if not media:
+            return None
+        if "visual" in self.manifest["tokenizers"]:
+            return VisualTokenizer.load(folder)
+        if config.visual_tokenizer:
+            tokenizer = VisualTokenizer.load(config.visual_tokenizer)
+            if tokenizer.config.size != config.read.size:
+                raise ConfigError(
+                    f"{config.visual_tokenizer} reads frames of {tokenizer.config.size} pixels; add --read.size {tokenizer.config.size}"
+                )
+            tokenizer.save(folder)
+            self._done("visual", {"learned": False})
+            return tokenizer
+        work = self.out / ".work"
+        frames, source_of, held, names = self._sample(work)
+        tokenizer = VisualTokenizer(replace(config.visual, size=config.read.size))
+        task = VisualTask(tokenizer, frames, source_of, held, config.visual_train.seed, config.visual_batch, names)
+        fit(task, config.visual_train, work / "visual", resume=True, name="visual tokenizer", progress=self.progress)
+        tokenizer.eval()
+        report = task.evaluate(most=1000)
+        tokenizer.save(folder)
+        shown = {
+            name: frames[np.flatnonzero((source_of == i) & held if ((source_of == i) & held).any() else source_of == i)[:8]]
+            for i, name in enumerate(names)
+        }
+        picture_sheet(tokenizer, shown, folder / "sheet.png")
+        write_json(folder / "report.json", report)
+        self._done("visual", {"learned": True, **report})
+        shutil.rmtree(work, ignore_errors=True)
+        return tokenizer
+
+    def _sample(self, work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """A sample of frames as one memory-mapped file: every source an equal quota, a few frames a clip."""
+        work.mkdir(parents=True, exist_ok=True)
+        config, size = self.config, self.config.read.size
+        sources = [s for s in self.sources if any(i.kind != "text" for i in s.items)]
+        done = work / "sample.json"
+        if not done.exists():
+            quota, chosen = config.sample_frames // len(sources), []
+            for index, source in enumerate(sources):
+                media = [i for i in source.items if i.kind != "text"]
+                order = np.random.default_rng([stable_hash(source.name)]).permutation(len(media))
+                each = max(1, min(8, -(-quota // len(media))))
+                chosen += [(index, media[j], each) for j in order[:quota]]
+            wanted = config.sample_frames
+            frames = np.lib.format.open_memmap(work / "frames.npy", "w+", np.uint8, (wanted, size, size, 3))
+            filled, of, held = 0, [], []
+            reader = _read_all([i for _, i, _ in chosen], config.read)
+            for (index, item, each), clips in zip(chosen, tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress), strict=True):
+                if isinstance(clips, ItemError):
+                    continue  # it is counted when it is encoded
+                every = np.concatenate(clips)
+                picked = every[np.linspace(0, len(every) - 1, min(each, len(every))).round().astype(int)][: wanted - filled]
+                frames[filled : filled + len(picked)] = picked
+                filled += len(picked)
+                of += [index] * len(picked)
+                held += [is_held(item.group, config.held)] * len(picked)
+            frames.flush()
+            if not filled:
+                raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
+            write_json(done, {"of": of, "held": held})
+        state = read_json(done, "a frame sample")
+        of, held = np.array(state["of"]), np.array(state["held"], bool)
+        if not held.any() or held.all():  # a handful of pictures: the last one in ten stands for what is held out
+            held = np.arange(len(of)) % 10 == 9 if len(of) > 9 else np.arange(len(of)) == len(of) - 1
+        frames = np.load(work / "frames.npy", mmap_mode="r")[: len(of)]
+        return frames, of, held, [s.name for s in sources]
+
+    def _done(self, which: str, entry: dict[str, Any]) -> None:
+        self.manifest["tokenizers"][which] = entry
+        write_json(self.out / MANIFEST, {**self.manifest, "sources": list(self.before.values())})
+
+    # --- shards ---
+
+    def _unchanged(self) -> bool:
+        same = self.was_complete and set(self.before) == {s.name for s in self.sources}
+        return same and all(self.before[s.name]["fingerprint"] == fingerprint([s], self.config.read) for s in self.sources) and self._intact()
+
+    def _intact(self) -> bool:
+        return all(self._whole(e) for s in self.before.values() for e in s["shards"])
+
+    def _whole(self, entry: dict[str, Any]) -> bool:
+        path = self.out / "shards" / entry["file"]
+        return path.is_file() and path.stat().st_size == entry["bytes"] and shards.sha256(path) == entry["sha256"]
+
+    def _encode(self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None, grid: tuple[int, int]) -> dict[str, Any]:
+        config, mark = self.config, fingerprint([source], self.config.read)
+        before = self.before.get(source.name, {})
+        written = before.get("shards", []) if before.get("fingerprint") == mark else []
+        slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60] + f"-{stable_hash(source.name) % 16**4:04x}"
+        entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "fingerprint": mark, "shards": []}
+        chunks = range(0, len(source.items), config.shard_items)
+        with tqdm(total=len(source.items), desc=source.name, unit="item", disable=not self.progress) as bar:
+            for number, start in enumerate(chunks):
+                items = source.items[start : start + config.shard_items]
+                kept = next((e for e in written if e["number"] == number and e["count"] == len(items)), None)
+                if kept is None or not self._whole(kept):
+                    problems: list[dict[str, str]] = []
+                    records = list(self._records(items, text, visual, grid, problems, bar))
+                    kept = shards.write_shard(self.out / "shards" / f"{slug}-{number:05d}.safetensors", records, text.dtype, grid)
+                    kept |= {"number": number, "count": len(items), "problems": problems}
+                    kept["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
+                else:
+                    bar.update(len(items))
+                entry["shards"].append(kept)
+                bad = [p for s in (*self.manifest["sources"], entry) for e in s["shards"] for p in e["problems"]]
+                current = {**self.manifest, "sources": [*self.manifest["sources"], entry, *self._later(source)]}
+                write_json(self.out / MANIFEST, current)
+                self._check_bad(len(bad) + sum(len(s.problems) for s in self.sources))
+        return entry
+
+    def _later(self, source: Source) -> list[dict[str, Any]]:
+        """Entries of an earlier run for sources that are still to come."""
+        index = [s.name for s in self.sources].index(source.name)
+        return [self.before[s.name] for s in self.sources[index + 1 :] if s.name in self.before]
+
+    def _records(
+        self,
+        items: list[Item],
+        text: TextTokenizer,
+        visual: VisualTokenizer | None,
+        grid: tuple[int, int],
+        problems: list[dict[str, str]],
+        bar: tqdm,
+    ) -> Iterator[Record]:
+        """Records of items: one for a text or picture, one for each clip of a video."""
+        reader = _read_all(items, self.config.read)
+        while batch := list(islice(zip(items, reader, strict=False), 64)):
+            items = items[len(batch) :]
+            texts = iter(text.encode_all([t for item, _ in batch for t in item.texts]))
+            clips = [c for _, read in batch if not isinstance(read, ItemError) for c in read]
+            ends = np.cumsum([len(c) for c in clips])
+            codes = iter(np.split(visual.encode(np.concatenate(clips)), ends[:-1]) if visual and clips else [])
+            for item, read in batch:
+                mine = tuple(ids for ids in islice(texts, len(item.texts)) if len(ids))
+                bar.update()
+                key, group = item.key, stable_hash(f"{item.source}/{item.group}")
+                held = is_held(item.group, self.config.held)
+                if isinstance(read, ItemError):
+                    problems.append({"source": item.source, "item": item.key, "reason": str(read)})
+                elif item.kind == "text":
+                    for t in mine:
+                        yield Record(key, group, held, (t,), np.zeros((0, *grid), np.uint16))
+                else:
+                    for n, _ in enumerate(read):
+                        yield Record(f"{key}#{n}" if len(read) > 1 else key, group, held, mine, next(codes))
+
+    # --- the end ---
+
+    def _check_bad(self, bad: int) -> None:
+        if bad > self.config.max_bad * self.total:
+            self._skipped()
+            raise DataError(
+                f"{bad} of {self.total} items cannot be used, more than {self.config.max_bad:.0%}; "
+                f"{self.out / 'skipped.jsonl'} lists them; mend them or allow more with --max-bad"
+            )
+
+    def _skipped(self) -> None:
+        """Write one line for every item that was skipped."""
+        found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
+        manifest = read_json(self.out / MANIFEST, "a prepared data folder")
+        found += [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
+        lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in found)
+        shards.write_atomic(self.out / "skipped.jsonl", lines.encode("utf-8", "replace"))
+
+    def _finish(self, text: TextTokenizer) -> None:
+        named = {e["file"] for s in self.manifest["sources"] for e in s["shards"]}
+        for path in (self.out / "shards").iterdir():
+            if path.name not in named:
+                path.unlink()  # of a source that was changed or taken away
+        for source, entry in zip(self.sources, self.manifest["sources"], strict=True):
+            entry["skipped"] = len(source.problems) + sum(len(e["problems"]) for e in entry["shards"])
+        self.manifest["complete"] = True
+        write_json(self.out / MANIFEST, self.manifest)
+        self._skipped()
+
+
+def _read_all(items: list[Item], options: ReadOptions, ahead: int = 32) -> Iterator[list[np.ndarray] | ItemError]:
+    """Decode items in order on two threads (the decoders release the interpreter), at most ``ahead`` before they are used."""
+
+    def read(item: Item) -> list[np.ndarray] | ItemError:
+        if item.kind == "text":
+            return []
+        try:
+            return read_clips(item, options)
+        except ItemError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(read, i) for i in items[:ahead]]
+        for i in range(len(items)):
+            result = waiting.pop(0).result()
+            if i + ahead < len(items):
+                waiting.append(pool.submit(read, items[i + ahead]))
+            yield result
+
+
+def _at_most(texts: Any, characters: int) -> Iterator[str]:
+    for text in texts:
+        characters -= len(text)
+        if characters < 0:
+            return
+        yield text
+
+
+def table(data: Dataset) -> str:
+    """What a data folder holds, a line a source, as text."""
+    head = ("source", "documents", "pictures", "clips", "captions", "frames", "text bytes", "held out", "skipped", "routes")
+    rows: list[tuple[str, ...]] = []
+    streams = [s for held in (False, True) for s in streams_of(data, MixtureConfig(), held)]
+    for source, entry in zip(data.sources, data.manifest["sources"], strict=True):
+        routes = {s.route for s in streams if s.source is source}
+        media = source.frames > 0
+        counts = (
+            (~media).sum(),
+            (source.frames == 1).sum(),
+            (source.frames > 1).sum(),
+            source.texts[media].sum(),
+            source.frames.sum(),
+            sum(e["text_bytes"] for e in entry["shards"]),
+            source.held.sum(),
+            entry["skipped"],
+        )
+        rows.append((source.name, *(f"{int(c):,}" for c in counts), " ".join(r for r in ROUTES if r in routes)))
+    totals = [sum(int(r[c].replace(",", "")) for r in rows) for c in range(1, 9)]
+    rows.append(("all", *(f"{t:,}" for t in totals), ""))
+    widths = [max(len(r[c]) for r in (head, *rows)) for c in range(len(head))]
+
+    def line(row: tuple[str, ...]) -> str:
+        return "  ".join(v.ljust(w) if c in (0, 9) else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+
+    return "\n".join([line(head), "-" * len(line(head)), *map(line, rows)])
+

@@ -1,0 +1,178 @@
+"""Contact sheets of held-out items: given | wanted | generated, one picture a route and one page with the texts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from quadrivium.checkpoint import Run
+from quadrivium.config import from_dict
+from quadrivium.data.mixture import Mixture
+from quadrivium.data.sources import Item, ReadOptions, read_clips
+from quadrivium.errors import ConfigError
+from quadrivium.generate import Sampling, generate
+from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
+from quadrivium.sequence import Segment, Sequence, frames, group, route_of, text, ungroup
+
+HEADS = ("source", "given", "wanted", "generated")
+
+
+def cells(run: Run, segments: Sequence) -> list[Cell]:
+    """Segments as text and pixels, for people to look at."""
+    return [_cell(run, s) for s in segments]
+
+
+def _cell(run: Run, segment: Segment) -> Cell:
+    if segment.modality == "text":
+        return run.text.decode(segment.data)
+    return _decode(run, segment.data)
+
+
+def write_samples(run: Run, mixture: Mixture, out: Path, each: int = 8, sampling: Sampling | None = None, progress: bool = True) -> list[Path]:
+    """Draw ``each`` held-out items a route, generate what they want, and write sheets, GIFs and ``index.html`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    sampling = sampling or Sampling(temperature=0.9, top_p=0.95, max_ids=60)
+    routes = sorted({s.route for s in mixture.held.values()})
+    written, page = [], []
+    for route in tqdm(routes, desc="samples", unit="route", disable=not progress):
+        streams = [s for s in mixture.held.values() if s.route == route]
+        picked = [(s, u) for k in range(each) for s in streams for u in list(mixture.held_units(s, each))[k : k + 1]][:each]
+        rows: list[list[Cell]] = []
+        jobs: dict[tuple, list[tuple[int, Sequence]]] = {}
+        for i, (stream, unit) in enumerate(picked):
+            sequence = mixture.sequence(stream, unit)
+            given = tuple(s for s in sequence if not s.wanted)
+            wanted = next(s for s in sequence if s.wanted)
+            if route == "t2t":  # the first half of the window is the prompt
+                half = max(2, len(wanted.data) // 2)
+                given, wanted = (text(wanted.data[:half]),), text(wanted.data[half - 1 :], True)
+            name = f"{stream.source.name}: {stream.source.key(int(stream.unit[unit, 0]))}"
+            caption = " / ".join(c for c in cells(run, given) if isinstance(c, str)) or None
+            shown = [c for c in cells(run, given) if not isinstance(c, str)]
+            shown_text = wanted if wanted.modality == "frames" else text(wanted.data[1:].tolist() + [run.text.end])
+            rows.append([f"{name}\n", (shown[0] if shown else caption), _cell(run, shown_text), None])
+            if shown and caption:
+                rows[-1][0] = f"{name} | {caption}"
+            jobs.setdefault((wanted.modality, len(wanted.data) if wanted.modality == "frames" else 0), []).append((i, given))
+        for (modality, count), job in jobs.items():
+            # A batch is given something in every row, or in none.
+            for part in ([j for j in job if j[1]], [j for j in job if not j[1]]):
+                if part:
+                    made = generate(run.model, [g for _, g in part], modality, run.text.end, count or 1, sampling)
+                    for (i, _), ids in zip(part, made, strict=True):
+                        rows[i][3] = run.text.decode(ids) if modality == "text" else _decode(run, ids)
+        path = out / f"{route}.png"
+        sheet(rows, HEADS, f"{route}: held-out items, step {run.step}").save(path)
+        written.append(path)
+        for i, row in enumerate(rows):
+            made_frames = row[3]
+            if isinstance(made_frames, np.ndarray) and len(made_frames) > 1:
+                save_gif(made_frames, out / f"{route}-{i}.gif", scale=3)
+        page.append((route, rows))
+    index = out / "index.html"
+    index.write_text(_page(page, run.step), encoding="utf-8")
+    return [*written, index]
+
+
+def answer(
+    run: Run,
+    want: str,
+    prompt: str | None,
+    image: Path | None,
+    video: Path | None,
+    n: int,
+    count: int,
+    sampling: Sampling,
+    out: Path,
+    progress: bool = True,
+) -> list[Path]:
+    """What `quadrivium generate` does: read what is given, draw ``n`` samples, print text, write pictures and clips to ``out``."""
+    if n < 1 or count < 1:
+        raise ConfigError("--n and --frames have to be at least 1")
+    if run.visual is None and (want != "text" or image or video):
+        raise ConfigError(f"{run.folder} was trained on text alone; it neither reads nor draws pictures")
+    given: list[Segment] = []
+    if prompt is not None and (want != "text" or image or video):
+        given.append(text(run.text.document(prompt)))
+    for path, kind in ((image, "image"), (video, "video")):
+        if path is not None:
+            given.append(frames(_read(run, path, kind, count)))
+    if prompt is not None and not given and (ids := run.text.encode(prompt)).size:
+        given.append(text([run.text.end, *ids]))  # an open prompt that the model goes on from
+    total = count if want == "video" else 1
+    made = generate(run.model, [tuple(given)] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress)
+    if want == "text":
+        for ids in made:
+            print(f"{prompt or ''}{run.text.decode(ids)}" if len(given) == 1 and given[0].modality == "text" else run.text.decode(ids))
+            print("-" * 20)
+        return []
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{route_of((*given, frames(made[0], True)))}-seed{sampling.seed}"
+    clips = [_decode(run, codes) for codes in made]
+    written = []
+    if total == 1:
+        written.append(out / f"{stem}.png")
+        save_png(np.concatenate(clips), written[0], scale=4)
+    else:
+        fps = float(run.config.get("read", {}).get("fps", 4.0))
+        for i, clip in enumerate(clips):
+            for suffix, save in ((".gif", save_gif), (".mp4", save_mp4)):
+                written.append(out / f"{stem}-{i}{suffix}")
+                save(clip, written[-1], fps=fps, scale=4)
+    shown = [c for c in cells(run, tuple(given)) if not isinstance(c, str)]
+    rows: list[list[Cell]] = [[prompt, shown[0] if shown else None, clip] for clip in clips]
+    written.append(out / f"{stem}-sheet.png")
+    sheet(rows, ("text", "frames given", "generated"), stem).save(written[-1])
+    for path in written:
+        print(path)
+    return written
+
+
+def _read(run: Run, path: Path, kind: str, count: int) -> np.ndarray:
+    """Codes (F, R, C, G) of a picture or of the first clip of a video, read as the training data was."""
+    assert run.visual is not None
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    options = from_dict(ReadOptions, run.config.get("read", {}), f"{run.folder / 'config.json'}: read")
+    item = Item(source="given", key=path.name, group=path.name, kind=kind, texts=(), file=path)  # type: ignore[arg-type]
+    return group(run.visual.encode(read_clips(item, options)[0]), run.patch)
+
+
+def _decode(run: Run, cells: np.ndarray) -> np.ndarray:
+    """Codes (F, R, C, G) -> frames uint8 (F, S, S, 3)."""
+    assert run.visual is not None
+    return run.visual.decode(ungroup(cells, run.patch))
+
+
+def _page(routes: list[tuple[str, list[list[Cell]]]], step: int) -> str:
+    def show(cell: Cell) -> str:
+        if cell is None:
+            return ""
+        if isinstance(cell, str):
+            return html.escape(cell)
+        tags = []
+        for frame in cell:
+            buffer = io.BytesIO()
+            Image.fromarray(frame).save(buffer, "PNG")
+            tags.append(f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+        return "".join(tags)
+
+    parts = []
+    for route, rows in routes:
+        body = "".join("<tr>" + "".join(f"<td>{show(c)}</td>" for c in row) + "</tr>" for row in rows)
+        heads = "".join(f"<th>{h}</th>" for h in HEADS)
+        parts.append(f"<h2>{route}</h2><table><tr>{heads}</tr>{body}</table>")
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#222;background:#fff}"
+        "td,th{padding:.4em .8em;vertical-align:top;text-align:left;border-top:1px solid #ddd;max-width:24em;overflow-wrap:anywhere}"
+        "img{width:96px;image-rendering:pixelated;margin:1px}"
+        "@media (prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}}"
+    )
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Samples, step {step}</title>'
+    return f"{head}<style>{style}</style><h1>Held-out items at step {step}</h1>{''.join(parts)}</html>"

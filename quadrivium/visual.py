@@ -1,0 +1,316 @@
+"""The visual tokenizer: frames to a grid of codes and back, a convolutional autoencoder with finite scalar quantisation.
+
+Shape letters: n or B frames, S side in pixels, R rows and C columns of codes, D numbers in a code, W width.
+
+FSQ (Mentzer et al. 2023, arXiv 2309.15505): each cell is D numbers, each rounded to one of a few levels; the code is the
+index of that combination. There is no codebook to learn or to collapse, and rounding is passed straight through by the
+gradient. The network works on squares of ``down`` x ``down`` pixels from its first layer on: the same arithmetic at full
+resolution costs many times as much and, in minutes of training, teaches less.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from quadrivium.config import from_dict
+from quadrivium.data.shards import read_json, write_json
+from quadrivium.errors import ConfigError, RunError
+
+_KIND = "quadrivium visual tokenizer 1"  # a folder that says something else is not ours
+
+
+@dataclass(frozen=True)
+class VisualConfig:
+    """Shape of the tokenizer. A frame becomes (size / down)^2 * per_cell codes, each one of prod(levels) values."""
+
+    size: int = 64  # side of a frame in pixels
+    down: int = 4  # side of a cell in pixels
+    levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a code; 1000 codes
+    per_cell: int = 1  # codes a cell, side by side in the grid: 2 makes 8 x 16 codes of 8 x 8 cells
+    width: int = 96
+    encoder_depth: int = 2
+    decoder_depth: int = 4  # drawing what a code leaves out is the harder half
+
+    def __post_init__(self) -> None:
+        for name in ("size", "down", "per_cell", "width", "encoder_depth", "decoder_depth"):
+            if getattr(self, name) < (0 if name.endswith("depth") else 1):
+                raise ConfigError(f"visual.{name} is {getattr(self, name)}; it has to be positive")
+        if self.size % self.down:
+            raise ConfigError(f"visual.size ({self.size}) has to be a multiple of visual.down ({self.down})")
+        if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > 65535:
+            raise ConfigError(f"visual.levels is {self.levels}; each is at least 2 and their product at most 65535")
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions on a residual path that starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+class VisualTokenizer(nn.Module):
+    """``rows`` x ``columns`` codes a frame (``codes_per_frame``), each below ``n_codes``. Raises ConfigError."""
+
+    def __init__(self, config: VisualConfig) -> None:
+        super().__init__()
+        self.config = config
+        cells, numbers, width = config.size // config.down, len(config.levels), config.width
+        self.rows, self.columns = cells, cells * config.per_cell
+        self.codes_per_frame, self.n_codes = self.rows * self.columns, math.prod(config.levels)
+        pixels, latent = 3 * config.down**2, numbers * config.per_cell
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(config.down),
+            nn.Conv2d(pixels, width, 3, padding=1),
+            *[_Block(width) for _ in range(config.encoder_depth)],
+            nn.Conv2d(width, latent, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(latent, width, 3, padding=1),
+            *[_Block(width) for _ in range(config.decoder_depth)],
+            nn.Conv2d(width, pixels, 3, padding=1),
+            nn.PixelShuffle(config.down),
+        )
+        self.register_buffer("levels", torch.tensor(config.levels).view(-1, 1, 1), persistent=False)
+        base = torch.tensor([math.prod(config.levels[d + 1 :]) for d in range(numbers)]).view(-1, 1, 1)
+        self.register_buffer("base", base, persistent=False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (B, 3, S, S) in [-1, 1] -> reconstruction of that shape, unclamped, and codes (B, R, C) int64."""
+        digits = self._digits(frames)
+        return self._draw(digits), (digits.detach().long() * self.base).sum(1)
+
+    def _digits(self, frames: Tensor) -> Tensor:
+        """(B, 3, S, S) -> whole numbers (B, D, R, C), each from 0 to its level - 1; gradient passes the rounding."""
+        z = self._spread(self.encoder(frames))
+        x = torch.sigmoid(1.6 * z) * (self.levels - 1)  # 1.6: a normal z then uses the levels nearly equally
+        return x + (x.round() - x).detach()
+
+    def _draw(self, digits: Tensor) -> Tensor:
+        """(B, D, R, C) -> (B, 3, S, S)."""
+        return self.decoder(self._gather(digits * (2 / (self.levels - 1)) - 1))
+
+    def _spread(self, z: Tensor) -> Tensor:
+        """(B, P D, R, C / P) -> (B, D, R, C): the P codes of a cell side by side."""
+        z_BPDRC = z.unflatten(1, (self.config.per_cell, -1))
+        return z_BPDRC.permute(0, 2, 3, 4, 1).flatten(3)
+
+    def _gather(self, z: Tensor) -> Tensor:
+        """The inverse of `_spread`."""
+        z_BDRCP = z.unflatten(3, (-1, self.config.per_cell))
+        return z_BDRCP.permute(0, 4, 1, 2, 3).flatten(1, 2)
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @torch.no_grad()
+    def encode(self, frames: np.ndarray, batch: int = 256) -> np.ndarray:
+        """Frames uint8 (n, S, S, 3) -> codes uint16 (n, R, C)."""
+        size = self.config.size
+        if frames.ndim != 4 or frames.shape[1:] != (size, size, 3) or frames.dtype != np.uint8:
+            raise ConfigError(f"frames are {frames.dtype} {frames.shape}; this tokenizer reads uint8 (n, {size}, {size}, 3)")
+        codes = np.empty((len(frames), self.rows, self.columns), np.uint16)
+        for i in range(0, len(frames), batch):
+            digits = self._digits(_to_float(frames[i : i + batch], self.device))
+            codes[i : i + batch] = (digits.long() * self.base).sum(1).cpu().numpy()
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: np.ndarray, batch: int = 256) -> np.ndarray:
+        """Codes (n, R, C) of any integer type -> frames uint8 (n, S, S, 3)."""
+        if codes.ndim != 3 or codes.shape[1:] != (self.rows, self.columns):
+            raise ConfigError(f"codes are {codes.shape}; this tokenizer draws (n, {self.rows}, {self.columns})")
+        if codes.size and not (0 <= codes.min() and codes.max() < self.n_codes):
+            raise ConfigError(f"codes run from {codes.min()} to {codes.max()}; they lie in 0 .. {self.n_codes - 1}")
+        frames = np.empty((len(codes), self.config.size, self.config.size, 3), np.uint8)
+        for i in range(0, len(codes), batch):
+            codes_BRC = torch.from_numpy(codes[i : i + batch].astype(np.int64)).to(self.device)
+            digits = codes_BRC[:, None] // self.base % self.levels
+            frames[i : i + batch] = _to_bytes(self._draw(digits.float()))
+        return frames
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / ".model.safetensors.part"
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part)
+        os.replace(part, folder / "model.safetensors")
+        write_json(folder / "config.json", {"kind": _KIND, **asdict(self.config)})  # last: its presence says complete
+
+    @classmethod
+    def load(cls, folder: Path) -> VisualTokenizer:
+        """Read what `save` wrote; nothing in it is executed. Raises RunError: missing, damaged or something else."""
+        values = read_json(folder / "config.json", "a visual tokenizer")
+        if values.pop("kind", None) != _KIND:
+            raise RunError(f"{folder / 'config.json'}: this is not a visual tokenizer of this version")
+        try:
+            tokenizer = cls(from_dict(VisualConfig, values, str(folder / "config.json")))
+            tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
+        except ConfigError as error:
+            raise RunError(f"{error}; prepare the data again") from None
+        except FileNotFoundError:
+            raise RunError(f"{folder / 'model.safetensors'}: not found; prepare the data again") from None
+        except (SafetensorError, RuntimeError, OSError) as error:
+            first = str(error).splitlines()[0]
+            raise RunError(f"{folder / 'model.safetensors'}: damaged or of another shape ({first:.120})") from None
+        return tokenizer.eval()
+
+
+class VisualTask:
+    """What the training loop needs: the tokenizer learning to redraw frames.
+
+    ``frames`` uint8 (n, S, S, 3), best memory-mapped; ``source_of`` (n,) whole numbers; ``held`` (n,) bool, never learnt
+    from; ``names`` of the sources for the report. A frame of a batch is drawn by source first, each source with a weight
+    in proportion to the square root of its frames, so that a small source is seen and a large one still leads.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VisualTokenizer,
+        frames: np.ndarray,
+        source_of: np.ndarray,
+        held: np.ndarray,
+        seed: int,
+        batch_size: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.model, self.frames, self.seed, self.batch_size = tokenizer, frames, seed, batch_size
+        sources = [int(i) for i in np.unique(source_of)]
+        self.names = {i: names[i] if names else f"source {i}" for i in sources}
+        self.held = {i: np.flatnonzero((source_of == i) & held) for i in sources}
+        known = [np.flatnonzero((source_of == i) & ~held) for i in sources]
+        self.known = [k for k in known if len(k)]
+        if not self.known:
+            raise ConfigError("the visual tokenizer has no frames to learn from: all are held out")
+        weights = np.sqrt([len(k) for k in self.known])
+        self.weights = weights / weights.sum()
+
+    def batch(self, step: int) -> Tensor:
+        """Frames (B, 3, S, S) in [-1, 1] of a step: a function of (seed, step) alone."""
+        draw = np.random.default_rng([self.seed, step])
+        sources = draw.choice(len(self.known), self.batch_size, p=self.weights)
+        chosen = [self.known[s][draw.integers(len(self.known[s]))] for s in sources]
+        return _to_float(np.stack([self.frames[i] for i in chosen]), self.model.device)
+
+    def positions(self, batch: Tensor) -> tuple[int, int]:
+        """Codes in a batch; none is padding."""
+        n = len(batch) * self.model.codes_per_frame
+        return n, n
+
+    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Mean over frames of log mean squared error: PSNR itself, so that a flat drawing counts as much as a photo.
+
+        The plain mean is nearly all photographs, whose error is ten times as large. The 1e-4 (46 dB) keeps blank frames
+        from ruling in their turn.
+        """
+        redrawn, _ = self.model(batch)
+        error_B = (redrawn - batch).square().mean((1, 2, 3))
+        decibel = -10 * (error_B.detach() / 4).clamp_min(1e-10).log10().mean().item()
+        return (error_B + 1e-4).log().mean(), {"psnr": decibel}
+
+    def evaluate(self, most: int = 256) -> dict[str, float]:
+        """Of each source's held-out frames (at most ``most``, evenly spaced):
+
+        psnr (dB, mean over frames), psnr_pooled (dB, of the mean squared error over frames), ssim (mean over frames),
+        perplexity and used (of code values), bits a frame (entropy of the values times codes a frame: what an order-0
+        coder pays, beside the log2(n_codes) of a flat one). Keys are "name psnr" and so on.
+        """
+        training, out = self.model.training, {}
+        self.model.eval()
+        for source, where in self.held.items():
+            if not len(where):
+                continue
+            where = where[np.linspace(0, len(where) - 1, min(len(where), most)).astype(int)]
+            frames = np.stack([self.frames[i] for i in where])
+            codes = self.model.encode(frames)
+            redrawn = self.model.decode(codes)
+            share = np.bincount(codes.ravel(), minlength=self.model.n_codes) / codes.size
+            share = share[share > 0]
+            entropy = float(-(share * np.log2(share)).sum())
+            numbers = {
+                "psnr": float(psnr(frames, redrawn).mean()),
+                "psnr_pooled": float(-10 * np.log10(max(1e-10, (10 ** (-psnr(frames, redrawn) / 10)).mean()))),
+                "ssim": float(ssim(frames, redrawn).mean()),
+                "perplexity": 2**entropy,
+                "used": float(len(share)),
+                "bits": entropy * self.model.codes_per_frame,
+            }
+            out |= {f"{self.names[source]} {key}": value for key, value in numbers.items()}
+        self.model.train(training)
+        return out
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of uint8 frames (n, S, S, 3) -> (n,); equal frames get 100."""
+    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean((1, 2, 3)) / 255**2
+    return -10 * np.log10(np.maximum(error, 1e-10))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Structural similarity of uint8 frames (n, S, S, 3) -> (n,) (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
+
+    Gaussian window of 11 pixels, sigma 1.5, no padding, on each colour by itself, then the mean.
+    """
+    g = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    g = torch.from_numpy(g / g.sum())
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, g.view(1, 1, 1, -1)), g.view(1, 1, -1, 1))
+
+    out = []
+    for i in range(0, len(a), 64):
+        x, y = (torch.from_numpy(v[i : i + 64].astype(np.float64)).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for v in (a, b))
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        index = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+        out.append(index.mean((1, 2, 3)).view(-1, 3).mean(1).numpy())
+    return np.concatenate(out) if out else np.zeros(0)
+
+
+def picture_sheet(tokenizer: VisualTokenizer, frames: Mapping[str, np.ndarray], path: Path, scale: int = 2) -> None:
+    """Write a PNG: for each source, its frames uint8 (n, S, S, 3) above what the codes bring back, with the mean PSNR."""
+    from PIL import Image, ImageDraw
+
+    side, head = tokenizer.config.size * scale, 18
+    most = max([1, *(len(v) for v in frames.values())])
+    sheet = Image.new("RGB", (side * most, len(frames) * (2 * side + head)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, before) in enumerate(frames.items()):
+        after = tokenizer.decode(tokenizer.encode(before))
+        top = row * (2 * side + head)
+        text = f"{name}: frames above, their {tokenizer.codes_per_frame} codes drawn below, {psnr(before, after).mean():.1f} dB"
+        draw.text((4, top + 3), text, fill="black")
+        for line, pictures in enumerate((before, after)):
+            for i, picture in enumerate(pictures):
+                enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(enlarged, (i * side, top + head + line * side))
+    sheet.save(path)
+
+
+def _to_float(frames: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (n, S, S, 3) -> float (n, 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _to_bytes(frames: Tensor) -> np.ndarray:
+    """The inverse of `_to_float`, rounded and clamped."""
+    return ((frames.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).byte().cpu().numpy()

@@ -1,0 +1,116 @@
+"""What may be said, and what may not: openings tell nothing, accounts tell something, every form fills."""
+
+from random import Random
+
+import pytest
+
+from quadrivium.data import language as words
+from quadrivium.data.machine import DEVICES, FINISHES, Kind, MachineSpec, Scene
+from quadrivium.data.machine import run as run_machine
+
+A = Kind("zopeka", "ゾペカ", "red", "banded", "round", 1.0, 0.95, 0.18, 0, "both")
+B = Kind("mirudo", "ミルド", "blue", "plain", "square", 3.0, 0.95, 0.18, 1, "both")
+SPECS = [
+    MachineSpec(device, 0, 1, finish, mirror=mirror)
+    for device in DEVICES
+    for finish in FINISHES[device]
+    for mirror in (False, True)
+]
+
+
+def every(forms: object) -> list[str]:
+    """All forms in a nested table, with all their wordings written out."""
+    if isinstance(forms, dict):
+        return [form for value in forms.values() for form in every(value)]
+    if isinstance(forms, tuple):
+        return [form for value in forms for form in every(value)]
+    assert isinstance(forms, str)
+    match = words._CHOICE.search(forms)
+    if match is None:
+        return [forms]
+    return [f for choice in match.group(1).split("|") for f in every(forms[: match.start()] + choice + forms[match.end() :])]
+
+
+@pytest.mark.parametrize("tongue", words.LANGUAGES)
+def test_openings_and_portraits_tell_no_outcome(tongue: words.Language) -> None:
+    quiet = [words.OPENINGS, words.FINISH_OPENINGS, words.LOOK_SENTENCES, words.PORTRAITS, words.PAIRS]
+    for table in quiet:
+        for form in every(table[tongue]):
+            assert not words.outcome_words(form), form
+    patterns = words._PATTERN_EN if tongue == "en" else words._PATTERN_JA
+    for phrase in every(patterns):
+        assert not words.outcome_words(phrase), phrase
+
+
+@pytest.mark.parametrize("tongue", words.LANGUAGES)
+def test_every_form_about_what_happens_is_seen_by_the_audit(tongue: words.Language) -> None:
+    for table in (words.OUTCOMES, words.FINISH_ACCOUNTS):
+        for form in every(table[tongue]):
+            assert words.OUTCOME_WORDS[tongue].search(form), form
+
+
+@pytest.mark.parametrize("tongue", words.LANGUAGES)
+def test_tables_cover_every_device_outcome_and_finish(tongue: words.Language) -> None:
+    for device, outcomes in DEVICES.items():
+        assert set(words.OUTCOMES[tongue][device]) == set(outcomes)
+        for table in (words.OPENINGS, words.ACTIONS, words.KNOWLEDGE):
+            assert len(table[tongue][device]) >= 3
+    finishes = {finish for options in FINISHES.values() for finish in options if finish}
+    assert set(words.FINISH_OPENINGS[tongue]) == finishes
+    assert set(words.FINISH_ACCOUNTS[tongue]) == {(finish, happened) for finish in finishes for happened in (True, False)}
+    assert words.form_count(tongue) >= 40
+
+
+@pytest.mark.parametrize("tongue", words.LANGUAGES)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.device}-{spec.finish or 'end'}-{spec.mirror}")
+def test_all_registers_fill_without_leftovers(spec: MachineSpec, tongue: words.Language) -> None:
+    for outcome in DEVICES[spec.device]:
+        for happened in (False, True):
+            scene = Scene(spec, outcome, (), happened, happened, None)
+            for trial in range(12):
+                rng = Random(f"{outcome}{trial}")
+                texts = [
+                    words.opening(spec, A, B, rng, tongue),
+                    words.account(scene, A, B, rng, tongue),
+                    words.knowledge(spec.device, outcome, A, B, rng, tongue, spec.mirror),
+                    words.portrait(A, None, rng, tongue),
+                    words.portrait(A, B, rng, tongue),
+                ]
+                assert not words.outcome_words(texts[0])
+                assert words.outcome_words(texts[1])
+                assert words.outcome_words(texts[2])
+                for text in texts:
+                    assert not set("{}[|]") & set(text), text
+                    assert text[-1] in (".!?\")" if tongue == "en" else "。」？"), text
+                    if tongue == "en":
+                        assert text[0].isupper() or text[0] == "(", text
+                        assert all(ord(c) < 128 for c in text), text
+                    else:
+                        assert not any("a" <= c.lower() <= "z" for c in text), text
+
+
+def test_both_sides_are_named_as_drawn() -> None:
+    for tongue, left in (("en", "left"), ("ja", "左")):
+        seesaw = [MachineSpec("seesaw", 0, 1, mirror=mirror) for mirror in (False, True)]
+        plain, turned = (words.opening(spec, A, B, Random(3), tongue) for spec in seesaw)
+        assert plain != turned
+        assert left in plain
+
+
+def test_names_are_distinct_words() -> None:
+    names = words.invent_names(Random(0), 160)
+    assert len({latin for latin, _ in names}) == len({kana for _, kana in names}) == 160
+    for latin, kana in names:
+        assert latin.isascii()
+        assert latin.isalpha()
+        assert len(kana) == 3
+        assert not words.outcome_words(latin + " " + kana)
+    everything = [latin for latin, _ in names]
+    assert not any(a != b and a in b for a in everything for b in everything)
+
+
+def test_accounts_tell_what_the_simulation_did() -> None:
+    scene = run_machine(MachineSpec("seesaw", 0, 1), (A, B), draw=False)
+    assert scene.outcome == "second"
+    text = words.account(scene, A, B, Random(1), "en")
+    assert any(words._fill(form, Random(0), "en", A, B, False) in text for form in words.OUTCOMES["en"]["seesaw"]["second"])

@@ -1,0 +1,198 @@
+"""Twins of the model: packed and alone, cached and uncached, ours and transformers'."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from quadrivium.generate import Engine, Sampling, generate
+from quadrivium.model import Batch, Cache, Model, ModelConfig
+from quadrivium.sequence import ROUTES, frames, group, pack, route_of, text, ungroup
+
+SHARINGS = ("all", "attention", "none")
+SHAPE = dict(vocab=60, codes=30, rows=3, columns=2, patch=2, layers=2, width=32, heads=4, kv_heads=2, head_size=8, hidden=48)
+
+
+def tiny(sharing="all", **changes):
+    return Model(ModelConfig(**{**SHAPE, "sharing": sharing, **changes}), seed=1)
+
+
+def sample(route, rng, length=None):
+    ids = lambda: rng.integers(0, 60, length or rng.integers(2, 12))  # noqa: E731
+    clip = lambda n: rng.integers(0, 30, (n, 3, 2, 4))  # noqa: E731
+    cut = rng.integers(1, 3)
+    return {
+        "t2t": lambda: (text(ids(), True),),
+        "t2v": lambda: (text(ids()), frames(clip(2), True)),
+        "v2t": lambda: (frames(clip(cut)), text(ids(), True)),
+        "v2v": lambda: (frames(clip(cut)), frames(clip(2), True)),
+        "tv2v": lambda: (text(ids()), frames(clip(cut)), frames(clip(1), True)),
+    }[route]()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_packed_costs_what_each_sequence_costs_alone(sharing, rng):
+    model = tiny(sharing)
+    sequences = [sample(r, rng) for r in ROUTES for _ in range(4)]
+    batch = Batch.of(pack(sequences))
+    text_nats, code_nats = model.nats(batch)
+    for i, sequence in enumerate(sequences):
+        alone_text, alone_codes = model.nats(Batch.of(pack([sequence])))
+        torch.testing.assert_close(text_nats[batch.text_row == i], alone_text, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(code_nats[batch.codes_row == i].flatten(), alone_codes.flatten(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_nothing_looks_ahead_or_into_a_neighbour(sharing, rng):
+    """Change one sequence's end: no cost before the change moves, and none of any other sequence."""
+    model = tiny(sharing)
+    a, b = (text(rng.integers(0, 60, 8)), frames(rng.integers(0, 30, (2, 3, 2, 4)), True)), sample("t2t", rng, 9)
+    codes = a[1].data.copy()
+    codes[-1, -1, -1, -1] = (codes[-1, -1, -1, -1] + 1) % 30
+    changed = (a[0], frames(codes, True))
+    old, new = (model.nats(Batch.of(pack([s, b]))) for s in (a, changed))
+    assert torch.equal(old[0], new[0])
+    old_codes, new_codes = old[1].flatten(), new[1].flatten()
+    assert torch.equal(old_codes[:-1], new_codes[:-1]) and old_codes[-1] != new_codes[-1]
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("route", ROUTES)
+def test_cached_logits_are_uncached_logits(sharing, route, rng):
+    """Sequences of different lengths, read in one pass and then one position at a time."""
+    model = tiny(sharing)
+    given = [tuple(s for s in sample(route, rng) if not s.wanted) for _ in range(5)]
+    if route == "t2t":
+        given = [(text(rng.integers(1, 60, n)),) for n in (2, 5, 9)]
+    if route.startswith("v"):
+        given = [(frames(rng.integers(0, 30, (n, 3, 2, 4))),) for n in (1, 3, 2)]
+    clips = rng.integers(0, 30, (len(given), 2, 3, 2, 4))
+    words = rng.integers(0, 60, (len(given), 7))
+    engine = Engine(model, given, 20)
+    hidden = []
+    if route[-1] == "t":
+        whole = [(*(g if route != "t2t" else ()), text(np.concatenate([g[0].data[:-1] if route == "t2t" else [], w]), True)) for g, w in zip(given, words, strict=True)]
+        for i in range(6):
+            place = torch.tensor([w.text(1) for w in engine.walks])
+            hidden.append(engine._add(torch.tensor(words[:, i]), place.new_empty(0, 1), place[:0], place[:, None].expand(-1, 3)))
+        at = [q for q in range(6)]
+    else:
+        whole = [(*g, frames(c, True)) for g, c in zip(given, clips, strict=True)]
+        plan = pack([(frames(np.zeros((2, 3, 2, 4), int), True),)])
+        start = torch.tensor([(t, b, b) for b, t in (w.frames(2, 3, 2) for w in engine.walks)])
+        for i in range(14):
+            slot = int(plan["slots"][i])
+            codes = torch.from_numpy(np.stack([np.full(4, -1) if slot == 0 else c.reshape(2, 6, 4)[i // 7, slot - 1] for c in clips]))
+            hidden.append(engine._add(codes[:0, 0], codes, torch.full_like(codes[:, 0], slot), start + torch.tensor(plan["places"][i])))
+        at = list(range(14))
+    for row, sequence in enumerate(whole):
+        batch = Batch.of(pack([sequence]))
+        want = model(batch)[batch.order][-len(at) :]
+        got = torch.stack([hidden[i][row] for i in at])
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(rng):
+    model = tiny(tied=False)
+    given = [(frames(rng.integers(0, 30, (n, 3, 2, 4))),) for n in (1, 2, 3)]
+    together = generate(model, given, "text", end=0, sampling=Sampling(max_ids=12))
+    alone = generate(model, given[:1], "text", end=0, sampling=Sampling(max_ids=12))
+    assert np.array_equal(together[0], alone[0])
+    clips = generate(model, given, "frames", end=0, count=2)
+    assert clips[0].shape == (2, 3, 2, 4)
+
+
+def test_three_axes_on_text_are_one_axis(rng):
+    """On text the rotary angles are those of the usual single axis, place times base ** (-2i / head size)."""
+    model = tiny()
+    arrays = pack([sample("t2t", rng, 9)])
+    cos, _ = model.rotary(torch.from_numpy(arrays["places"]))
+    usual = torch.outer(torch.arange(8).float(), 10_000.0 ** (-torch.arange(0, 8, 2).float() / 8))
+    torch.testing.assert_close(cos[:, 0], usual.cos())
+
+
+def test_a_clip_is_placed_alike_wherever_it_is_cut(rng):
+    clip = rng.integers(0, 30, (4, 3, 2, 4))
+    whole = pack([(frames(clip, True),)])["places"]
+    for cut in (1, 2, 3):
+        assert np.array_equal(pack([(frames(clip[:cut]), frames(clip[cut:], True))])["places"], whole)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_every_subset_of_routes_trains(sharing, rng):
+    """15 subsets of the four routes: a step lowers the loss on its own batch, and no absent weight gets a gradient."""
+    for n in range(1, 5):
+        for subset in itertools.combinations(ROUTES[:4], n):
+            model = tiny(sharing)
+            batch = Batch.of(pack([sample(r, rng) for r in subset for _ in range(2)]))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            losses = []
+            for _ in range(4):
+                loss = torch.cat([nats.flatten() for nats in model.nats(batch)]).mean()
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            assert losses[-1] < losses[0], (subset, losses)
+            if all(r[-1] == "t" for r in subset):
+                assert model.head_codes.out.weight.grad is None
+            if subset == ("t2t",):
+                assert model.embed_codes.weight.grad is None
+
+
+def test_arms_start_from_the_same_weights():
+    """Weights that two sharing schemes have in common are equal, so arms differ by what they learn."""
+    a, b = tiny("all").state_dict(), tiny("none").state_dict()
+    common = [k for k in a if k in b]
+    assert len(common) > 10 and all(torch.equal(a[k], b[k]) for k in common)
+
+
+def test_drawing_a_cell_code_by_code_is_reading_it_at_once(rng):
+    """Generation asks for one code at a time; the loss for all of a cell at once."""
+    model = tiny()
+    hidden, want = torch.randn(5, 32), torch.from_numpy(rng.integers(0, 30, (5, 4)))
+    whole = model.code_logits(hidden, want[:, :3])
+    steps = torch.stack([model.code_logits(hidden, want[:, :j])[:, -1] for j in range(4)], dim=1)
+    torch.testing.assert_close(whole, steps, rtol=1e-5, atol=1e-5)
+    changed = want.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % 30
+    moved = (model.code_logits(hidden, changed[:, :3]) != whole).any(-1).any(0)
+    assert moved.tolist() == [False, False, True, True]
+
+
+def test_codes_are_grouped_into_cells_and_back(rng):
+    codes = rng.integers(0, 30, (3, 8, 6))
+    cells = group(codes, 2)
+    assert cells.shape == (3, 4, 3, 4) and np.array_equal(ungroup(cells, 2), codes)
+    assert cells[1, 2, 1].tolist() == codes[1, 4:6, 2:4].ravel().tolist()
+
+
+def test_routes_are_named_by_their_parts(rng):
+    for route in ROUTES:
+        assert route_of(sample(route, rng)) == route
+    mixed = (frames(np.zeros((1, 3, 2, 4))), text([1, 2]), text([1, 2], True))
+    assert route_of(mixed) == "tv2t"
+    with pytest.raises(ValueError, match="no route"):
+        route_of((text([1, 2]),))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [({"heads": 3}, "multiple"), ({"head_size": 7}, "even"), ({"sharing": "some"}, "one of"), ({"layers": 0}, "positive")],
+)
+def test_impossible_shapes_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        tiny(**change)
+
+
+def test_a_full_cache_is_an_error(rng):
+    model = tiny()
+    cache = Cache(model.config, 1, 3, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="holds 3"):
+        model(Batch.of(pack([sample("t2t", rng, 9)])), cache)
