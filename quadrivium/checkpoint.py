@@ -162,6 +162,6 @@ class Run:
         seen = folder / "tokenizers" / "visual"
         self.visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
         self.model = Model(shape).to(device).eval()
-        self.patch = max(shape.patch, 1)
+        self.patch = shape.patch or 1
         self.device = device
         self.step: int = load(path, self.model)["step"]

@@ -288,16 +288,17 @@ def _export() -> Callable[..., Any]:
 
 
 def _demo() -> Callable[..., Any]:
-    def demo(out: Path = Path("runs/demo"), minutes: float = 5.0) -> None:
+    def demo(out: Path = Path("runs/demo")) -> None:
         """A world that needs no download, a four-route model of it, the table of its routes and pictures to look at.
+
+        About ten minutes on two cores. A demo that was stopped goes on.
 
         Args:
             out: folder to write.
-            minutes: how long the model trains.
         """
         from quadrivium.demo import run_demo
 
-        run_demo(out, minutes)
+        run_demo(out)
 
     return demo
 

@@ -88,7 +88,7 @@ class Engine:
 
     def frames(self, count: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None) -> np.ndarray:
         """The next ``count`` frames: codes (S, F, R, C, G)."""
-        c, cell = self.model.config, max(self.model.config.patch, 1) ** 2
+        c, cell = self.model.config, self.model.config.patch ** 2
         plan = pack([(frames(np.zeros((count, c.rows, c.columns, cell), np.int64), wanted=True),)])
         slots, places = (torch.from_numpy(plan[k]).to(self.device) for k in ("slots", "places"))
         starts = [w.frames(count, c.rows, c.columns) for w in self.walks]

@@ -56,14 +56,19 @@ class ModelConfig:
     norm_eps: float = 1e-6
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
 
-    def __post_init__(self) -> None:
-        derived = {
-            "kv_heads": self.kv_heads or self.heads,
-            "head_size": self.head_size or self.width // max(self.heads, 1),
-            "hidden": self.hidden or 64 * math.ceil(self.width * 8 / 3 / 64),
-        }
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
+    def resolve(self) -> ModelConfig:
+        """Fill in what follows from other fields, and check that the shape is possible. Raises ValueError."""
+        full = replace(
+            self,
+            patch=self.patch or 1,
+            kv_heads=self.kv_heads or self.heads,
+            head_size=self.head_size or self.width // max(self.heads, 1),
+            hidden=self.hidden or 64 * math.ceil(self.width * 8 / 3 / 64),
+        )
+        full._check()
+        return full
+
+    def _check(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (value < 0 or (value == 0 and field.name in ("layers", "width", "heads"))):
@@ -234,7 +239,7 @@ class CodeHead(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.codes, self.cell = c.codes, max(c.patch, 1) ** 2
+        self.codes, self.cell = c.codes, c.patch ** 2
         self.out = nn.Linear(c.width, max(c.codes, 1), bias=False)
         if self.cell > 1:
             self.known = nn.Embedding((self.cell - 1) * c.codes, c.width)
@@ -313,9 +318,9 @@ class Model(nn.Module):
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
-        self.config = c = config
+        self.config = c = config.resolve()
         self.embed_text = nn.Embedding(c.vocab, c.width)
-        self.embed_codes = nn.Embedding(max(c.patch, 1) ** 2 * c.codes + 1, c.width)  # index 0: a frame begins
+        self.embed_codes = nn.Embedding(c.patch ** 2 * c.codes + 1, c.width)  # index 0: a frame begins
         # The visual stream is told where the next cell belongs, which rotary positions only say relatively.
         self.embed_row = nn.Embedding(c.rows + 1, c.width)  # the last row: the frame is complete
         self.embed_column = nn.Embedding(max(c.columns, 1), c.width)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from quadrivium import checkpoint
@@ -156,7 +157,9 @@ class _Preparation:
             return tokenizer
         work = self.out / ".work"
         frames, source_of, held, names = self._sample(work)
-        tokenizer = VisualTokenizer(replace(config.visual, size=config.read.size))
+        with torch.random.fork_rng(devices=[]):  # the first weights are a function of the seed, wherever this runs
+            torch.manual_seed(config.visual_train.seed)
+            tokenizer = VisualTokenizer(replace(config.visual, size=config.read.size))
         task = VisualTask(tokenizer, frames, source_of, held, config.visual_train.seed, config.visual_batch, names)
         fit(task, config.visual_train, work / "visual", resume=True, name="visual tokenizer", progress=self.progress)
         tokenizer.eval()

@@ -128,7 +128,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 class RouteTask:
     """The four-route model learning from a mixture."""
 
-    def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 50_000) -> None:
+    def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 16_000) -> None:
         """``held``: held-out positions an evaluation while training reads; `quadrivium eval` reads more."""
         self.model, self.mixture, self.device = model.to(device), mixture, device
         self.id_bytes = torch.from_numpy(id_bytes).to(device)
@@ -370,17 +370,16 @@ def train_routes(
     visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
     if not resume:
         model = dataclasses.replace(model, vocab=text.size)
-        if visual:
-            try:
-                model = cells(model, visual.rows, visual.columns, visual.n_codes)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
+        try:
+            model = (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         text.save(run / "tokenizers" / "text")
         if visual:
             visual.save(run / "tokenizers" / "visual")
         described = {"version": quadrivium.__version__, "data": str(data.resolve()), "read": prepared.manifest["options"]["read"]}
         write_json(path, {**described, "model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)})
-    mixed = Mixture(prepared, mixture, text.end, config.seed, max(model.patch, 1))
+    mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     network = Model(model, config.seed)
     size = sum(p.numel() for p in network.parameters())
     shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)

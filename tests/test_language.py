@@ -81,7 +81,7 @@ def test_all_registers_fill_without_leftovers(spec: MachineSpec, tongue: words.L
                 assert words.outcome_words(texts[2])
                 for text in texts:
                     assert not set("{}[|]") & set(text), text
-                    assert text[-1] in (".!?\")" if tongue == "en" else "。」？"), text
+                    assert text[-1] in ('.!?")' if tongue == "en" else "。」？"), text
                     if tongue == "en":
                         assert text[0].isupper() or text[0] == "(", text
                         assert all(ord(c) < 128 for c in text), text

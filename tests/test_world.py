@@ -100,7 +100,10 @@ def test_a_failed_world_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_groups_appear_only_where_they_may(tiny: Path) -> None:
     kinds = {kind["name"]: kind for kind in world.read_world(tiny)["kinds"]}
-    groups = {part: Counter(kinds[name]["group"] for row in rows(tiny, part) for name in row["kinds"]) for part in ("clips", "told", "stills")}
+    groups = {
+        part: Counter(kinds[name]["group"] for row in rows(tiny, part) for name in row["kinds"])
+        for part in ("clips", "told", "stills")
+    }
     assert set(groups["clips"]) == {"seen", "both"}
     assert set(groups["told"]) == {"both"}
     assert set(groups["stills"]) == {"read", "seen", "both", "neither"}
@@ -175,7 +178,13 @@ def test_the_sum_of_masses_decides_the_table() -> None:
     def outcome(a: float, b: float) -> str:
         return run_machine(MachineSpec("table", 0, 1), weights(a, b), draw=False).outcome
 
-    assert [outcome(1, 1), outcome(3, 1), outcome(3, 3), outcome(1, 7.5), outcome(7.5, 3)] == ["bear", "bear", "sink", "sink", "break"]
+    assert [outcome(1, 1), outcome(3, 1), outcome(3, 3), outcome(1, 7.5), outcome(7.5, 3)] == [
+        "bear",
+        "bear",
+        "sink",
+        "sink",
+        "break",
+    ]
 
 
 def test_outcomes_are_balanced_and_need_both_kinds() -> None:

@@ -31,7 +31,9 @@ LANGUAGES: tuple[Language, ...] = ("en", "ja")
 
 _ROWS = {"k": "カキクケコ", "s": "サ_スセソ", "t": "タ__テト", "n": "ナニヌネノ", "m": "マミムメモ", "r": "ラリルレロ", "g": "ガギグゲゴ",
          "z": "ザ_ズゼゾ", "d": "ダ__デド", "b": "バビブベボ", "p": "パピプペポ"}  # fmt: skip
-SYLLABLES: dict[str, str] = {c + v: kana for c, row in _ROWS.items() for v, kana in zip("aiueo", row, strict=True) if kana != "_"}
+SYLLABLES: dict[str, str] = {
+    c + v: kana for c, row in _ROWS.items() for v, kana in zip("aiueo", row, strict=True) if kana != "_"
+}
 
 
 def invent_names(rng: Random, count: int) -> list[tuple[str, str]]:
@@ -396,7 +398,9 @@ def opening(spec: MachineSpec, first: Kind, second: Kind, rng: Random, language:
         parts.append(_fill(rng.choice(FINISH_OPENINGS[language][spec.finish]), rng, language, first, second, spec.mirror))
     if rng.random() < 0.35:
         kind = rng.choice((first, second))
-        parts.append(_fill(rng.choice(LOOK_SENTENCES[language]), rng, language, kind, None, False, look=look(kind, rng, language)))
+        parts.append(
+            _fill(rng.choice(LOOK_SENTENCES[language]), rng, language, kind, None, False, look=look(kind, rng, language))
+        )
     return _join(parts, language)
 
 
@@ -416,7 +420,9 @@ def account(scene: Scene, first: Kind, second: Kind, rng: Random, language: Lang
     parts += [action + ("." if language == "en" else "。"), told]
     if spec.finish:
         happened = scene.caught if spec.finish == "bucket" else scene.rang
-        parts.append(_fill(rng.choice(FINISH_ACCOUNTS[language][spec.finish, happened]), rng, language, first, second, spec.mirror))
+        parts.append(
+            _fill(rng.choice(FINISH_ACCOUNTS[language][spec.finish, happened]), rng, language, first, second, spec.mirror)
+        )
     if rng.random() < 0.25:
         parts.append(rng.choice(BYSTANDERS[language]))
     return _join(parts, language)
@@ -438,8 +444,22 @@ def portrait(first: Kind, second: Kind | None, rng: Random, language: Language) 
 
 def form_count(language: Language) -> int:
     """Number of sentence forms of a language, wordings within a form not counted."""
-    flat = [LOOK_SENTENCES, PORTRAITS, PAIRS, BYSTANDERS]
-    nested = [OPENINGS, FINISH_OPENINGS, ACTIONS, FINISH_ACCOUNTS, KNOWLEDGE]
-    count = sum(len(table[language]) for table in flat)
-    count += sum(len(forms) for table in nested for forms in table[language].values())
-    return count + sum(len(forms) for device in OUTCOMES[language].values() for forms in device.values())
+
+    def count(table: object) -> int:
+        if isinstance(table, dict):
+            return sum(count(value) for value in table.values())
+        return len(table) if isinstance(table, tuple) else 0
+
+    every = (
+        OPENINGS,
+        FINISH_OPENINGS,
+        LOOK_SENTENCES,
+        PORTRAITS,
+        PAIRS,
+        ACTIONS,
+        OUTCOMES,
+        FINISH_ACCOUNTS,
+        BYSTANDERS,
+        KNOWLEDGE,
+    )
+    return sum(count(table[language]) for table in every)

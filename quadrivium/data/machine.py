@@ -247,7 +247,9 @@ class _Machine:
 
     def add_bell(self, x: float, base: float) -> None:
         """A bell standing on ``base``, 7 units high. It rings when anything strikes it."""
-        self.static([(x - 4, base), (x + 4, base), (x + 2, base + 7), (x - 2, base + 7)], None, bounce=0.0, friction=0.2, name="bell")
+        self.static(
+            [(x - 4, base), (x + 4, base), (x + 2, base + 7), (x - 2, base + 7)], None, bounce=0.0, friction=0.2, name="bell"
+        )
         self.bell = (x, base)
 
     def add_bucket(self, x0: float, x1: float, y0: float, height: float) -> None:
@@ -597,7 +599,7 @@ def _draw(m: _Machine, size: int) -> Image.Image:
     canvas = _Canvas(size, m.spec.mirror)
 
     def put(body: pymunk.Body | None, points: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
-        canvas.polygon(points if body is None else [tuple(body.local_to_world(p)) for p in points], colour)
+        canvas.polygon(points if body is None else [(w.x, w.y) for w in map(body.local_to_world, points)], colour)
 
     if m.spring is not None:
         x, y, top = m.spring
@@ -609,7 +611,10 @@ def _draw(m: _Machine, size: int) -> Image.Image:
     if m.bell is not None:
         x, y = m.bell
         canvas.polygon([(x - 4.2, y), (x - 4.2, y + 1.2), (x + 4.2, y + 1.2), (x + 4.2, y)], DARK_GOLD)
-        canvas.polygon([(x - 3.6, y + 1), (x - 2.6, y + 3), (x - 2.2, y + 5.5), (x + 2.2, y + 5.5), (x + 2.6, y + 3), (x + 3.6, y + 1)], GOLD)
+        canvas.polygon(
+            [(x - 3.6, y + 1), (x - 2.6, y + 3), (x - 2.2, y + 5.5), (x + 2.2, y + 5.5), (x + 2.6, y + 3), (x + 3.6, y + 1)],
+            GOLD,
+        )
         canvas.disc(x, y + 5.2, 2.2, GOLD)
         canvas.disc(x, y + 7.4, 0.9, DARK_GOLD)
         if m.rang_at is not None and m.time - m.rang_at < 0.9:

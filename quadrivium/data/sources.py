@@ -61,6 +61,7 @@ _VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts", "
 _NOT_DATA = re.compile(r"((licen[sc]es?|readme|attribution|notice)([._-].*)?|.*\.md)", re.IGNORECASE)
 _CAPTION = re.compile(r"text(_[a-z]{2,3}([-_][A-Za-z]+)?)?")  # text, text_ja, text_zh-Hant
 _BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")  # one or more blank lines
+# EXIF orientation -> quarter turns counter-clockwise, after mirroring left to right
 _TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
 
 # What is wrong with a file is said once, by the ItemError; the libraries are not to write on stderr as well.
@@ -73,7 +74,7 @@ class ReadOptions:
     """How media and text become items and frames; raises ConfigError where a value is out of range."""
 
     size: int = 64  # frames are size x size pixels
-    fit: Literal["crop", "pad"] = "crop"  # crop: scale the short side, cut the centre; pad: scale the long side, fill
+    fit: Literal["crop", "pad"] = "pad"  # pad: scale the long side, fill (nothing is lost); crop: scale the short side, cut the centre
     fps: float = 4.0  # frames a second taken from video, by timestamps; a slower video gives all its frames, none twice
     clip_frames: int = 8  # frames of a clip; a longer video becomes consecutive clips
     max_clips: int = 16  # clips taken from one video, from its start
@@ -261,7 +262,6 @@ def _list_media(source: Source, keys: list[str]) -> None:
 
 def _read_texts(source: Source, keys: list[str], options: ReadOptions) -> None:
     """Fill a text source: a document for each cut of a .txt file, for each row of a .jsonl or .tsv file."""
-
     for name in keys:
         new: list[Item] = []
         problems, with_text = len(source.problems), False
@@ -314,7 +314,7 @@ def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
     as lone surrogates, which `_sound` refuses, so that they cost one item and not the file."""
     try:
         if file.stat().st_size > options.max_text_bytes:
-            raise DataError(f"{file.name} is larger than max_text_bytes ({options.max_text_bytes:,}); split it")
+            raise DataError(f"{_line(file)} is larger than max_text_bytes ({options.max_text_bytes:,}); split it")
         with open(file, "rb") as stream:
             for number, raw in enumerate(stream, 1):
                 line = raw.decode("utf-8", "surrogateescape")
@@ -322,7 +322,7 @@ def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
                     line = line.removeprefix("\ufeff")
                 yield number, line[:-2] + "\n" if line.endswith("\r\n") else line
     except OSError as error:
-        raise DataError(f"{file.name} cannot be read: {error.strerror}") from error
+        raise DataError(f"{_line(file)} cannot be read: {error.strerror}") from error
 
 
 def _rows(source: Source, file: Path, options: ReadOptions) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -47,7 +47,6 @@ from quadrivium.data.machine import run as run_machine
 from quadrivium.errors import ConfigError, DataError
 
 GROUPS = ("read", "seen", "both", "neither")
-SHOWN = ("seen", "both")
 SPOKEN = ("read", "both")
 PARTS = ("clips", "told", "stills", "text")
 MASSES = (1.0, 3.0, 7.5)  # far enough apart that the small accidents of placing do not decide
@@ -82,11 +81,22 @@ class WorldConfig:
             if not good:
                 raise ConfigError(f"world: {message}")
 
-        need(8 <= self.kinds <= LOOKS, f"kinds must be 8 to {LOOKS}, the number of looks that can be told apart, not {self.kinds}")
-        need(len(self.shares) == 4 and min(self.shares) >= 0 and abs(sum(self.shares) - 1) < 1e-6, "shares must be four shares that sum to 1")
-        need(len(self.clip_mix) == 3 and min(self.clip_mix) >= 0 and abs(sum(self.clip_mix) - 1) < 1e-6, "clip_mix must be three shares that sum to 1")
+        need(
+            8 <= self.kinds <= LOOKS,
+            f"kinds must be 8 to {LOOKS}, the number of looks that can be told apart, not {self.kinds}",
+        )
+        need(
+            len(self.shares) == 4 and min(self.shares) >= 0 and abs(sum(self.shares) - 1) < 1e-6,
+            "shares must be four shares that sum to 1",
+        )
+        need(
+            len(self.clip_mix) == 3 and min(self.clip_mix) >= 0 and abs(sum(self.clip_mix) - 1) < 1e-6,
+            "clip_mix must be three shares that sum to 1",
+        )
         need(bool(self.devices) and set(self.devices) <= set(DEVICES), f"devices must be some of {', '.join(DEVICES)}")
-        need(bool(self.languages) and set(self.languages) <= set(LANGUAGES), f"languages must be some of {', '.join(LANGUAGES)}")
+        need(
+            bool(self.languages) and set(self.languages) <= set(LANGUAGES), f"languages must be some of {', '.join(LANGUAGES)}"
+        )
         need(1 <= self.links <= 3, f"links must be 1 to 3, not {self.links}")
         need(6 <= self.frames <= 12, f"frames must be 6 to 12, not {self.frames}")
         need(16 <= self.size <= 512 and self.size % 16 == 0, f"size must be a multiple of 16 from 16 to 512, not {self.size}")
@@ -117,7 +127,7 @@ def _looks(rng: Random, count: int) -> list[tuple[str, str, str]]:
     free = [(c, p, o) for c in COLOURS for p in PATTERNS for o in OUTLINES]
     rng.shuffle(free)
     near = dict.fromkeys(free, 0)
-    chosen = []
+    chosen: list[tuple[str, str, str]] = []
     while len(chosen) < count:
         best = min(near, key=lambda look: near[look])  # the first of equals, in shuffled order
         del near[best]
@@ -129,7 +139,8 @@ def _looks(rng: Random, count: int) -> list[tuple[str, str, str]]:
 
 
 @lru_cache(maxsize=16)
-def _kinds(seed: int, config: WorldConfig) -> tuple[Kind, ...]:
+def make_kinds(config: WorldConfig) -> tuple[Kind, ...]:
+    """The world's kinds. ``MachineSpec.first`` and ``.second`` are places in this tuple."""
     rng = _rng(config, "kinds")
     names = words.invent_names(rng, config.kinds)
     looks = _looks(rng, config.kinds)
@@ -146,11 +157,6 @@ def _kinds(seed: int, config: WorldConfig) -> tuple[Kind, ...]:
             )  # fmt: skip
     rng.shuffle(kinds)
     return tuple(kinds)
-
-
-def make_kinds(config: WorldConfig) -> tuple[Kind, ...]:
-    """The world's kinds. ``MachineSpec.first`` and ``.second`` are places in this tuple."""
-    return _kinds(config.seed, config)
 
 
 @lru_cache(maxsize=64)
@@ -192,8 +198,8 @@ def draw_spec(config: WorldConfig, part: str, index: int) -> MachineSpec:
     first, second = _draw_pair(config, rng, *groups)
     device = rng.choice(config.devices)
     finish = rng.choice([finish for finish in FINISHES[device] if LINKS[finish] <= config.links])
-    jitter = tuple(round(rng.uniform(-1, 1), 3) for _ in range(3))
-    return MachineSpec(device, first, second, finish, jitter, config.mirror and rng.random() < 0.5)
+    x, y, z = (round(rng.uniform(-1, 1), 3) for _ in range(3))
+    return MachineSpec(device, first, second, finish, (x, y, z), config.mirror and rng.random() < 0.5)
 
 
 def simulate(config: WorldConfig, machine: int | MachineSpec, part: str = "clips", draw: bool = True) -> Scene:
@@ -237,8 +243,8 @@ def fact_balance(config: WorldConfig, group: str = "seen") -> dict[str, dict]:
         alone = []
         for place in (0, 1):
             counts: dict[int, Counter[str]] = {}
-            for row in rows:
-                counts.setdefault(row[place], Counter())[row[2]] += 1
+            for *pair, outcome in rows:
+                counts.setdefault(pair[place], Counter())[outcome] += 1
             alone.append(sum(max(counter.values()) for counter in counts.values()) / len(rows))
         share = Counter(outcome for *_, outcome in rows)
         table[device] = {
@@ -316,7 +322,11 @@ def _make_still(config: WorldConfig, index: int, folder: Path) -> dict:
         picture = portrait_picture(shown, config.size)
         other = second if pair else None
         texts = {t: words.portrait(first, other, _rng(config, "stills", index, t), t) for t in config.languages}
-        row = {"file_name": name, **{TEXT_KEY[t]: text for t, text in texts.items()}, "kinds": [kind.name for kind, *_ in shown]}
+        row = {
+            "file_name": name,
+            **{TEXT_KEY[t]: text for t, text in texts.items()},
+            "kinds": [kind.name for kind, *_ in shown],
+        }
         row |= {"group": group_of(config, spec.first, spec.second if pair else spec.first), "devices": [], "mirror": False}
     else:
         picture = opening_picture(spec, kinds, config.size)
@@ -427,7 +437,9 @@ def read_world(folder: Path) -> dict:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder}: no world.json, so this is no finished world; write one with `quadrivium world {folder}`") from None
+        raise DataError(
+            f"{folder}: no world.json, so this is no finished world; write one with `quadrivium world {folder}`"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error}); delete the folder and write the world again") from None
 

@@ -1,0 +1,78 @@
+"""A small folder of everything `prepare` reads, made on the spot, and what prepare makes of it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quadrivium.data.sources import ReadOptions
+from quadrivium.pictures import save_mp4
+from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.train import TrainConfig
+from quadrivium.visual import VisualConfig
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 70, 220), "yellow": (230, 210, 40)}
+TINY = PrepareConfig(
+    read=ReadOptions(size=16, fps=4.0, clip_frames=4, doc_bytes=200),
+    vocab=320,
+    visual=VisualConfig(down=4, levels=(4, 4, 4), width=16, encoder_depth=1, decoder_depth=1),
+    visual_train=TrainConfig(steps=30, lr=4e-3, log_every=10),
+    visual_batch=8,
+    held=0.2,
+    shard_items=20,
+)
+
+
+def ball(colour, x=8, y=8, size=32):
+    """A ball of a colour on a grey ground: uint8 (size, size, 3)."""
+    grid = np.mgrid[0:size, 0:size]
+    inside = (grid[0] - y * size / 16) ** 2 + (grid[1] - x * size / 16) ** 2 < (size / 5) ** 2
+    return np.where(inside[..., None], np.array(colour), 205).astype(np.uint8)
+
+
+def write_folder(root: Path, n=24) -> Path:
+    """Captioned pictures, captioned and bare clips, bare pictures, English and Japanese text."""
+    names = list(COLOURS)
+    pictures, clips = root / "pictures", root / "clips"
+    for folder in (pictures, clips, root / "bare", root / "text"):
+        folder.mkdir(parents=True)
+    rows = []
+    for i in range(n):
+        name = names[i % 4]
+        Image.fromarray(ball(COLOURS[name], x=4 + i % 7)).save(pictures / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"a {name} ball", "text_ja": f"{name}の玉", "story": f"s{i // 2}"})
+        Image.fromarray(ball(COLOURS[name], y=4 + i % 7)).save(root / "bare" / f"{i}.jpg")
+    (pictures / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    rows = []
+    for i in range(n):
+        name = names[i % 4]
+        save_mp4(np.stack([ball(COLOURS[name], x=3 + 2 * t) for t in range(4 + 4 * (i % 3 == 0))]), clips / f"{i}.mp4", fps=4)
+        rows.append({"file_name": f"{i}.mp4", "text": f"a {name} ball rolls to the right" if i % 4 else ""})
+    (clips / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    sentences = [f"The {a} ball struck the {b} ball and it rolled away down the hill, number {i}." for i in range(20) for a in names for b in names]
+    (root / "text" / "en.txt").write_text("\n\n".join(sentences), encoding="utf-8")
+    (root / "text" / "ja.tsv").write_text("".join(f"ball {i}\t玉が{i}個ころがった。\n" for i in range(60)), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("source") / "mine")
+
+
+@pytest.fixture(scope="session")
+def data(folder, tmp_path_factory):
+    """A prepared data folder; tests do not write into it."""
+    return prepare([folder], tmp_path_factory.mktemp("data") / "mine", TINY, progress=False).folder
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The folder of real data, where there is one."""
+    path = Path(os.environ.get("QUADRIVIUM_DATA", Path(__file__).parent.parent / ".." / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip("no folder of real data; set QUADRIVIUM_DATA to one")
+    return path.resolve()

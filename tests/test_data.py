@@ -1,0 +1,203 @@
+"""Shards and mixture: what is written is read back, steps are functions of (seed, step), routes do not move each other."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.shards import Dataset, Record, is_held, map_shard, read_json, write_json, write_shard
+from quadrivium.errors import ConfigError, DataError, RunError
+from quadrivium.sequence import MAIN_ROUTES, ROUTES, positions_of, route_of
+
+END = 0
+
+
+def records(kind, n, rng, grid=(4, 4)):
+    for i in range(n):
+        frames = {"text": 0, "still": 1, "bare": 1, "clip": 3, "mute": 4}[kind]
+        texts = {"text": 1, "still": 2, "bare": 0, "clip": 1, "mute": 0}[kind]
+        length = rng.integers(1, 60) if kind == "text" else rng.integers(1, 12)
+        yield Record(
+            f"{kind}/{i}",
+            i // 2,
+            i % 5 == 0,
+            tuple(rng.integers(1, 99, length).astype(np.uint16) for _ in range(texts)),
+            rng.integers(0, 30, (frames, *grid)).astype(np.uint16),
+        )
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    sources = []
+    for kind, n in (("text", 40), ("still", 25), ("bare", 11), ("clip", 30), ("mute", 13)):
+        every = list(records(kind, n, rng))
+        half = n // 2
+        shards = [write_shard(tmp_path / "shards" / f"{kind}-{k}.safetensors", part, np.uint16, (4, 4)) for k, part in enumerate((every[:half], every[half:]))]
+        sources.append({"name": kind, "shards": shards})
+    write_json(tmp_path / "manifest.json", {"version": 1, "complete": True, "grid": [4, 4], "sources": sources})
+    return Dataset(tmp_path)
+
+
+def mixture(data, seed=0, patch=2, **options):
+    return Mixture(data, MixtureConfig(**{"positions": 800, "context": 32, **options}), END, seed, patch)
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        len(p) == len(q) and all(s.modality == t.modality and s.wanted == t.wanted and np.array_equal(s.data, t.data) for s, t in zip(p, q, strict=True))
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+def test_shards_give_back_what_was_written(tmp_path):
+    every = [r for k in ("text", "still", "clip") for r in records(k, 9, np.random.default_rng(1))]
+    entry = write_shard(tmp_path / "a.safetensors", every, np.uint16, (4, 4))
+    write_json(tmp_path / "manifest.json", {"version": 1, "complete": True, "grid": [4, 4], "sources": [{"name": "a", "shards": [{**entry, "file": "../a.safetensors"}]}]})
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "a.safetensors").rename(tmp_path / "shards" / "a.safetensors")
+    source = Dataset(tmp_path).sources[0]  # a manifest that points outside its folder is read inside it
+    for i, record in enumerate(every):
+        assert source.key(i) == record.key and np.array_equal(source.codes(i), record.frames)
+        assert all(np.array_equal(source.text(i, t), ids) for t, ids in enumerate(record.texts))
+        assert source.held[i] == record.held and int(source.group[i]) == record.group
+
+
+def test_each_kind_of_item_feeds_its_routes(data):
+    fed = {}
+    for stream in mixture(data).streams:
+        fed.setdefault(stream.source.name, set()).add(stream.route)
+    assert fed == {"text": {"t2t"}, "still": {"t2v", "v2t"}, "bare": {"v2v"}, "clip": set(ROUTES) - {"t2t"}, "mute": {"v2v"}}
+
+
+def test_every_sequence_is_of_its_stream_and_costs_what_was_planned(data):
+    mixed = mixture(data)
+    for stream in [*mixed.streams, *mixed.held.values()]:
+        for unit in range(len(stream.unit)):
+            sequence = mixed.sequence(stream, unit, np.random.default_rng(unit))
+            assert route_of(sequence) == stream.route
+            assert positions_of(sequence) == stream.positions[unit]
+        assert set(stream.source.held[stream.unit[:, 0]]) == {stream is mixed.held.get(stream.name)}
+
+
+def test_documents_are_cut_into_windows_that_predict_every_id_once(data):
+    mixed = mixture(data)
+    stream = next(s for s in mixed.streams if s.route == "t2t")
+    seen = {}
+    for unit, (item, _) in enumerate(stream.unit):
+        seen.setdefault(int(item), []).extend(mixed.sequence(stream, unit)[0].data[1:].tolist())
+    for item, predicted in seen.items():
+        assert predicted == [*stream.source.text(item, 0).tolist(), END]
+
+
+def test_a_step_is_a_function_of_seed_and_step(data):
+    a, b = mixture(data), mixture(data)
+    late = [b.step(s) for s in (7, 3, 0)]
+    assert all(same(a.step(s), got) for s, got in zip((7, 3, 0), late, strict=True))
+    assert not same(a.step(3), mixture(data, seed=1).step(3))
+
+
+@pytest.mark.parametrize("removed", ROUTES)
+def test_a_route_that_is_removed_moves_no_other(data, removed):
+    whole = mixture(data)
+    rest = mixture(data, routes=tuple(r for r in ROUTES if r != removed))
+    for step in range(5):
+        assert same([s for s in whole.step(step) if route_of(s) != removed], rest.step(step))
+
+
+def test_every_unit_is_read_once_an_epoch_and_weights_are_positions(data):
+    mixed = mixture(data, positions=500)
+    stream = next(s for s in mixed.streams if s.name == "v2t/still")
+    share = mixed.shares[stream.name]
+    steps = int(3 * stream.length / share)
+    units = [u for step in range(steps) for u, _ in stream.read(0, int(step * share), int((step + 1) * share))]
+    counts = np.bincount(units, minlength=len(stream.unit))
+    assert counts.min() >= 2 and counts.max() <= 4
+    assert sum(mixed.shares.values()) == pytest.approx(500)
+    total = sum(sum(map(positions_of, mixed.step(s))) for s in range(200))
+    assert total / 200 == pytest.approx(500, rel=0.1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 10**6), st.integers(0, 10**9), st.integers(1, 50))
+def test_a_tape_read_in_pieces_is_the_tape_read_at_once(seed, low, pieces):
+    from quadrivium.data.mixture import Stream
+
+    costs = np.random.default_rng(seed).integers(1, 40, 17)
+    stream = Stream("t2t", type("S", (), {"name": "x"})(), np.zeros((17, 2), int), costs)
+    cuts = np.sort(np.random.default_rng(low).integers(low, low + 900, pieces))
+    marks = [low, *cuts.tolist(), low + 900]
+    assert [u for a, b in zip(marks, marks[1:], strict=False) for u in stream.read(seed, a, b)] == stream.read(seed, low, low + 900)
+
+
+def test_split_is_by_group_and_near_its_share():
+    held = [is_held(f"story {i}", 0.05) for i in range(4000)]
+    assert 0.035 < np.mean(held) < 0.065  # four standard errors: a false alarm once in 16,000 hash functions
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [({"routes": ("t2x",)}, "routes are"), ({"routes": ()}, "no route"), ({"frames": 1}, "at least 2"), ({"positions": 0}, "at least 1")],
+)
+def test_impossible_mixtures_are_refused(data, options, words):
+    with pytest.raises(ConfigError, match=words):
+        mixture(data, **options)
+
+
+def test_a_route_without_data_is_named(data):
+    data.sources = [s for s in data.sources if s.name == "text"]
+    with pytest.raises(DataError, match="can feed t2t"):
+        mixture(data, routes=MAIN_ROUTES[1:])
+
+
+def damage(path, how):
+    raw = bytearray(path.read_bytes())
+    if how == "cut":
+        raw = raw[: len(raw) // 2]
+    elif how == "header":
+        raw[:8] = (2**40).to_bytes(8, "little")
+    elif how == "shape":
+        raw = raw.replace(b'"shape":[', b'"shape":[9', 1)
+    elif how == "json":
+        raw[9:12] = b"\xff\xfe{"
+    elif how == "empty":
+        raw = bytearray()
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("how", ["cut", "header", "shape", "json", "empty"])
+def test_a_damaged_shard_is_one_clear_error(data, how):
+    path = next((data.folder / "shards").glob("clip-0*"))
+    damage(path, how)
+    with pytest.raises(RunError, match="again"):
+        map_shard(path)
+    with pytest.raises(RunError):
+        Dataset(data.folder)
+
+
+def test_a_flipped_bit_is_found_by_its_checksum(data):
+    data.verify()
+    path = next((data.folder / "shards").glob("clip-0*"))
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(RunError, match="checksum"):
+        data.verify()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 9}', '{"version": 1}', '{"version": 1, "complete": true, "sources": 3}', "[" * 100_000])
+def test_a_damaged_manifest_is_one_clear_error(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises((RunError, DataError)) as error:
+        Dataset(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(RunError, match="not found"):
+        Dataset(tmp_path / "nowhere")
+    assert json.loads((write_json(tmp_path / "a.json", {"x": 1}), (tmp_path / "a.json").read_text())[1]) == {"x": 1}
+    assert read_json(tmp_path / "a.json", "a thing") == {"x": 1}

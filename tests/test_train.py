@@ -1,0 +1,182 @@
+"""The loop: killed and resumed is undisturbed, bit for bit; budgets, schedules, refusals."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from quadrivium import checkpoint
+from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.shards import Dataset
+from quadrivium.errors import ConfigError, RunError
+from quadrivium.model import Model, ModelConfig
+from quadrivium.sequence import ROUTES
+from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
+
+MODEL = ["--layers", "2", "--width", "32", "--heads", "2", "--patch", "2"]
+SMALL = ModelConfig(layers=2, width=32, heads=2, patch=2)
+MIX = MixtureConfig(positions=300, context=32)
+
+
+def command(data, run, steps, *more):
+    base = [sys.executable, "-m", "quadrivium", "train", str(data), "--out", str(run), "--steps", str(steps), "--save-every", "3"]
+    return [*base, "--log-every", "1", "--positions", "300", "--context", "32", *MODEL, *more]
+
+
+def weights(run):
+    """Bytes of the last checkpoint."""
+    last = checkpoint.latest(run / "checkpoints")
+    assert last is not None
+    return {n: (last / n).read_bytes() for n in ("model.safetensors", "optimizer.safetensors")}
+
+
+def steps_logged(run):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if '"loss"' in line and line.endswith("}")]
+
+
+def test_killed_at_ten_random_steps_it_ends_as_if_undisturbed(data, tmp_path):
+    """One run is killed with SIGKILL at ten different random steps, resumed each time, and compared bit for bit."""
+    steps = 60
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(data, whole, steps), check=True, capture_output=True)
+    chance = random.Random(os.urandom(8))
+    moments = sorted(chance.sample(range(2, steps - 1), 10))
+    killed = []
+    for moment in moments:
+        resume = ["--resume"] if (cut / "config.json").exists() else []
+        process = subprocess.Popen(command(data, cut, steps, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (steps_logged(cut) or [0])[-1] < moment:
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)  # anywhere within the step, or within a checkpoint being written
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(moment)
+        process.wait()
+    assert len(killed) >= 8, f"the run was over before it could be killed: {killed} of {moments}"
+    subprocess.run(command(data, cut, steps, "--resume"), check=True, capture_output=True)
+    assert weights(cut) == weights(whole), f"killed at {killed}"
+    assert steps_logged(cut) == list(range(1, steps + 1)) == steps_logged(whole)
+
+
+def test_sigterm_saves_and_leaves(data, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(data, run, 4000), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(steps_logged(run)) < 4:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130 and "SIGTERM: saved step" in words and "--resume" in words
+    last = checkpoint.latest(run / "checkpoints")
+    assert last is not None and int(last.name[5:]) == steps_logged(run)[-1]
+
+
+def task(data, routes=ROUTES, sharing="all"):
+    prepared = Dataset(data)
+    model = Model(replace(SMALL, vocab=320, codes=64, rows=2, columns=2, sharing=sharing))
+    return RouteTask(model, Mixture(prepared, replace(MIX, routes=routes), 0, seed=0, patch=2), np.ones(320, np.int64))
+
+
+@pytest.mark.parametrize("removed", ROUTES)
+def test_a_route_removed_leaves_the_losses_of_the_others(data, removed):
+    whole, rest = task(data), task(data, tuple(r for r in ROUTES if r != removed))
+    for step in range(4):
+        with torch.no_grad():
+            a, b = whole.loss(whole.batch(step))[1], rest.loss(rest.batch(step))[1]
+        assert removed not in b
+        assert {k: v for k, v in a.items() if k != removed} == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_route_learns(data, tmp_path, optimizer):
+    learner = task(data)
+    before = learner.evaluate()
+    after = fit(learner, TrainConfig(steps=60, lr=5e-3, optimizer=optimizer, warmup=5), tmp_path, progress=False)["held"]
+    assert set(after) == set(ROUTES) and all(after[r] < 0.9 * before[r] for r in ROUTES), (before, after)
+
+
+def test_muon_resumes_exactly(data, tmp_path):
+    config = TrainConfig(steps=12, optimizer="muon", save_every=5)
+    fit(task(data), config, tmp_path / "whole", progress=False)
+    fit(task(data), replace(config, keep=9), tmp_path / "cut", progress=False)
+    for path in checkpoint.checkpoints(tmp_path / "cut" / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    fit(task(data), config, tmp_path / "cut", resume=True, progress=False)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, name, capsys):
+    fit(task(data), TrainConfig(steps=9, save_every=4, keep=9), tmp_path, progress=False)
+    last = checkpoint.checkpoints(tmp_path / "checkpoints")[-1]
+    (last / name).write_bytes((last / name).read_bytes()[:-9])
+    found = checkpoint.latest(tmp_path / "checkpoints")
+    assert found is not None and int(found.name[5:]) == 8
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_only_the_last_checkpoints_are_kept(data, tmp_path):
+    fit(task(data), TrainConfig(steps=9, save_every=2, keep=2), tmp_path, progress=False)
+    assert [p.name[-2:] for p in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["08", "09"]
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(data, tmp_path):
+    learner = task(data)
+    calls = []
+    plain = learner.loss
+
+    def loss(batch):
+        calls.append(1)
+        value, log = plain(batch)
+        return (value * float("nan") if len(calls) == 6 else value), log
+
+    learner.loss = loss
+    with pytest.raises(RunError, match=r"step 5 .*t2t"):
+        fit(learner, TrainConfig(steps=20, save_every=4), tmp_path, progress=False)
+    last = checkpoint.latest(tmp_path / "checkpoints")
+    assert last is not None and last.name.endswith("04")
+
+
+def test_a_folder_in_use_is_refused(data, tmp_path):
+    with checkpoint.locked(tmp_path), pytest.raises(RunError, match="in use"):
+        fit(task(data), TrainConfig(steps=2), tmp_path, progress=False)
+
+
+def test_a_run_is_not_overwritten_and_nothing_is_resumed_from_nowhere(data, tmp_path):
+    train_routes(data, tmp_path / "run", SMALL, MIX, TrainConfig(steps=1), progress=False)
+    with pytest.raises(RunError, match="--resume"):
+        train_routes(data, tmp_path / "run", SMALL, MIX, TrainConfig(steps=1), progress=False)
+    with pytest.raises(RunError, match="not found"):
+        train_routes(data, tmp_path / "none", SMALL, MIX, TrainConfig(steps=1), resume=True, progress=False)
+
+
+def test_budgets_in_tokens_and_minutes_end(data, tmp_path):
+    spent = fit(task(data), TrainConfig(tokens=3000), tmp_path / "a", progress=False)
+    assert spent["finished"] and spent["positions"] == pytest.approx(3000, rel=0.25)
+    timed = fit(task(data), TrainConfig(minutes=0.03), tmp_path / "b", progress=False)
+    assert timed["finished"] and 1 < timed["seconds"] < 20
+    first = fit(task(data), TrainConfig(steps=3, minutes=60.0), tmp_path / "c", progress=False)
+    assert first["finished"] and first["step"] == 3
+
+
+def test_the_schedule_warms_up_stays_and_falls_to_nothing():
+    config = TrainConfig(steps=100, lr=1.0, warmup=10, decay=0.2)
+    rates = [learning_rate(s, 100, config) for s in range(100)]
+    assert rates[0] == 0.1 and rates[9:80] == [1.0] * 71 and rates[99] == pytest.approx(0.05)
+    assert learning_rate(50, None, config) == 1.0
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"minutes": -1.0}, {"lr": float("nan")}, {"decay": 2.0}, {"keep": 0}])
+def test_impossible_budgets_are_refused(change):
+    with pytest.raises(ConfigError):
+        TrainConfig(**change)
