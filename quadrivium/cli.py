@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
+    if "tqdm" in sys.modules:  # a bar that is still open would share the message's line
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
     print(f"quadrivium: {' '.join(message.split())}", file=sys.stderr)
     return status
 

@@ -56,6 +56,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not (0 < self.held < 1 and 0 <= self.max_bad <= 1 and self.shard_items >= 1 and self.sample_frames >= 1):
             raise ConfigError("held lies in (0, 1), max_bad in [0, 1], shard_items and sample_frames are positive")
+        if self.vocab < 257:
+            raise ConfigError(f"vocab is {self.vocab}; a byte-level vocabulary has at least 257 ids (256 bytes and one mark)")
 
 
 def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:

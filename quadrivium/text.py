@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from quadrivium.data.shards import write_atomic
 from quadrivium.errors import ConfigError, RunError
 
 END = "<|endoftext|>"  # opens and closes every document; the name that GPT-2 and Qwen use
@@ -82,8 +83,8 @@ class TextTokenizer:
         return cls(tokenizer)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(folder / _FILE))
+        """Write ``tokenizer.json``, whole or not at all."""
+        write_atomic(folder / _FILE, self._tokenizer.to_str(pretty=True).encode())
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (n,) of a string, without marks."""

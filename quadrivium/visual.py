@@ -13,7 +13,6 @@ is not linear.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from quadrivium.config import from_dict
-from quadrivium.data.shards import read_json, write_json
+from quadrivium.data.shards import read_json, write_atomic, write_json
 from quadrivium.errors import ConfigError, RunError
 
 _KIND = "quadrivium visual tokenizer 1"  # a folder that says something else is not ours
@@ -160,10 +159,7 @@ class VisualTokenizer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / ".model.safetensors.part"
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part)
-        os.replace(part, folder / "model.safetensors")
+        write_atomic(folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}))
         write_json(folder / "config.json", {"kind": _KIND, **asdict(self.config)})  # last: its presence says complete
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ TINY = PrepareConfig(
     held=0.2,
     shard_items=20,
 )
+SAVING = replace(TINY, visual_train=replace(TINY.visual_train, save_every=5))  # so that a kill finds something to go on from
 
 
 def ball(colour, x=8, y=8, size=32):

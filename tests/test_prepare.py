@@ -76,10 +76,15 @@ def test_only_what_is_missing_or_damaged_is_written_again(data, folder, tmp_path
 
 
 def test_killed_anywhere_and_run_again_it_is_as_if_undisturbed(folder, data, tmp_path):
-    """SIGKILL at three moments: while tokenizers are learned, while shards are written."""
+    """SIGKILL at four moments: while tokenizers are learned, while shards are written."""
     out = tmp_path / "killed"
-    code = f"import sys; sys.path.insert(0, {str(folder.parent)!r}); from pathlib import Path; from tests.conftest import TINY; from quadrivium.prepare import prepare; prepare([Path({str(folder)!r})], Path({str(out)!r}), TINY, progress=False)"
-    moments = [lambda: (out / ".work" / "sample.json").exists(), lambda: (out / "tokenizers" / "visual").exists(), lambda: len(list(out.glob("shards/*"))) > 2]
+    code = f"import sys; from pathlib import Path; from tests.conftest import SAVING; from quadrivium.prepare import prepare; prepare([Path({str(folder)!r})], Path({str(out)!r}), SAVING, progress=False)"
+    moments = [
+        lambda: (out / "tokenizers" / "text").exists(),
+        lambda: (out / ".work" / "sample.json").exists(),
+        lambda: any((out / ".work").glob("visual/checkpoints/step*")),
+        lambda: any(out.glob("shards/*.safetensors")),
+    ]
     killed = 0
     for reached in moments:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -285,7 +285,7 @@ def _row(config: WorldConfig, file_name: str, spec: MachineSpec, texts: dict[Lan
         "file_name": file_name,
         **{TEXT_KEY[tongue]: text for tongue, text in texts.items()},
         "kinds": [kinds[spec.first].name, kinds[spec.second].name],
-        "group": group_of(config, spec.first, spec.second),
+        "kind_group": group_of(config, spec.first, spec.second),
         "devices": [spec.device, *spec.finish.split()],
         "mirror": spec.mirror,
     }
@@ -327,7 +327,7 @@ def _make_still(config: WorldConfig, index: int, folder: Path) -> dict:
             **{TEXT_KEY[t]: text for t, text in texts.items()},
             "kinds": [kind.name for kind, *_ in shown],
         }
-        row |= {"group": group_of(config, spec.first, spec.second if pair else spec.first), "devices": [], "mirror": False}
+        row |= {"kind_group": group_of(config, spec.first, spec.second if pair else spec.first), "devices": [], "mirror": False}
     else:
         picture = opening_picture(spec, kinds, config.size)
         texts = {t: caption(config, spec, t, _rng(config, "stills", index, t)) for t in config.languages}
@@ -520,7 +520,7 @@ def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
             "told": len(rows["told"]),
             "stills": len(rows["stills"]),
             "documents": sum(map(len, rows["text"])),
-            "clips_by_group": dict(sorted(Counter(row["group"] for row in rows["clips"]).items())),
+            "clips_by_group": dict(sorted(Counter(row["kind_group"] for row in rows["clips"]).items())),
             "sentence_forms": {tongue: words.form_count(tongue) for tongue in config.languages},
         },
         "audit": audit,

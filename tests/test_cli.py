@@ -1,0 +1,264 @@
+"""What a user may get wrong ends in one clear line; the whole way from folder to export runs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quadrivium.cli import main
+from quadrivium.data.mixture import MixtureConfig
+from quadrivium.data.shards import read_json
+from quadrivium.data.world import WorldConfig
+from quadrivium.demo import DemoConfig, run_demo
+from quadrivium.model import ModelConfig
+from quadrivium.train import TrainConfig, train_routes
+from tests.conftest import TINY, ball
+
+TRAIN = ["--steps", "2", "--layers", "1", "--width", "16", "--heads", "1", "--positions", "200"]
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A trained run, to be read only."""
+    folder = tmp_path_factory.mktemp("run") / "mine"
+    small = ModelConfig(layers=2, width=32, heads=2)
+    train_routes(data, folder, small, MixtureConfig(positions=400, context=32), TrainConfig(steps=30, lr=5e-3), progress=False)
+    return folder
+
+
+def fails(arguments, capsys, *words):
+    """A command that the user got wrong: status 2, one line on stderr that holds the words, no traceback."""
+    capsys.readouterr()
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as left:  # the option parser leaves by itself, with a box around its sentence
+        assert left.code == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error and all(w in error for w in words), error
+        return
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("quadrivium: ")]
+    assert status == 2 and len(error) == 1, (status, error)
+    assert all(w in error[0] for w in words), error[0]
+
+
+# --- thirty ways to get a source folder wrong; those of single items stand in test_sources.py ---
+
+
+def empty(root):
+    pass
+
+
+def only_a_licence(root):
+    (root / "LICENSE").write_text("free")
+
+
+def no_file_name(root):
+    (root / "metadata.jsonl").write_text('{"text": "a ball"}\n')
+    Image.fromarray(ball((9, 9, 9))).save(root / "a.png")
+
+
+def metadata_is_a_list(root):
+    (root / "metadata.jsonl").write_text("[1, 2]\n" * 3)
+
+
+def rows_point_outside(root):
+    (root / "metadata.jsonl").write_text('{"file_name": "../../etc/passwd", "text": "x"}\n' * 2)
+
+
+def all_pictures_empty(root):
+    for i in range(3):
+        (root / f"{i}.png").touch()
+
+
+def all_videos_cut(root):
+    for i in range(3):
+        (root / f"{i}.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom" + b"\x00" * 30)
+
+
+def a_bomb_among_few(root):
+    Image.new("1", (60_000, 20_000)).save(root / "wide.png")
+
+
+def types_that_lie(root):
+    (root / "a.png").write_text("<html>not a picture</html>")
+    (root / "b.mp4").write_text("neither")
+
+
+def invalid_text(root):
+    (root / "a.txt").write_bytes(b"\xff\xfe\xfa" * 50)
+
+
+def all_rows_broken(root):
+    (root / "a.jsonl").write_text("{\n" * 30)
+
+
+def jsonl_without_text(root):
+    (root / "a.jsonl").write_text('{"words": "x"}\n' * 30)
+
+
+def deep_json(root):
+    (root / "a.jsonl").write_text("[" * 200_000 + "\n")
+
+
+def blank_text(root):
+    (root / "a.txt").write_text("\n \n\n")
+
+
+SOURCES = [empty, only_a_licence, no_file_name, metadata_is_a_list, rows_point_outside, all_pictures_empty, all_videos_cut]
+SOURCES += [a_bomb_among_few, types_that_lie, invalid_text, all_rows_broken, jsonl_without_text, deep_json, blank_text]
+
+
+@pytest.mark.parametrize("make", SOURCES, ids=lambda f: f.__name__)
+def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
+    root = tmp_path / "broken"
+    root.mkdir()
+    make(root)
+    out = tmp_path / "out"
+    fails(["prepare", root, "--out", out, "--visual-train.steps", "2"], capsys)
+    manifest = out / "manifest.json"
+    assert not manifest.exists() or not read_json(manifest, "a data folder")["complete"]
+    fails(["train", out, "--out", tmp_path / "run", *TRAIN], capsys)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["fly"], ["unknown command", "prepare"]),
+        (["prepare", "{tmp}/nowhere", "--out", "{tmp}/o"], ["nowhere"]),
+        (["prepare", "--out", "{tmp}/o"], ["at least one folder"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--held", "2"], ["held lies in"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--vocab", "12"], ["257"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--read.fps", "-1"], ["fps"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--read.size", "30", "--visual-train.steps", "1"], ["multiple of"]),
+        (["prepare", "{folder}", "{folder}", "--out", "{tmp}/o"], ["named"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--text-tokenizer", "{tmp}/none.json"], ["none.json"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--text-tokenizer", "{run}/config.json"], ["tokenizer"]),
+        (["prepare", "{folder}", "--out", "{tmp}/o", "--visual-tokenizer", "{tmp}"], ["not found"]),
+        (["prepare", "{folder}", "--out", "{data}", "--vocab", "999"], ["another"]),
+        (["train", "{tmp}/nowhere", "--out", "{tmp}/r", *TRAIN], ["not found"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--stepps", "3"], ["--stepps"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--steps", "0"], ["positive"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--steps", "many"], ["many"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--routes", "t2x"], ["t2x", "v2v"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--heads", "3", "--kv-heads", "2"], ["multiple"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--sharing", "most"], ["most"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--patch", "3"], ["patch"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "nobody", "2"], ["nobody", "mine/text"]),
+        (["train", "{data}", "--out", "{run}", *TRAIN], ["--resume"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--resume"], ["not found"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--device", "cuda"], ["no GPU"]),
+        (["eval", "{tmp}"], ["not a run folder"]),
+        (["generate", "{run}", "--want", "image", "--image", "{tmp}/none.png"], ["none.png"]),
+        (["generate", "{run}", "--want", "image", "--image", "{run}/config.json"], ["config.json"]),
+        (["generate", "{run}", "--text", "a ball"], ["--want"]),
+        (["generate", "{run}", "--want", "text", "--text", "a", "--top-p", "3"], ["top_p"]),
+        (["generate", "{run}", "--want", "image", "--n", "0"], ["at least 1"]),
+        (["export", "{run}", "--out", "{run}"], ["not empty"]),
+        (["world", "{tmp}/w", "--kinds", "2"], ["kinds"]),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, words, folder, data, run, tmp_path, capsys):
+    import torch
+
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("a GPU is here, so asking for it is no mistake")
+    places = {"tmp": tmp_path, "folder": folder, "data": data, "run": run}
+    fails([a.format(**places) for a in arguments], capsys, *words)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}', '{"model": {"wings": 2}}', '{"model": {"width": "wide"}}'])
+def test_a_damaged_run_is_one_line(content, run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "config.json").write_text(content)
+    fails(["eval", copy], capsys, "config.json")
+    fails(["train", tmp_path, "--out", copy, "--resume"], capsys, "config.json")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, data, tmp_path):
+    """A file size limit stands in for the disk's end: the system refuses the write in the middle of a file."""
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({n}, {n})); from quadrivium.cli import main; sys.exit(main(sys.argv[1:]))"
+    small = ["--read.size", "16", "--read.clip-frames", "4", "--vocab", "320", "--visual-train.steps", "2", "--visual.width", "16"]
+    for n, arguments in (
+        (3000, ["prepare", folder, "--out", tmp_path / "out", *small]),
+        (20_000, ["train", data, "--out", tmp_path / "run", *TRAIN]),
+    ):
+        done = subprocess.run([sys.executable, "-c", limit.format(n=n), *map(str, arguments)], capture_output=True, text=True)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("quadrivium: ")]
+        assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.rglob("*.part")) and not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "out" / "manifest.json").exists() or not read_json(tmp_path / "out" / "manifest.json", "a folder")["complete"]
+
+
+def test_generate_walks_every_route(run, folder, tmp_path, capsys):
+    picture, clip = folder / "bare" / "0.jpg", folder / "clips" / "0.mp4"
+    out = tmp_path / "made"
+    assert main(["generate", str(run), "--text", "The red ball", "--want", "text", "--n", "2", "--max-ids", "8"]) == 0
+    assert capsys.readouterr().out.count("The red ball") == 2
+    assert main(["generate", str(run), "--image", str(picture), "--want", "text", "--n", "1", "--max-ids", "8"]) == 0
+    assert main(["generate", str(run), "--text", "a red ball", "--want", "image", "--out", str(out)]) == 0
+    with Image.open(out / "t2v-seed0.png") as image:
+        assert image.size == (4 * 16 * 4, 16 * 4)
+    assert main(["generate", str(run), "--video", str(clip), "--want", "video", "--frames", "3", "--n", "1", "--out", str(out)]) == 0
+    with Image.open(out / "v2v-seed0-0.gif") as image:
+        assert image.n_frames == 3
+    assert main(["generate", str(run), "--text", "a", "--video", str(clip), "--want", "video", "--frames", "2", "--n", "1", "--out", str(out)]) == 0
+    assert (out / "tv2v-seed0-0.mp4").stat().st_size > 500
+
+
+def test_equal_seeds_draw_equal_pictures(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        main(["generate", str(run), "--text", "a red ball", "--want", "image", "--seed", str(seed), "--out", str(tmp_path / name)])
+    a, b, c = (next((tmp_path / n).glob("*[0-9].png")).read_bytes() for n in "abc")
+    assert a == b != c
+
+
+def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
+    """World -> prepare -> train, killed, resumed -> eval -> samples -> export, as `make demo` runs it."""
+    tiny = replace(TINY, read=replace(TINY.read, fps=8.0, clip_frames=6), vocab=400)
+    config = DemoConfig(
+        world=WorldConfig(kinds=16, clips=24, told=12, stills=24, narrations=30, size=16, frames=6, processes=1),
+        prepare=tiny,
+        model=ModelConfig(layers=2, width=32, heads=2),
+        mixture=MixtureConfig(positions=600, context=64),
+        train=TrainConfig(steps=40, lr=5e-3, save_every=5, log_every=1),
+        held=8,
+        samples=2,
+    )
+    out = tmp_path / "demo"
+    import multiprocessing
+
+    process = multiprocessing.get_context("spawn").Process(target=run_demo, args=(out, config, False))
+    process.start()
+    metrics = out / "run" / "metrics.jsonl"
+    while process.is_alive() and not (metrics.exists() and len(metrics.read_text().splitlines()) > 8):
+        time.sleep(0.01)
+    assert process.is_alive() and process.pid, "the demo ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    results = run_demo(out, config, progress=False)
+    assert set(results["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
+    for route, row in results["routes"].items():
+        assert {"stderr", "n", "order0", "bits_per_byte" if route.endswith("t") else "bits_per_frame"} <= set(row)
+        assert ("wrong_source" in row) == (route != "t2t")
+        assert all(np.isfinite(v) for v in row.values())
+    stored = json.loads((out / "run" / "results.json").read_text())
+    assert stored["routes"] == results["routes"]
+    assert (out / "run" / "samples" / "index.html").stat().st_size > 5000
+    assert (out / "world.png").exists() and "demo finished" in capsys.readouterr().out
+
+    assert main(["eval", str(out / "run"), "--limit", "3"]) == 0
+    assert main(["export", str(out / "run"), "--out", str(tmp_path / "hf")]) == 0
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'quadrivium[hf]'")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert words("玉がころがる。")["input_ids"] and model.config.model_type == "qwen3"
