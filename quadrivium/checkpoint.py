@@ -67,7 +67,9 @@ def save(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str
         save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, part / _WEIGHTS)
         moments: dict[str, Tensor] = {}
         for key, optimizer in optimizers.items():
-            for name, p in zip(names_of(model, optimizer), (p for g in optimizer.param_groups for p in g["params"]), strict=True):
+            for name, p in zip(
+                names_of(model, optimizer), (p for g in optimizer.param_groups for p in g["params"]), strict=True
+            ):
                 for field, value in optimizer.state.get(p, {}).items():
                     moments[f"{key}|{name}|{field}"] = torch.as_tensor(value).detach().contiguous()
         save_file(moments, part / _OPTIMIZER)

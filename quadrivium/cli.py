@@ -115,7 +115,9 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
 
     run = _run(folder, device)
     mixture = from_dict(MixtureConfig, run.config.get("mixture", {}), f"{folder / 'config.json'}: mixture")
-    return run, Mixture(Dataset(data or Path(run.config["data"])), mixture, run.text.end, run.config["train"]["seed"], run.patch)
+    return run, Mixture(
+        Dataset(data or Path(run.config["data"])), mixture, run.text.end, run.config["train"]["seed"], run.patch
+    )
 
 
 # No `from __future__ import annotations` here: option types are read off the functions as they are made.
@@ -124,9 +126,12 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
 
 def _world() -> Callable[..., Any]:
     import tyro
+
     from quadrivium.data.world import WorldConfig
 
-    def world(out: tyro.conf.Positional[Path], config: Annotated[WorldConfig, tyro.conf.arg(name="")] = WorldConfig(), /) -> None:
+    def world(
+        out: tyro.conf.Positional[Path], config: Annotated[WorldConfig, tyro.conf.arg(name="")] = WorldConfig(), /
+    ) -> None:
         """Write the chain-reaction world: clips of machines, captions, stills and text, in an ordinary data folder.
 
         The folder is then prepared like any other: quadrivium prepare OUT --out data/world
@@ -141,9 +146,14 @@ def _world() -> Callable[..., Any]:
 
 def _prepare() -> Callable[..., Any]:
     import tyro
+
     from quadrivium.prepare import PrepareConfig
 
-    def prepare(sources: tyro.conf.Positional[tuple[Path, ...]], out: Path, config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PrepareConfig()) -> None:
+    def prepare(
+        sources: tyro.conf.Positional[tuple[Path, ...]],
+        out: Path,
+        config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PrepareConfig(),
+    ) -> None:
         """Read folders of text, pictures and videos; learn tokenizers; write token shards.
 
         A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
@@ -165,6 +175,7 @@ def _prepare() -> Callable[..., Any]:
 
 def _train() -> Callable[..., Any]:
     import tyro
+
     from quadrivium.data.mixture import MixtureConfig
     from quadrivium.model import ModelConfig
     from quadrivium.train import TrainConfig
@@ -222,6 +233,7 @@ def _evaluate() -> Callable[..., Any]:
 
 def _generate() -> Callable[..., Any]:
     import tyro
+
     from quadrivium.generate import Sampling
 
     def generate(

@@ -60,7 +60,9 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
     say("2/5 prepare: learn a text and a visual tokenizer, write token shards")
     data = prepare([out / "world"], out / "data", config.prepare, progress)
     say("3/5 train: one model, four routes")
-    state = train_routes(out / "data", out / "run", config.model, config.mixture, config.train, resume=done.exists(), progress=progress)
+    state = train_routes(
+        out / "data", out / "run", config.model, config.mixture, config.train, resume=done.exists(), progress=progress
+    )
     if not state["finished"]:
         return {}
     say("4/5 eval: what each route costs on held-out items, in bits")

@@ -140,7 +140,9 @@ class Measured:
         return row
 
 
-def measure(model: Model, mixture: Mixture, stream: Stream, id_bytes: np.ndarray, limit: int, progress: tqdm | None = None) -> Measured:
+def measure(
+    model: Model, mixture: Mixture, stream: Stream, id_bytes: np.ndarray, limit: int, progress: tqdm | None = None
+) -> Measured:
     """Cost of a stream's held-out units beside the three references."""
     held = mixture.held[stream.name]
     chosen = mixture.held_units(held, limit)
@@ -208,7 +210,11 @@ def table(results: dict[str, dict], streams: bool = True) -> str:
             digits = 3 if unit == "bits_per_byte" else 1
             cells = [f"{row[unit]:.{digits}f} ± {row['stderr']:.{digits}f}"]
             cells += [f"{row[k]:.{digits}f}" if k in row else "-" for k in ("order0", "without_source", "wrong_source")]
-            gain = f"{row['wrong_source_gain']:.{digits}f} ± {row['wrong_source_gain_stderr']:.{digits}f}" if "wrong_source" in row else "-"
+            gain = (
+                f"{row['wrong_source_gain']:.{digits}f} ± {row['wrong_source_gain_stderr']:.{digits}f}"
+                if "wrong_source" in row
+                else "-"
+            )
             label = name if block is results["routes"] else f"  {name}"
             lines.append(
                 f"{label:<26.26}{unit.replace('bits_per_', 'bits/'):<11}{cells[0]:>16}{cells[1]:>10}{cells[2]:>10}{cells[3]:>10}{gain:>22}{row['n']:>7}"

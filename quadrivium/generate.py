@@ -23,7 +23,9 @@ class Sampling:
     """How the next id or code is drawn."""
 
     temperature: float = 1.0  # 0: always the most likely
-    top_p: float = 0.95  # draw from the most likely ids that hold this much probability (Holtzman et al. 2020, arXiv 1904.09751)
+    top_p: float = (
+        0.95  # draw from the most likely ids that hold this much probability (Holtzman et al. 2020, arXiv 1904.09751)
+    )
     seed: int = 0
     max_ids: int = 160  # of text, where no end mark comes earlier
 
@@ -70,7 +72,9 @@ class Engine:
         batch = Batch(ids, codes, slots, places, row, torch.ones_like(row), *[none] * 6, buckets=[row[:, None]], back=row)
         return self.model(batch, self.cache)
 
-    def text(self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None) -> list[np.ndarray]:
+    def text(
+        self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None
+    ) -> list[np.ndarray]:
         """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it."""
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
         for _ in range(sampling.max_ids):
@@ -88,7 +92,7 @@ class Engine:
 
     def frames(self, count: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None) -> np.ndarray:
         """The next ``count`` frames: codes (S, F, R, C, G)."""
-        c, cell = self.model.config, self.model.config.patch ** 2
+        c, cell = self.model.config, self.model.config.patch**2
         plan = pack([(frames(np.zeros((count, c.rows, c.columns, cell), np.int64), wanted=True),)])
         slots, places = (torch.from_numpy(plan[k]).to(self.device) for k in ("slots", "places"))
         starts = [w.frames(count, c.rows, c.columns) for w in self.walks]

@@ -46,7 +46,7 @@ class ModelConfig:
     columns: int = 0  # cells in a row of a frame
     patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
     sharing: Sharing = "all"
-    layers: int = 6
+    layers: int = 4
     width: int = 256
     heads: int = 4
     kv_heads: int = 0  # 0: as many as heads
@@ -239,7 +239,7 @@ class CodeHead(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.codes, self.cell = c.codes, c.patch ** 2
+        self.codes, self.cell = c.codes, c.patch**2
         self.out = nn.Linear(c.width, max(c.codes, 1), bias=False)
         if self.cell > 1:
             self.known = nn.Embedding((self.cell - 1) * c.codes, c.width)
@@ -320,7 +320,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = c = config.resolve()
         self.embed_text = nn.Embedding(c.vocab, c.width)
-        self.embed_codes = nn.Embedding(c.patch ** 2 * c.codes + 1, c.width)  # index 0: a frame begins
+        self.embed_codes = nn.Embedding(c.patch**2 * c.codes + 1, c.width)  # index 0: a frame begins
         # The visual stream is told where the next cell belongs, which rotary positions only say relatively.
         self.embed_row = nn.Embedding(c.rows + 1, c.width)  # the last row: the frame is complete
         self.embed_column = nn.Embedding(max(c.columns, 1), c.width)

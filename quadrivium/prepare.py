@@ -46,8 +46,11 @@ class PrepareConfig:
     text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
     visual: VisualConfig = field(default_factory=VisualConfig)
-    visual_train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=5.5))
-    visual_batch: int = 32  # frames a step
+    # No weight decay: nothing is repeated often enough here to be learned by heart.
+    visual_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(minutes=6.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    )
+    visual_batch: int = 16  # frames a step
     sample_frames: int = 20_000  # frames the visual tokenizer learns from
     held: float = 0.05  # share of groups (stories, videos, documents) that are held out
     max_bad: float = 0.05  # stop when more than this share of the items cannot be used
@@ -98,7 +101,9 @@ class _Preparation:
             if before.get("version") != shards.VERSION or before.get("options") != self.options:
                 old = before.get("options") or {}
                 differ = [k for k in self.options if old.get(k) != self.options[k]]
-                raise RunError(f"{out} was prepared with another {', '.join(differ) or 'version'}; choose another --out or delete it")
+                raise RunError(
+                    f"{out} was prepared with another {', '.join(differ) or 'version'}; choose another --out or delete it"
+                )
             self.before = {s["name"]: s for s in before.get("sources", [])}
             self.was_complete = bool(before.get("complete"))
             self.manifest["tokenizers"] = before.get("tokenizers", {})
@@ -136,7 +141,9 @@ class _Preparation:
         else:
             training = (t for s in self.sources for i in s.items if not is_held(i.group, config.held) for t in i.texts)
             budget = 200_000_000  # characters; a vocabulary of thousands of ids does not change with more
-            tokenizer = TextTokenizer.train(_at_most(tqdm(training, desc="text tokenizer", unit="text", disable=not self.progress), budget), config.vocab)
+            tokenizer = TextTokenizer.train(
+                _at_most(tqdm(training, desc="text tokenizer", unit="text", disable=not self.progress), budget), config.vocab
+            )
         tokenizer.save(folder)
         self._done("text", {"ids": tokenizer.size, "learned": not config.text_tokenizer})
         return tokenizer
@@ -194,7 +201,11 @@ class _Preparation:
             frames = np.lib.format.open_memmap(work / "frames.npy", "w+", np.uint8, (wanted, size, size, 3))
             filled, of, held = 0, [], []
             reader = _read_all([i for _, i, _ in chosen], config.read)
-            for (index, item, each), clips in zip(chosen, tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress), strict=True):
+            for (index, item, each), clips in zip(
+                chosen,
+                tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress),
+                strict=True,
+            ):
                 if isinstance(clips, ItemError):
                     continue  # it is counted when it is encoded
                 every = np.concatenate(clips)
@@ -222,7 +233,11 @@ class _Preparation:
 
     def _unchanged(self) -> bool:
         same = self.was_complete and set(self.before) == {s.name for s in self.sources}
-        return same and all(self.before[s.name]["fingerprint"] == fingerprint([s], self.config.read) for s in self.sources) and self._intact()
+        return (
+            same
+            and all(self.before[s.name]["fingerprint"] == fingerprint([s], self.config.read) for s in self.sources)
+            and self._intact()
+        )
 
     def _intact(self) -> bool:
         return all(self._whole(e) for s in self.before.values() for e in s["shards"])
@@ -231,11 +246,16 @@ class _Preparation:
         path = self.out / "shards" / entry["file"]
         return path.is_file() and path.stat().st_size == entry["bytes"] and shards.sha256(path) == entry["sha256"]
 
-    def _encode(self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None, grid: tuple[int, int]) -> dict[str, Any]:
+    def _encode(
+        self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None, grid: tuple[int, int]
+    ) -> dict[str, Any]:
         config, mark = self.config, fingerprint([source], self.config.read)
         before = self.before.get(source.name, {})
         written = before.get("shards", []) if before.get("fingerprint") == mark else []
-        slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60] + f"-{stable_hash(source.name) % 16**4:04x}"
+        slug = (
+            "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60]
+            + f"-{stable_hash(source.name) % 16**4:04x}"
+        )
         entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "fingerprint": mark, "shards": []}
         chunks = range(0, len(source.items), config.shard_items)
         with tqdm(total=len(source.items), desc=source.name, unit="item", disable=not self.progress) as bar:
@@ -245,7 +265,9 @@ class _Preparation:
                 if kept is None or not self._whole(kept):
                     problems: list[dict[str, str]] = []
                     records = list(self._records(items, text, visual, grid, problems, bar))
-                    kept = shards.write_shard(self.out / "shards" / f"{slug}-{number:05d}.safetensors", records, text.dtype, grid)
+                    kept = shards.write_shard(
+                        self.out / "shards" / f"{slug}-{number:05d}.safetensors", records, text.dtype, grid
+                    )
                     kept |= {"number": number, "count": len(items), "problems": problems}
                     kept["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
                 else:
@@ -375,7 +397,8 @@ def table(data: Dataset) -> str:
     widths = [max(len(r[c]) for r in (head, *rows)) for c in range(len(head))]
 
     def line(row: tuple[str, ...]) -> str:
-        return "  ".join(v.ljust(w) if c in (0, 9) else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        return "  ".join(
+            v.ljust(w) if c in (0, 9) else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
 
     return "\n".join([line(head), "-" * len(line(head)), *map(line, rows)])
-

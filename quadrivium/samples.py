@@ -34,7 +34,9 @@ def _cell(run: Run, segment: Segment) -> Cell:
     return _decode(run, segment.data)
 
 
-def write_samples(run: Run, mixture: Mixture, out: Path, each: int = 8, sampling: Sampling | None = None, progress: bool = True) -> list[Path]:
+def write_samples(
+    run: Run, mixture: Mixture, out: Path, each: int = 8, sampling: Sampling | None = None, progress: bool = True
+) -> list[Path]:
     """Draw ``each`` held-out items a route, generate what they want, and write sheets, GIFs and ``index.html`` into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     sampling = sampling or Sampling(temperature=0.9, top_p=0.95, max_ids=60)
@@ -106,10 +108,16 @@ def answer(
     if prompt is not None and not given and (ids := run.text.encode(prompt)).size:
         given.append(text([run.text.end, *ids]))  # an open prompt that the model goes on from
     total = count if want == "video" else 1
-    made = generate(run.model, [tuple(given)] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress)
+    made = generate(
+        run.model, [tuple(given)] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress
+    )
     if want == "text":
         for ids in made:
-            print(f"{prompt or ''}{run.text.decode(ids)}" if len(given) == 1 and given[0].modality == "text" else run.text.decode(ids))
+            print(
+                f"{prompt or ''}{run.text.decode(ids)}"
+                if len(given) == 1 and given[0].modality == "text"
+                else run.text.decode(ids)
+            )
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ c_RC`` in row order, and each position but the last predicts the next cell: RC +
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence as Seq
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,7 +159,9 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
     text_places: list[np.ndarray] = []
     code_places: list[np.ndarray] = []
     is_text: list[np.ndarray] = []
-    want: dict[str, list[np.ndarray]] = {k: [] for k in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
+    want: dict[str, list[np.ndarray]] = {
+        k: [] for k in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")
+    }
     n_text = n_codes = 0
     for row, sequence in enumerate(sequences):
         walk = Walk()

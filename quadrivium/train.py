@@ -175,7 +175,9 @@ class RouteTask:
         return dict(sorted(out.items()))
 
 
-def fit(task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True) -> dict[str, Any]:
+def fit(
+    task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True
+) -> dict[str, Any]:
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
 
     Writes ``run/metrics.jsonl`` and ``run/checkpoints``. Returns the final state: ``step``, ``steps``, ``seconds``,
@@ -210,7 +212,12 @@ class _Loop:
         began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
         sums: dict[str, list[float]] = {}
         self.task.model.train()
-        with self._signals(), self._bar() as bar, ThreadPoolExecutor(1) as ahead, open(self.run / "metrics.jsonl", "a") as metrics:
+        with (
+            self._signals(),
+            self._bar() as bar,
+            ThreadPoolExecutor(1) as ahead,
+            open(self.run / "metrics.jsonl", "a") as metrics,
+        ):
 
             def write(line: dict[str, Any]) -> None:
                 metrics.write(json.dumps(line) + "\n")
@@ -257,7 +264,8 @@ class _Loop:
                     )
                     skipped = ("loss", "norm")
                     bar.set_postfix_str(
-                        " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped) + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real"
+                        " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped)
+                        + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real"
                     )
                     sums = {}
                 bar.refresh() if bar.disable is False and step % config.log_every == 0 else None
@@ -266,7 +274,9 @@ class _Loop:
                     self.task.model.train()
                     write({"step": step, "held": state["held"]})
                     # Of many held-out numbers, those that are also logged while training.
-                    shown_held = [f"{k} {v:.4g}" for k, v in state["held"].items() if k.split()[-1] in log or len(state["held"]) < 8]
+                    shown_held = [
+                        f"{k} {v:.4g}" for k, v in state["held"].items() if k.split()[-1] in log or len(state["held"]) < 8
+                    ]
                     bar.write(f"step {step}: held-out {', '.join(shown_held)}", file=sys.stderr)
                 every = config.save_every and step % config.save_every == 0
                 if every or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
@@ -275,7 +285,10 @@ class _Loop:
                     saved = time.monotonic()
             pending.cancel()
         if self.stop:
-            print(f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume", file=sys.stderr)
+            print(
+                f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume",
+                file=sys.stderr,
+            )
         return {**state, "finished": self._done(), "real": self._real()}
 
     def _real(self) -> float:
@@ -312,7 +325,9 @@ class _Loop:
     def _bar(self) -> tqdm:
         shape = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
         slow = 0.5 if sys.stderr.isatty() else 20.0  # a log file is read by people too: not a line every half second
-        return tqdm(total=1.0, desc=self.name, bar_format=shape, disable=not self.progress, mininterval=slow, dynamic_ncols=True)
+        return tqdm(
+            total=1.0, desc=self.name, bar_format=shape, disable=not self.progress, mininterval=slow, dynamic_ncols=True
+        )
 
     def _signals(self) -> Any:
         """Ctrl-C and SIGTERM ask the loop to save and leave; a second Ctrl-C leaves at once."""
@@ -338,7 +353,6 @@ class _Signals:
     def __exit__(self, *error: Any) -> None:
         for number, handler in self.old.items():
             signal.signal(number, handler)
-
 
 
 def train_routes(
@@ -377,7 +391,11 @@ def train_routes(
         text.save(run / "tokenizers" / "text")
         if visual:
             visual.save(run / "tokenizers" / "visual")
-        described = {"version": quadrivium.__version__, "data": str(data.resolve()), "read": prepared.manifest["options"]["read"]}
+        described = {
+            "version": quadrivium.__version__,
+            "data": str(data.resolve()),
+            "read": prepared.manifest["options"]["read"],
+        }
         write_json(path, {**described, "model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)})
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     network = Model(model, config.seed)

@@ -33,18 +33,18 @@ _KIND = "quadrivium visual tokenizer 1"  # a folder that says something else is 
 
 @dataclass(frozen=True)
 class VisualConfig:
-    """Shape of the tokenizer. A frame becomes (size / down)^2 * per_cell codes, each one of prod(levels) values."""
+    """Shape of the tokenizer. A frame becomes (size / down * per_side)^2 codes, each one of prod(levels) values."""
 
     size: int = 64  # side of a frame in pixels
     down: int = 4  # side of a cell in pixels
     levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a code; 1000 codes
-    per_cell: int = 1  # codes a cell, side by side in the grid: 2 makes 8 x 16 codes of 8 x 8 cells
+    per_side: int = 1  # a cell has per_side x per_side codes, which share what the cell's pixels are, unlike smaller cells
     width: int = 64
     encoder_depth: int = 2
     decoder_depth: int = 4  # drawing what a code leaves out is the harder half
 
     def __post_init__(self) -> None:
-        for name in ("size", "down", "per_cell", "width", "encoder_depth", "decoder_depth"):
+        for name in ("size", "down", "per_side", "width", "encoder_depth", "decoder_depth"):
             if getattr(self, name) < (0 if name.endswith("depth") else 1):
                 raise ConfigError(f"visual.{name} is {getattr(self, name)}; it has to be positive")
         if self.size % self.down:
@@ -74,9 +74,9 @@ class VisualTokenizer(nn.Module):
         super().__init__()
         self.config = config
         cells, numbers, width = config.size // config.down, len(config.levels), config.width
-        self.rows, self.columns = cells, cells * config.per_cell
+        self.rows = self.columns = cells * config.per_side
         self.codes_per_frame, self.n_codes = self.rows * self.columns, math.prod(config.levels)
-        pixels, latent = 3 * config.down**2, numbers * config.per_cell
+        pixels, latent = 3 * config.down**2, numbers * config.per_side**2
         overlap = config.down // 2
         self.analysis = nn.Conv2d(3, latent, config.down + 2 * overlap, config.down, overlap)
         self.synthesis = nn.ConvTranspose2d(latent, 3, config.down + 2 * overlap, config.down, overlap)
@@ -118,14 +118,12 @@ class VisualTokenizer(nn.Module):
         return self.synthesis(z) + self.decoder(z)
 
     def _spread(self, z: Tensor) -> Tensor:
-        """(B, P D, R, C / P) -> (B, D, R, C): the P codes of a cell side by side."""
-        z_BPDRC = z.unflatten(1, (self.config.per_cell, -1))
-        return z_BPDRC.permute(0, 2, 3, 4, 1).flatten(3)
+        """A cell's numbers (B, D p^2, R / p, C / p) -> (B, D, R, C): its p x p codes as neighbours in the grid."""
+        return F.pixel_shuffle(z, self.config.per_side)
 
     def _gather(self, z: Tensor) -> Tensor:
         """The inverse of `_spread`."""
-        z_BDRCP = z.unflatten(3, (-1, self.config.per_cell))
-        return z_BDRCP.permute(0, 4, 1, 2, 3).flatten(1, 2)
+        return F.pixel_unshuffle(z, self.config.per_side)
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +157,9 @@ class VisualTokenizer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
-        write_atomic(folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}))
+        write_atomic(
+            folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()})
+        )
         write_json(folder / "config.json", {"kind": _KIND, **asdict(self.config)})  # last: its presence says complete
 
     @classmethod
@@ -210,7 +210,7 @@ class VisualTask:
             raise ConfigError("the visual tokenizer has no frames to learn from: all are held out")
         weights = np.sqrt([len(k) for k in self.known])
         self.weights = weights / weights.sum()
-        self.crop = tokenizer.config.down * -(-tokenizer.rows // 2)
+        self.crop = tokenizer.config.down * -(-tokenizer.config.size // tokenizer.config.down // 2)
 
     def batch(self, step: int) -> Tensor:
         """Parts of frames (B, 3, crop, crop) in [-1, 1] of a step: a function of (seed, step) alone."""
@@ -224,7 +224,7 @@ class VisualTask:
 
     def positions(self, batch: Tensor) -> tuple[int, int]:
         """Codes in a batch; none is padding."""
-        n = len(batch) * (self.crop // self.model.config.down) ** 2 * self.model.config.per_cell
+        n = len(batch) * (self.crop // self.model.config.down * self.model.config.per_side) ** 2
         return n, n
 
     def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -54,7 +54,12 @@ def write_folder(root: Path, n=24) -> Path:
         save_mp4(np.stack([ball(COLOURS[name], x=3 + 2 * t) for t in range(4 + 4 * (i % 3 == 0))]), clips / f"{i}.mp4", fps=4)
         rows.append({"file_name": f"{i}.mp4", "text": f"a {name} ball rolls to the right" if i % 4 else ""})
     (clips / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    sentences = [f"The {a} ball struck the {b} ball and it rolled away down the hill, number {i}." for i in range(20) for a in names for b in names]
+    sentences = [
+        f"The {a} ball struck the {b} ball and it rolled away down the hill, number {i}."
+        for i in range(20)
+        for a in names
+        for b in names
+    ]
     (root / "text" / "en.txt").write_text("\n\n".join(sentences), encoding="utf-8")
     (root / "text" / "ja.tsv").write_text("".join(f"ball {i}\t玉が{i}個ころがった。\n" for i in range(60)), encoding="utf-8")
     return root

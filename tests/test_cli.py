@@ -187,7 +187,18 @@ def test_a_damaged_run_is_one_line(content, run, tmp_path, capsys):
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, data, tmp_path):
     """A file size limit stands in for the disk's end: the system refuses the write in the middle of a file."""
     limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({n}, {n})); from quadrivium.cli import main; sys.exit(main(sys.argv[1:]))"
-    small = ["--read.size", "16", "--read.clip-frames", "4", "--vocab", "320", "--visual-train.steps", "2", "--visual.width", "16"]
+    small = [
+        "--read.size",
+        "16",
+        "--read.clip-frames",
+        "4",
+        "--vocab",
+        "320",
+        "--visual-train.steps",
+        "2",
+        "--visual.width",
+        "16",
+    ]
     for n, arguments in (
         (3000, ["prepare", folder, "--out", tmp_path / "out", *small]),
         (20_000, ["train", data, "--out", tmp_path / "run", *TRAIN]),
@@ -196,7 +207,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, data, t
         lines = [line for line in done.stderr.splitlines() if line.startswith("quadrivium: ")]
         assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.rglob("*.part")) and not list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert not (tmp_path / "out" / "manifest.json").exists() or not read_json(tmp_path / "out" / "manifest.json", "a folder")["complete"]
+    assert (
+        not (tmp_path / "out" / "manifest.json").exists()
+        or not read_json(tmp_path / "out" / "manifest.json", "a folder")["complete"]
+    )
 
 
 def test_generate_walks_every_route(run, folder, tmp_path, capsys):
@@ -208,16 +222,52 @@ def test_generate_walks_every_route(run, folder, tmp_path, capsys):
     assert main(["generate", str(run), "--text", "a red ball", "--want", "image", "--out", str(out)]) == 0
     with Image.open(out / "t2v-seed0.png") as image:
         assert image.size == (4 * 16 * 4, 16 * 4)
-    assert main(["generate", str(run), "--video", str(clip), "--want", "video", "--frames", "3", "--n", "1", "--out", str(out)]) == 0
+    assert (
+        main(["generate", str(run), "--video", str(clip), "--want", "video", "--frames", "3", "--n", "1", "--out", str(out)])
+        == 0
+    )
     with Image.open(out / "v2v-seed0-0.gif") as image:
         assert image.n_frames == 3
-    assert main(["generate", str(run), "--text", "a", "--video", str(clip), "--want", "video", "--frames", "2", "--n", "1", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                str(run),
+                "--text",
+                "a",
+                "--video",
+                str(clip),
+                "--want",
+                "video",
+                "--frames",
+                "2",
+                "--n",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert (out / "tv2v-seed0-0.mp4").stat().st_size > 500
 
 
 def test_equal_seeds_draw_equal_pictures(run, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        main(["generate", str(run), "--text", "a red ball", "--want", "image", "--seed", str(seed), "--out", str(tmp_path / name)])
+        main(
+            [
+                "generate",
+                str(run),
+                "--text",
+                "a red ball",
+                "--want",
+                "image",
+                "--seed",
+                str(seed),
+                "--out",
+                str(tmp_path / name),
+            ]
+        )
     a, b, c = (next((tmp_path / n).glob("*[0-9].png")).read_bytes() for n in "abc")
     assert a == b != c
 

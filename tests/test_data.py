@@ -36,7 +36,10 @@ def data(tmp_path):
     for kind, n in (("text", 40), ("still", 25), ("bare", 11), ("clip", 30), ("mute", 13)):
         every = list(records(kind, n, rng))
         half = n // 2
-        shards = [write_shard(tmp_path / "shards" / f"{kind}-{k}.safetensors", part, np.uint16, (4, 4)) for k, part in enumerate((every[:half], every[half:]))]
+        shards = [
+            write_shard(tmp_path / "shards" / f"{kind}-{k}.safetensors", part, np.uint16, (4, 4))
+            for k, part in enumerate((every[:half], every[half:]))
+        ]
         sources.append({"name": kind, "shards": shards})
     write_json(tmp_path / "manifest.json", {"version": 1, "complete": True, "grid": [4, 4], "sources": sources})
     return Dataset(tmp_path)
@@ -48,7 +51,11 @@ def mixture(data, seed=0, patch=2, **options):
 
 def same(a, b):
     return len(a) == len(b) and all(
-        len(p) == len(q) and all(s.modality == t.modality and s.wanted == t.wanted and np.array_equal(s.data, t.data) for s, t in zip(p, q, strict=True))
+        len(p) == len(q)
+        and all(
+            s.modality == t.modality and s.wanted == t.wanted and np.array_equal(s.data, t.data)
+            for s, t in zip(p, q, strict=True)
+        )
         for p, q in zip(a, b, strict=True)
     )
 
@@ -56,7 +63,15 @@ def same(a, b):
 def test_shards_give_back_what_was_written(tmp_path):
     every = [r for k in ("text", "still", "clip") for r in records(k, 9, np.random.default_rng(1))]
     entry = write_shard(tmp_path / "a.safetensors", every, np.uint16, (4, 4))
-    write_json(tmp_path / "manifest.json", {"version": 1, "complete": True, "grid": [4, 4], "sources": [{"name": "a", "shards": [{**entry, "file": "../a.safetensors"}]}]})
+    write_json(
+        tmp_path / "manifest.json",
+        {
+            "version": 1,
+            "complete": True,
+            "grid": [4, 4],
+            "sources": [{"name": "a", "shards": [{**entry, "file": "../a.safetensors"}]}],
+        },
+    )
     (tmp_path / "shards").mkdir()
     (tmp_path / "a.safetensors").rename(tmp_path / "shards" / "a.safetensors")
     source = Dataset(tmp_path).sources[0]  # a manifest that points outside its folder is read inside it
@@ -130,7 +145,9 @@ def test_a_tape_read_in_pieces_is_the_tape_read_at_once(seed, low, pieces):
     stream = Stream("t2t", type("S", (), {"name": "x"})(), np.zeros((17, 2), int), costs)
     cuts = np.sort(np.random.default_rng(low).integers(low, low + 900, pieces))
     marks = [low, *cuts.tolist(), low + 900]
-    assert [u for a, b in zip(marks, marks[1:], strict=False) for u in stream.read(seed, a, b)] == stream.read(seed, low, low + 900)
+    assert [u for a, b in zip(marks, marks[1:], strict=False) for u in stream.read(seed, a, b)] == stream.read(
+        seed, low, low + 900
+    )
 
 
 def test_split_is_by_group_and_near_its_share():
@@ -140,7 +157,12 @@ def test_split_is_by_group_and_near_its_share():
 
 @pytest.mark.parametrize(
     "options, words",
-    [({"routes": ("t2x",)}, "routes are"), ({"routes": ()}, "no route"), ({"frames": 1}, "at least 2"), ({"positions": 0}, "at least 1")],
+    [
+        ({"routes": ("t2x",)}, "routes are"),
+        ({"routes": ()}, "no route"),
+        ({"frames": 1}, "at least 2"),
+        ({"positions": 0}, "at least 1"),
+    ],
 )
 def test_impossible_mixtures_are_refused(data, options, words):
     with pytest.raises(ConfigError, match=words):
@@ -188,7 +210,10 @@ def test_a_flipped_bit_is_found_by_its_checksum(data):
         data.verify()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 9}', '{"version": 1}', '{"version": 1, "complete": true, "sources": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"version": 9}', '{"version": 1}', '{"version": 1, "complete": true, "sources": 3}', "[" * 100_000],
+)
 def test_a_damaged_manifest_is_one_clear_error(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises((RunError, DataError)) as error:

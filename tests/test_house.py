@@ -71,7 +71,11 @@ def test_a_file_imports_only_from_files_above_it(name):
 
 def test_the_model_imports_torch_and_nothing_else():
     tree = ast.parse(FILES["model"].read_text())
-    names = {(n.module if isinstance(n, ast.ImportFrom) else n.names[0].name).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)}
+    names = {
+        (n.module if isinstance(n, ast.ImportFrom) else n.names[0].name).split(".")[0]
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    }
     assert names - set(sys.stdlib_module_names) == {"torch"}
 
 
@@ -80,7 +84,9 @@ def test_the_commands_are_frozen():
 
 
 def test_help_and_version_are_quick_and_import_no_torch():
-    code = "import sys; from quadrivium.cli import main; main(['--help']); main(['--version']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from quadrivium.cli import main; main(['--help']); main(['--version']); assert 'torch' not in sys.modules"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(name in out for name in COMMANDS) and quadrivium.__version__ in out
 

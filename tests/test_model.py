@@ -77,10 +77,15 @@ def test_cached_logits_are_uncached_logits(sharing, route, rng):
     engine = Engine(model, given, 20)
     hidden = []
     if route[-1] == "t":
-        whole = [(*(g if route != "t2t" else ()), text(np.concatenate([g[0].data[:-1] if route == "t2t" else [], w]), True)) for g, w in zip(given, words, strict=True)]
+        whole = [
+            (*(g if route != "t2t" else ()), text(np.concatenate([g[0].data[:-1] if route == "t2t" else [], w]), True))
+            for g, w in zip(given, words, strict=True)
+        ]
         for i in range(6):
             place = torch.tensor([w.text(1) for w in engine.walks])
-            hidden.append(engine._add(torch.tensor(words[:, i]), place.new_empty(0, 1), place[:0], place[:, None].expand(-1, 3)))
+            hidden.append(
+                engine._add(torch.tensor(words[:, i]), place.new_empty(0, 1), place[:0], place[:, None].expand(-1, 3))
+            )
         at = [q for q in range(6)]
     else:
         whole = [(*g, frames(c, True)) for g, c in zip(given, clips, strict=True)]
@@ -88,8 +93,12 @@ def test_cached_logits_are_uncached_logits(sharing, route, rng):
         start = torch.tensor([(t, b, b) for b, t in (w.frames(2, 3, 2) for w in engine.walks)])
         for i in range(14):
             slot = int(plan["slots"][i])
-            codes = torch.from_numpy(np.stack([np.full(4, -1) if slot == 0 else c.reshape(2, 6, 4)[i // 7, slot - 1] for c in clips]))
-            hidden.append(engine._add(codes[:0, 0], codes, torch.full_like(codes[:, 0], slot), start + torch.tensor(plan["places"][i])))
+            codes = torch.from_numpy(
+                np.stack([np.full(4, -1) if slot == 0 else c.reshape(2, 6, 4)[i // 7, slot - 1] for c in clips])
+            )
+            hidden.append(
+                engine._add(codes[:0, 0], codes, torch.full_like(codes[:, 0], slot), start + torch.tensor(plan["places"][i]))
+            )
         at = list(range(14))
     for row, sequence in enumerate(whole):
         batch = Batch.of(pack([sequence]))

@@ -22,13 +22,21 @@ from tests.conftest import TINY, write_folder
 
 def contents(folder):
     """Bytes of all shards and tokenizers by name."""
-    return {p.relative_to(folder): p.read_bytes() for d in ("shards", "tokenizers") for p in sorted((folder / d).rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for d in ("shards", "tokenizers")
+        for p in sorted((folder / d).rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_everything_is_found_and_feeds_its_routes(data, capsys):
     prepared = Dataset(data)
     prepared.verify()
-    counts = {s.name: (int((s.frames == 0).sum()), int((s.frames == 1).sum()), int((s.frames > 1).sum()), int(s.texts.sum())) for s in prepared.sources}
+    counts = {
+        s.name: (int((s.frames == 0).sum()), int((s.frames == 1).sum()), int((s.frames > 1).sum()), int(s.texts.sum()))
+        for s in prepared.sources
+    }
     assert counts["mine/pictures"] == (0, 24, 0, 48)
     assert counts["mine/clips"] == (0, 0, 32, 24)  # every third clip of 24 is two clips long; every fourth has no caption
     assert counts["mine/media"] == (0, 24, 0, 0)
@@ -105,7 +113,9 @@ def test_killed_anywhere_and_run_again_it_is_as_if_undisturbed(folder, data, tmp
 def broken(root, n_bad, n=100):
     """A folder of n text rows of which n_bad are damaged."""
     root.mkdir()
-    rows = [json.dumps({"text": f"this is row number {i} of a folder of text"}) if i >= n_bad else "{not json" for i in range(n)]
+    rows = [
+        json.dumps({"text": f"this is row number {i} of a folder of text"}) if i >= n_bad else "{not json" for i in range(n)
+    ]
     (root / "rows.jsonl").write_text("\n".join(rows) + "\n")
     return root
 
@@ -133,7 +143,7 @@ def test_damaged_media_are_found_while_decoding(tmp_path):
     (problem,) = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert problem["item"].endswith("3.mp4")
     clips = next(s for s in found.sources if s.name == "mine/clips")
-    assert not any("3.mp4" == clips.key(i).split("#")[0] for i in range(len(clips)))
+    assert not any(clips.key(i).split("#")[0] == "3.mp4" for i in range(len(clips)))
 
 
 def test_other_options_are_refused_in_the_same_folder(data, folder):
@@ -150,7 +160,9 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path, folder):
 def test_tokenizers_can_be_given(data, folder, tmp_path):
     given = replace(TINY, text_tokenizer=data / "tokenizers" / "text", visual_tokenizer=data / "tokenizers" / "visual")
     out = prepare([folder], tmp_path / "given", given, progress=False).folder
-    assert {p.name: p.read_bytes() for p in (out / "shards").iterdir()} == {p.name: p.read_bytes() for p in (data / "shards").iterdir()}
+    assert {p.name: p.read_bytes() for p in (out / "shards").iterdir()} == {
+        p.name: p.read_bytes() for p in (data / "shards").iterdir()
+    }
     with pytest.raises(ConfigError, match="--read.size 16|--size 16"):
         prepare([folder], tmp_path / "other", replace(given, read=replace(TINY.read, size=32)), progress=False)
 
@@ -158,4 +170,7 @@ def test_tokenizers_can_be_given(data, folder, tmp_path):
 def test_text_alone_needs_no_visual_tokenizer(folder, tmp_path):
     found = prepare([folder / "text"], tmp_path / "text", TINY, progress=False)
     assert not found.has_frames and not (tmp_path / "text" / "tokenizers" / "visual").exists()
-    assert not list((tmp_path / "text").glob(".*.part")) and map_shard(next((tmp_path / "text" / "shards").iterdir()))["codes"].size == 0
+    assert (
+        not list((tmp_path / "text").glob(".*.part"))
+        and map_shard(next((tmp_path / "text" / "shards").iterdir()))["codes"].size == 0
+    )

@@ -28,7 +28,19 @@ MIX = MixtureConfig(positions=300, context=32)
 
 
 def command(data, run, steps, *more):
-    base = [sys.executable, "-m", "quadrivium", "train", str(data), "--out", str(run), "--steps", str(steps), "--save-every", "3"]
+    base = [
+        sys.executable,
+        "-m",
+        "quadrivium",
+        "train",
+        str(data),
+        "--out",
+        str(run),
+        "--steps",
+        str(steps),
+        "--save-every",
+        "3",
+    ]
     return [*base, "--log-every", "1", "--positions", "300", "--context", "32", *MODEL, *more]
 
 

@@ -43,12 +43,12 @@ def test_every_code_is_one_combination_of_digits(levels):
     assert bool((digits < t.levels).all())
 
 
-@pytest.mark.parametrize(("size", "down", "per_cell"), [(32, 4, 1), (64, 8, 1), (96, 4, 1), (64, 8, 2), (36, 6, 3)])
-def test_any_size_that_the_cells_divide(size, down, per_cell):
-    t = tiny(size=size, down=down, per_cell=per_cell)
+@pytest.mark.parametrize(("size", "down", "per_side"), [(32, 4, 1), (64, 8, 1), (96, 4, 1), (64, 8, 2), (36, 6, 3)])
+def test_any_size_that_the_cells_divide(size, down, per_side):
+    t = tiny(size=size, down=down, per_side=per_side)
     frames = discs(3, size)
     codes = t.encode(frames)
-    assert codes.shape == (3, t.rows, t.columns) == (3, size // down, size // down * per_cell)
+    assert codes.shape == (3, t.rows, t.columns) == (3, size // down * per_side, size // down * per_side)
     assert codes.dtype == np.uint16
     assert codes.max() < t.n_codes
     assert t.codes_per_frame == codes[0].size
@@ -60,7 +60,7 @@ def test_any_size_that_the_cells_divide(size, down, per_cell):
 
 
 def test_the_decoder_of_forward_and_of_decode_are_one():
-    t = tiny(size=64, down=8, per_cell=2)
+    t = tiny(size=64, down=8, per_side=2)
     frames = discs(4, 64)
     redrawn, codes = t(torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1)
     expected = ((redrawn.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).byte().numpy()
@@ -211,7 +211,7 @@ def test_damaged_and_foreign_folders_are_one_clear_line(tmp_path):
         {"levels": (1, 5)},
         {"levels": (256, 256)},
         {"width": 0},
-        {"per_cell": 0},
+        {"per_side": 0},
         {"decoder_depth": -1},
     ],
 )

@@ -28,7 +28,7 @@ class MixtureConfig:
     """What a step reads."""
 
     routes: tuple[str, ...] = ROUTES  # routes to train; those that the data cannot feed are left out
-    positions: int = 8192  # positions a step when every route is trained; a route that is left out leaves its share unused
+    positions: int = 4096  # positions a step when every route is trained; a route that is left out leaves its share unused
     context: int = 256  # ids of text in a window of a document, and at most in a caption
     frames: int = 0  # frames of a clip that are used, a window drawn anew each epoch; 0: all
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
@@ -48,7 +48,9 @@ class MixtureConfig:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         for route, weight in self.weights:
             if route not in ROUTES or not 0 <= weight < float("inf"):
-                raise ConfigError(f"weight {weight} of route {route!r}: routes are {', '.join(ROUTES)}, weights are not negative")
+                raise ConfigError(
+                    f"weight {weight} of route {route!r}: routes are {', '.join(ROUTES)}, weights are not negative"
+                )
 
 
 @dataclass
@@ -118,7 +120,9 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1)
             counts = -(-predictions // config.context)
             item = np.repeat(items, counts)
             which = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
-            return np.stack([item, which], axis=1), np.minimum(config.context, np.repeat(predictions, counts) - which * config.context)
+            return np.stack([item, which], axis=1), np.minimum(
+                config.context, np.repeat(predictions, counts) - which * config.context
+            )
 
         def alone(items: np.ndarray) -> np.ndarray:
             return np.stack([items, np.zeros_like(items)], axis=1)
@@ -176,7 +180,9 @@ class Mixture:
             phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
             low, high = (phase + int(i * share) for i in (step, step + 1))
             for unit, epoch in stream.read(self.seed, low, high):
-                found.append(self.sequence(stream, unit, np.random.default_rng([self.seed, stable_hash(stream.name), epoch, unit])))
+                found.append(
+                    self.sequence(stream, unit, np.random.default_rng([self.seed, stable_hash(stream.name), epoch, unit]))
+                )
         return found
 
     def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:

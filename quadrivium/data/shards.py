@@ -144,7 +144,9 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
             kind, shape = np.dtype(_NUMPY[entry["dtype"]]), tuple(entry["shape"])
             if not 0 <= begin <= end <= len(data) or end - begin != kind.itemsize * int(np.prod(shape, dtype=object)):
                 raise ValueError(f"array {name}")
-            arrays[name] = np.frombuffer(data, kind, int(np.prod(shape)), begin).reshape(shape) if end > begin else np.zeros(shape, kind)
+            arrays[name] = (
+                np.frombuffer(data, kind, int(np.prod(shape)), begin).reshape(shape) if end > begin else np.zeros(shape, kind)
+            )
         return arrays
     except FileNotFoundError:
         raise RunError(f"{path}: shard is missing; run prepare again, it writes only what is missing") from None
@@ -215,7 +217,9 @@ class Dataset:
                 for shard in entry["shards"]:
                     path = folder / "shards" / Path(shard["file"]).name
                     if path.is_file() and path.stat().st_size != shard["bytes"]:
-                        raise RunError(f"{path}: {path.stat().st_size} bytes where {shard['bytes']} were written; prepare again")
+                        raise RunError(
+                            f"{path}: {path.stat().st_size} bytes where {shard['bytes']} were written; prepare again"
+                        )
                     shards.append(map_shard(path))
                 self.sources.append(SourceData(entry["name"], shards))
         except (KeyError, TypeError, AttributeError) as error:
