@@ -88,7 +88,7 @@ def _from_post_init(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    return bool(trace) and trace.tb_frame.f_code.co_name == "__post_init__"
+    return trace is not None and trace.tb_frame.f_code.co_name == "__post_init__"
 
 
 def _device(name: str) -> str:
@@ -223,8 +223,7 @@ def _evaluate() -> Callable[..., Any]:
 
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
-        results |= {"step": loaded.step}
-        write_json(run / "results.json", results)
+        write_json(run / "results.json", {**results, "step": loaded.step})
         print(measure.table(results))
         print(f"results written to {run / 'results.json'}")
 

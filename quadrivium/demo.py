@@ -18,28 +18,26 @@ from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
 from quadrivium.train import TrainConfig, threads, train_routes
-from quadrivium.visual import VisualConfig
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """What the demo runs. Tests shrink it; nothing else differs."""
 
-    world: WorldConfig = field(default_factory=lambda: WorldConfig(clips=1600, told=800, stills=1200, narrations=2000))
+    world: WorldConfig = field(default_factory=lambda: WorldConfig(clips=1000, told=500, stills=1000, narrations=1500))
     prepare: PrepareConfig = field(
         default_factory=lambda: PrepareConfig(
             read=ReadOptions(fps=8.0),  # all of a world's frames
             vocab=2048,
-            visual=VisualConfig(down=8),
-            visual_train=TrainConfig(minutes=1.5),
+            visual_train=TrainConfig(minutes=2.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
             sample_frames=6000,
         )
     )
     model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=192, heads=3))
     mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=6144))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=4.0))
-    held: int = 96  # held-out sequences of each route and source in the table
-    samples: int = 8  # of each route
+    held: int = 24  # held-out sequences of each route and source in the table
+    samples: int = 6  # of each route
 
 
 def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True) -> dict[str, dict]:

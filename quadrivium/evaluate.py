@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ def bits(model: Model, sequences: Seq[Sequence], budget: int = 16384, progress: 
     out = np.zeros(len(sequences))
     order = sorted(range(len(sequences)), key=lambda i: -positions_of(sequences[i]))
     while order:
-        rows, spent = [], 0
+        rows: list[int] = []
+        spent = 0
         while order and (not rows or spent + positions_of(sequences[order[0]]) <= budget):
             spent += positions_of(sequences[order[0]])
             rows.append(order.pop(0))
@@ -175,7 +177,7 @@ def measure(
 def join(parts: Seq[Measured]) -> Measured:
     """All streams of one route as one."""
     arrays = ("units", "groups", "bits", "without", "wrong", "order0")
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
+    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
     return replace(parts[0], stream=parts[0].route, **joined)
 
 

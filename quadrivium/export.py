@@ -51,7 +51,8 @@ def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
         found.append((name, weight, slice(first, last)))
 
     add("model.embed_tokens.weight", model.embed_text.weight)
-    for i, block in enumerate(model.blocks):
+    blocks: Any = model.blocks
+    for i, block in enumerate(blocks):
         prefix = f"model.layers.{i}."
         project, out, feed = (part.parts[0] for part in (block.project, block.out, block.feed))
         add(prefix + "input_layernorm.weight", project.norm.weight)
@@ -65,7 +66,8 @@ def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
         add(prefix + "mlp.gate_proj.weight", feed.gate_up.weight, 0, hidden)
         add(prefix + "mlp.up_proj.weight", feed.gate_up.weight, hidden)
         add(prefix + "mlp.down_proj.weight", feed.down.weight)
-    add("model.norm.weight", model.norm.parts[0].weight)
+    last: Any = model.norm.parts[0]
+    add("model.norm.weight", last.weight)
     add("lm_head.weight", model.embed_text.weight if model.head_text is None else model.head_text.weight)
     return found
 

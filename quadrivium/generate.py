@@ -55,12 +55,12 @@ class Engine:
     def __init__(self, model: Model, given: Seq[Sequence], more: int) -> None:
         """Read ``given`` (all rows something, or all rows nothing); leave room for ``more`` positions a row."""
         self.model, self.rows = model, len(given)
-        weight = model.norm.parts[0].weight
+        weight = model.embed_text.weight
         longest = max(positions_of(g) for g in given)
         if longest and not all(given):
             raise ValueError("some rows of the batch are given something and some nothing; generate them apart")
         self.cache = Cache(model.config, self.rows, longest + more, weight.device, weight.dtype)
-        self.device = weight.device
+        self.device: torch.device = weight.device
         self.walks = [Walk().over(g) for g in given]
         if longest:
             model(Batch.of(pack(given), weight.device), self.cache)
@@ -68,8 +68,9 @@ class Engine:
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
         row = torch.arange(self.rows, device=ids.device)
-        none = row[:0]  # nothing is wanted of the loss
-        batch = Batch(ids, codes, slots, places, row, torch.ones_like(row), *[none] * 6, buckets=[row[:, None]], back=row)
+        nothing = {name: row[:0] for name in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
+        one = torch.ones_like(row)
+        batch = Batch(ids, codes, slots, places, row, one, **nothing, buckets=[row[:, None]], back=row)
         return self.model(batch, self.cache)
 
     def text(

@@ -219,11 +219,13 @@ class _Preparation:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})
         state = read_json(done, "a frame sample")
-        of, held = np.array(state["of"]), np.array(state["held"], bool)
-        if not held.any() or held.all():  # a handful of pictures: the last one in ten stands for what is held out
-            held = np.arange(len(of)) % 10 == 9 if len(of) > 9 else np.arange(len(of)) == len(of) - 1
-        frames = np.load(work / "frames.npy", mmap_mode="r")[: len(of)]
-        return frames, of, held, [s.name for s in sources]
+        source_of, is_out = np.array(state["of"]), np.array(state["held"], bool)
+        if not is_out.any() or is_out.all():  # a handful of pictures: the last one in ten stands for what is held out
+            is_out = (
+                np.arange(len(source_of)) % 10 == 9 if len(source_of) > 9 else np.arange(len(source_of)) == len(source_of) - 1
+            )
+        frames = np.load(work / "frames.npy", mmap_mode="r")[: len(source_of)]
+        return frames, source_of, is_out, [s.name for s in sources]
 
     def _done(self, which: str, entry: dict[str, Any]) -> None:
         self.manifest["tokenizers"][which] = entry

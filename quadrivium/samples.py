@@ -57,7 +57,7 @@ def write_samples(
             name = f"{stream.source.name}: {stream.source.key(int(stream.unit[unit, 0]))}"
             caption = " / ".join(c for c in cells(run, given) if isinstance(c, str)) or None
             shown = [c for c in cells(run, given) if not isinstance(c, str)]
-            shown_text = wanted if wanted.modality == "frames" else text(wanted.data[1:].tolist() + [run.text.end])
+            shown_text = wanted if wanted.modality == "frames" else text([*wanted.data[1:].tolist(), run.text.end])
             rows.append([f"{name}\n", (shown[0] if shown else caption), _cell(run, shown_text), None])
             if shown and caption:
                 rows[-1][0] = f"{name} | {caption}"

@@ -6,6 +6,7 @@ schedule a function of the step, so a run that is killed and resumed gives the n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -39,7 +40,9 @@ from quadrivium.visual import VisualTokenizer
 class Task(Protocol):
     """What the loop needs to know of something that learns."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
 
     def batch(self, step: int) -> Any:
         """Training data of a step: a pure function of (seed, step)."""
@@ -341,10 +344,8 @@ class _Signals:
     def __enter__(self) -> None:
         self.old: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            with contextlib.suppress(ValueError):  # not the main thread: the program that embeds the loop handles signals
                 self.old[number] = signal.signal(number, self._catch)
-            except ValueError:  # not the main thread: the program that embeds the loop handles signals
-                pass
 
     def _catch(self, number: int, frame: Any) -> None:
         self.tell(signal.Signals(number).name)

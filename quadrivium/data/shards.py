@@ -100,7 +100,7 @@ def write_shard(path: Path, records: Iterable[Record], id_type: type, grid: tupl
     records = list(records)
     texts = [t for r in records for t in r.texts]
     held = np.array([r.held for r in records], np.uint8)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "ids": np.concatenate([np.zeros(0, id_type), *texts]).astype(id_type),
         "id_ends": np.cumsum([len(t) for t in texts], dtype=np.int64),
         "text_ends": np.cumsum([len(r.texts) for r in records], dtype=np.int64),
