@@ -129,7 +129,8 @@ class Batch:
             back[index[real]] = used + real.flatten().nonzero().squeeze(1)
             buckets.append(index)
             used += index.numel()
-        return cls(**t, buckets=buckets, back=back).to(device)
+        t |= {"buckets": buckets, "back": back}
+        return cls(**t).to(device)
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {}
