@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +112,7 @@ class Batch:
     @classmethod
     def of(cls, arrays: dict, device: torch.device | str = "cpu", slack: float = 0.85) -> Batch:
         """Arrays of `sequence.pack` -> Batch. Sequences shorter than ``slack`` of the longest open a new bucket."""
-        t: dict = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        t: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
         order, lengths = t["order"], t["lengths"]
         starts = torch.cumsum(lengths, 0) - lengths
         buckets, back, used = [], torch.empty(len(order), dtype=torch.long), 0
