@@ -133,7 +133,7 @@ class Batch:
         return cls(**t).to(device)
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {}
+        moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             moved[field.name] = [v.to(device) for v in value] if isinstance(value, list) else value.to(device)
