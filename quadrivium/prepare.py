@@ -33,7 +33,7 @@ from quadrivium.data.sources import Item, ReadOptions, Source, fingerprint, read
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError
 from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
-from quadrivium.train import TrainConfig, fit
+from quadrivium.train import TrainConfig, fit, threads
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer, picture_sheet
 
 
@@ -76,6 +76,7 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
             raise DataError(f"two sources are named {name!r}; rename one folder: names tell their shards apart")
     if not any(s.items for s in sources):
         raise DataError(f"no usable items in {', '.join(map(str, paths))}; give folders that hold text, pictures or videos")
+    threads()
     with checkpoint.locked(out):
         return _Preparation(sources, out, config, progress).go()
 
@@ -340,6 +341,8 @@ class _Preparation:
         for path in (self.out / "shards").iterdir():
             if path.name not in named:
                 path.unlink()  # of a source that was changed or taken away
+        for part in (self.out / "tokenizers").rglob(".*.part"):
+            part.unlink()  # of a run that was killed while it wrote
         for source, entry in zip(self.sources, self.manifest["sources"], strict=True):
             entry["skipped"] = len(source.problems) + sum(len(e["problems"]) for e in entry["shards"])
         self.manifest["complete"] = True

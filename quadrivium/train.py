@@ -414,7 +414,12 @@ def train_routes(
 
 
 def threads() -> int:
-    """Use every core this process may run on; a container's share is smaller than the machine."""
+    """Use every core this process may run on (a container's share is smaller than the machine), or OMP_NUM_THREADS.
+
+    The number changes the order of sums, so runs are bit-equal only with equal numbers of threads.
+    """
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(count)
     return count

@@ -319,7 +319,7 @@ def test_exif_orientation_as_pillow_applies_it(tmp_path: Path, turn: int, fit: s
 
 def test_crop_and_pad(tmp_path: Path) -> None:
     wide = save(picture(96, 32), "PNG")
-    ((crop,),) = clips_of(tmp_path, "x.png", wide)
+    ((crop,),) = clips_of(tmp_path, "x.png", wide, ReadOptions(size=16, fit="crop"))
     assert (crop[:, 1:-1, 1] > 90).all()  # the middle third, green
     edged = Image.new("RGB", (32, 16), (200, 10, 10))
     edged.paste((0, 0, 255), (8, 4, 24, 12))
