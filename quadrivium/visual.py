@@ -238,7 +238,7 @@ class VisualTask:
         decibel = -10 * (error_B.detach() / 4).clamp_min(1e-10).log10().mean().item()
         return (error_B + 1e-4).sqrt().mean(), {"psnr": decibel}
 
-    def evaluate(self, most: int = 256) -> dict[str, float]:
+    def evaluate(self, most: int = 32) -> dict[str, float]:
         """Of each source's held-out frames (at most ``most``, evenly spaced):
 
         psnr (dB, mean over frames), psnr_pooled (dB, of the mean squared error over frames), ssim (mean over frames),
