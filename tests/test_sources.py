@@ -204,7 +204,7 @@ def test_text_rows(tmp_path: Path) -> None:
     put(
         tmp_path,
         a_dot_jsonl='{"text": "one", "text_ja": "一", "group": 3}\r\n\n{"text": "two\\r\\nlines"}\n',
-        b_dot_tsv="hello\tこんにちは\r\nbye\t\n",
+        b_dot_tsv="hello\tこんにちは\r\nbye\t\n\nwell\tさて\n",
         c_dot_tsv="id\ttext\ttext_ja\tgroup\n9\tcat\t猫\tpets\n",
         d_dot_txt="\ufeffline\r\nline\n",
     )
@@ -214,7 +214,8 @@ def test_text_rows(tmp_path: Path) -> None:
         ("a.jsonl#3", "a.jsonl#3", "two\nlines"),
         ("b.tsv#1", "b.tsv#1", "hello\nこんにちは"),
         ("b.tsv#2", "b.tsv#2", "bye"),
-        ("c.tsv#2", "pets", "cat\n猫"),
+        ("b.tsv#4", "b.tsv#4", "さて\nwell"),
+        ("c.tsv#2", "pets", "猫\ncat"),
         ("d.txt#1", "d.txt#1", "line\nline"),
     ]
     assert not source.problems

@@ -280,7 +280,10 @@ def _read_texts(source: Source, keys: list[str], options: ReadOptions) -> None:
                     key = f"{name}#{line}"
                     with_text = with_text or any(_CAPTION.fullmatch(column) for column in row)
                     try:
-                        document = "\n".join(_texts(row))
+                        texts = _texts(row)
+                        # Translations side by side: were one language always first, none would learn to begin with the other.
+                        turned = file.suffix.lower() == ".tsv" and line % 2 == 0
+                        document = "\n".join(reversed(texts) if turned else texts)
                         if not document:
                             raise ItemError("holds no text")
                         new.append(Item(source.name, key, _group(row, key), "text", (document,), file))
@@ -300,7 +303,7 @@ def _documents(text: str, least: int) -> list[str]:
     cuts: list[tuple[int, int]] = []
     held = end = 0
     for gap in _BLANK.finditer(text):
-        held += len(text[end : gap.start()].encode())
+        held += len(text[end : gap.start()].strip("\n").encode())
         end = gap.end()
         if held >= least:
             cuts.append((gap.start(), end))
@@ -331,7 +334,7 @@ def _rows(source: Source, file: Path, options: ReadOptions) -> Iterator[tuple[in
     """Numbered rows of a .jsonl, .csv or .tsv file as dictionaries; rows that cannot be parsed become problems.
 
     A .tsv file is one document a row. If a cell of its first row is called ``text`` or ``text_<lang>``, that row names the
-    columns; otherwise all columns are text, in their order.
+    columns; otherwise all columns are text. Every second row is read from its last text to its first (`_read_texts`).
     """
     lines = _lines(file, options)
     where = os.path.relpath(file, source.path)
