@@ -29,13 +29,13 @@ class DemoConfig:
         default_factory=lambda: PrepareConfig(
             read=ReadOptions(fps=8.0),  # all of a world's frames
             vocab=2048,
-            visual_train=TrainConfig(minutes=2.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+            visual_train=TrainConfig(minutes=3.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
             sample_frames=6000,
         )
     )
     model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=192, heads=3))
-    mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=6144))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=4.0))
+    mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=2048))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=4.5))
     held: int = 24  # held-out sequences of each route and source in the table
     samples: int = 6  # of each route
 

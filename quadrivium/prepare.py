@@ -48,7 +48,7 @@ class PrepareConfig:
     visual: VisualConfig = field(default_factory=VisualConfig)
     # No weight decay: nothing is repeated often enough here to be learned by heart.
     visual_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(minutes=6.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
+        default_factory=lambda: TrainConfig(minutes=8.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
     )
     visual_batch: int = 16  # frames a step
     sample_frames: int = 20_000  # frames the visual tokenizer learns from
