@@ -129,9 +129,7 @@ def _world() -> Callable[..., Any]:
 
     from quadrivium.data.world import WorldConfig
 
-    def world(
-        out: tyro.conf.Positional[Path], config: Annotated[WorldConfig, tyro.conf.arg(name="")] = WorldConfig()
-    ) -> None:
+    def world(out: tyro.conf.Positional[Path], config: Annotated[WorldConfig, tyro.conf.arg(name="")] = WorldConfig()) -> None:
         """Write the chain-reaction world: clips of machines, captions, stills and text, in an ordinary data folder.
 
         The folder is then prepared like any other: quadrivium prepare OUT --out data/world

@@ -32,7 +32,7 @@ UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
 
 
 @torch.no_grad()
-def bits(model: Model, sequences: Seq[Sequence], budget: int = 16384, progress: tqdm | None = None) -> np.ndarray:
+def bits(model: Model, sequences: Seq[Sequence], budget: int = 4096, progress: tqdm | None = None) -> np.ndarray:
     """Bits (n,) that the wanted part of each sequence costs. ``budget`` positions are computed at a time."""
     device = next(model.parameters()).device
     out = np.zeros(len(sequences))
