@@ -197,16 +197,23 @@ class Apart(nn.Module):
         return torch.cat([self.parts[0](x[:n_text]), self.parts[1](x[n_text:])])
 
 
+class Norm(nn.RMSNorm):
+    """RMSNorm in the precision of its weight: torch has no fused kernel for mixed ones, and warns. (..., D) -> (..., D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.type_as(self.weight)).type_as(x)
+
+
 class Project(nn.Module):
     """Norm, then queries, keys and values in one product; queries and keys normalised per head. (N, D) -> (N, H + 2G, K)."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = c.heads, c.kv_heads
-        self.norm = nn.RMSNorm(c.width, c.norm_eps)
+        self.norm = Norm(c.width, c.norm_eps)
         self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_size, bias=False)
-        self.q_norm = nn.RMSNorm(c.head_size, c.norm_eps)
-        self.k_norm = nn.RMSNorm(c.head_size, c.norm_eps)
+        self.q_norm = Norm(c.head_size, c.norm_eps)
+        self.k_norm = Norm(c.head_size, c.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -222,7 +229,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(c.width, c.norm_eps)
+        self.norm = Norm(c.width, c.norm_eps)
         self.gate_up = nn.Linear(c.width, 2 * c.hidden, bias=False)
         self.down = nn.Linear(c.hidden, c.width, bias=False)
 
@@ -246,7 +253,7 @@ class CodeHead(nn.Module):
             self.known = nn.Embedding((self.cell - 1) * c.codes, c.width)
             self.which = nn.Embedding(self.cell, c.width)
             self.feed = FeedForward(replace(c, hidden=c.width))
-            self.norm = nn.RMSNorm(c.width, c.norm_eps)
+            self.norm = Norm(c.width, c.norm_eps)
 
     def forward(self, hidden: Tensor, known: Tensor) -> Tensor:
         """hidden (W, D), the cell's first j codes (W, j) -> logits (W, j + 1, C)."""
@@ -326,7 +333,7 @@ class Model(nn.Module):
         self.embed_row = nn.Embedding(c.rows + 1, c.width)  # the last row: the frame is complete
         self.embed_column = nn.Embedding(max(c.columns, 1), c.width)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.layers))
-        self.norm = Apart(lambda: nn.RMSNorm(c.width, c.norm_eps), apart=c.sharing == "none")
+        self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.sharing == "none")
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
         self.head_codes = CodeHead(c)
         self.reset(seed)
