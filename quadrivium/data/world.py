@@ -267,10 +267,14 @@ TEXT_KEY: dict[Language, str] = {"en": "text", "ja": "text_ja"}
 
 
 def encode_video(frames: np.ndarray, path: Path) -> None:
-    """Frames uint8 (F, S, S, 3) as H.264 in full colour resolution. One thread: the bytes must not depend on timing."""
+    """Frames uint8 (F, S, S, 3) as H.264 in full colour resolution, the same bytes every time.
+
+    That takes one thread and a constant quantiser: x264's rate control (crf) gave one clip in fifteen other bytes
+    in another process, for files 6 % smaller.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "6", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=FPS, options={"qp": "8", "preset": "veryfast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv444p"
         stream.codec_context.thread_count = 1
         for frame in frames:
