@@ -20,6 +20,7 @@ COMMANDS = {
     "prepare": "folders of text, pictures and videos -> tokenizers and token shards",
     "train": "train one model on all routes that the data can feed",
     "eval": "held-out bits of every route beside its references -> results.json",
+    "ask": "questions about a world in text alone: is what was only seen known?",
     "generate": "text, pictures or clips from text, pictures or clips",
     "export": "the text route as a Hugging Face folder",
 }
@@ -231,6 +232,48 @@ def _evaluate() -> Callable[..., Any]:
     return evaluate
 
 
+def _ask() -> Callable[..., Any]:
+    import tyro
+
+    def ask(
+        run: tyro.conf.Positional[Path],
+        world: tyro.conf.Positional[Path],
+        groups: tuple[Literal["read", "seen", "both", "neither"], ...] = ("read", "seen", "both", "neither"),
+        each: int = 4,
+        device: Device = "auto",
+    ) -> None:
+        """Forced-choice questions about a world's facts, in English and Japanese, text alone.
+
+        What happens when these two kinds meet? The likeliest of the possible outcomes must be the one that the simulator
+        gives. Facts of "read" kinds stood in text, those of "seen" kinds only in clips, those of "neither" nowhere: there,
+        nothing but chance is honest.
+
+        Args:
+            run: run folder that train wrote.
+            world: the world that it was trained on, as `quadrivium world` wrote it.
+            groups: which facts to ask about, by what the model was given of their kinds.
+            each: questions for every template, language, device and outcome; 150 times as many in all for every group.
+        """
+        from quadrivium import ask as asking
+        from quadrivium.data.questions import make_questions
+        from quadrivium.data.shards import write_json
+        from quadrivium.data.world import world_config
+
+        if each < 1:
+            raise ConfigError(f"--each must be at least 1, not {each}")
+        config = world_config(world)
+        loaded = _run(run, device)
+        results: dict[str, dict] = {
+            group: asking.ask(loaded.model, loaded.text, make_questions(config, group, each, config.languages), progress=True)
+            for group in groups
+        }
+        write_json(run / "questions.json", {**results, "step": loaded.step})
+        print(asking.table(results))
+        print(f"by template, language and device: {run / 'questions.json'}")
+
+    return ask
+
+
 def _generate() -> Callable[..., Any]:
     import tyro
 
@@ -324,6 +367,7 @@ _FACTORIES = {
     "prepare": _prepare,
     "train": _train,
     "eval": _evaluate,
+    "ask": _ask,
     "generate": _generate,
     "export": _export,
 }

@@ -7,12 +7,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quadrivium import evaluate
+from quadrivium import ask, evaluate
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset, read_json, write_json
 from quadrivium.data.sources import ReadOptions
-from quadrivium.data.world import WorldConfig, contact_sheet, write_world
+from quadrivium.data.world import GROUPS, WorldConfig, contact_sheet, write_world
 from quadrivium.errors import RunError
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
@@ -37,6 +38,7 @@ class DemoConfig:
     mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=2048))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=4.5))
     held: int = 24  # held-out sequences of each route and source in the table
+    each: int = 2  # questions for every template, language, device and outcome
     samples: int = 6  # of each route
 
 
@@ -52,23 +54,31 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
     def say(step: str) -> None:
         print(f"\n[{time.monotonic() - began:4.0f} s] {step}", file=sys.stderr)
 
-    say("1/5 world: simulate chain reactions, film them, tell what a bystander would")
+    say("1/6 world: simulate chain reactions, film them, tell what a bystander would")
     write_world(config.world, out / "world", progress)
     contact_sheet(config.world, out / "world.png")
-    say("2/5 prepare: learn a text and a visual tokenizer, write token shards")
+    say("2/6 prepare: learn a text and a visual tokenizer, write token shards")
     data = prepare([out / "world"], out / "data", config.prepare, progress)
-    say("3/5 train: one model, four routes")
+    say("3/6 train: one model, four routes")
     state = train_routes(
         out / "data", out / "run", config.model, config.mixture, config.train, resume=done.exists(), progress=progress
     )
     if not state["finished"]:
         return {}
-    say("4/5 eval: what each route costs on held-out items, in bits")
+    say("4/6 eval: what each route costs on held-out items, in bits")
     run = Run(out / "run")
     mixture = Mixture(Dataset(out / "data"), config.mixture, run.text.end, config.train.seed, run.patch)
     results = evaluate.routes(run.model, mixture, run.text.id_bytes, config.held, progress)
     write_json(out / "run" / "results.json", results | {"step": run.step})
-    say("5/5 generate: given | wanted | generated, for every route")
+    say("5/6 ask: what happens when two kinds meet? Text alone, facts that were read, seen, both or neither")
+    asked = {
+        group: ask.ask(
+            run.model, run.text, make_questions(config.world, group, config.each, config.world.languages), progress=progress
+        )
+        for group in GROUPS
+    }
+    write_json(out / "run" / "questions.json", asked | {"step": run.step})
+    say("6/6 generate: given | wanted | generated, for every route")
     pictures = write_samples(run, mixture, out / "run" / "samples", config.samples, progress=progress)
 
     report = read_json(data.folder / "tokenizers" / "visual" / "report.json", "a visual tokenizer's report")
@@ -77,7 +87,10 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
     print(evaluate.table(results, streams=False))
     print(
         "\nA route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error."
-        f"\n\nLook at: {out / 'world.png'}\n" + "\n".join(f"         {path}" for path in pictures)
+        "\n\nQuestions in text alone, three outcomes each; facts by what was given of their kinds:\n\n"
+        + ask.table(asked)
+        + f"\n\nLook at: {out / 'world.png'}\n"
+        + "\n".join(f"         {path}" for path in pictures)
     )
     print(
         f"\nNext, with your own folder of pictures, clips and text:\n  quadrivium prepare FOLDER --out data/mine\n"

@@ -276,12 +276,15 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     """World -> prepare -> train, killed, resumed -> eval -> samples -> export, as `make demo` runs it."""
     tiny = replace(TINY, read=replace(TINY.read, fps=8.0, clip_frames=6), vocab=400)
     config = DemoConfig(
-        world=WorldConfig(kinds=16, clips=24, told=12, stills=24, narrations=30, size=16, frames=6, processes=1),
+        world=WorldConfig(
+            devices=("ramp", "seesaw"), clips=24, told=12, stills=24, narrations=30, size=16, frames=6, processes=1
+        ),
         prepare=tiny,
         model=ModelConfig(layers=2, width=32, heads=2),
         mixture=MixtureConfig(positions=600, context=64),
         train=TrainConfig(steps=40, lr=5e-3, save_every=5, log_every=1),
         held=8,
+        each=1,
         samples=2,
     )
     out = tmp_path / "demo"
@@ -307,6 +310,11 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     assert (out / "world.png").exists() and "demo finished" in capsys.readouterr().out
 
     assert main(["eval", str(out / "run"), "--limit", "3"]) == 0
+    first = (out / "run" / "questions.json").read_text()
+    assert main(["ask", str(out / "run"), str(out / "world"), "--each", "1"]) == 0
+    assert (out / "run" / "questions.json").read_text() == first
+    assert main(["ask", str(out / "run"), str(out / "data")]) == 2
+    assert "no world.json" in capsys.readouterr().err
     assert main(["export", str(out / "run"), "--out", str(tmp_path / "hf")]) == 0
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'quadrivium[hf]'")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

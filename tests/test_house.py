@@ -22,6 +22,7 @@ HOUSE = (
     "data.machine",
     "data.language",
     "data.world",
+    "data.questions",
     "data.sources",
     "data.shards",
     "data.mixture",
@@ -30,6 +31,7 @@ HOUSE = (
     "checkpoint",
     "generate",
     "evaluate",
+    "ask",
     "train",
     "prepare",
     "samples",
@@ -80,7 +82,7 @@ def test_the_model_imports_torch_and_nothing_else():
 
 
 def test_the_commands_are_frozen():
-    assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "generate", "export"]
+    assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "ask", "generate", "export"]
 
 
 def test_help_and_version_are_quick_and_import_no_torch():

@@ -122,7 +122,7 @@ def test_openings_of_clips_and_stills_tell_no_outcome(tiny: Path) -> None:
     for index in range(TINY.clips, TINY.clips + 400):  # and of clips that were not written
         spec = world.draw_spec(TINY, "clips", index)
         for tongue in TINY.languages:
-            assert outcome_words(world.caption(TINY, spec, tongue, world._rng(TINY, "clips", index, tongue))) == []
+            assert outcome_words(world.caption(TINY, spec, tongue, world.stream(TINY, "clips", index, tongue))) == []
 
 
 def test_audit_counts_what_it_should(tiny: Path) -> None:

@@ -319,7 +319,8 @@ BYSTANDERS: dict[Language, tuple[str, ...]] = {
     "ja": ("子どもが手をたたく。", "みんなが身をのりだして見ている。", "だれかが笑った。", "「もう一回」と声がする。", "しばらく、だれも口をきかない。", "窓辺の猫も見ていた。", "それだけのことだ。", "あとは静かになった。"),
 }  # fmt: skip
 
-# What happens whenever two kinds meet: a statement, or a question and its answer. {then} is an outcome of OUTCOMES.
+# What happens whenever two kinds meet: a statement, a question with its answer, an instruction, in this order. {then} is an
+# outcome of OUTCOMES.
 KNOWLEDGE: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
         "ramp": ("When {a} slides down a ramp into {b}: {then}", "What happens when {a} slides down a ramp into {b}? {then}", "Let {a} slide into {b} and watch. {then}", "{A} slides down the ramp and hits {b}. {then}"),
@@ -330,10 +331,10 @@ KNOWLEDGE: dict[Language, dict[str, tuple[str, ...]]] = {
     },
     "ja": {
         "ramp": ("{a}が坂を滑って{b}にぶつかると、こうなる。{then}", "{a}が坂を滑って{b}にぶつかるとどうなるか。{then}", "坂の上から{a}を放し、{b}に当ててみる。{then}"),
-        "seesaw": ("シーソーの{left}に{a}、{right}に{b}をのせるとどうなるか。{then}", "{left}に{a}、{right}に{b}をのせたシーソーでは、こうなる。{then}", "{a}を{left}、{b}を{right}にしてシーソーにのせる。{then}"),
-        "catapult": ("{b}をのせた投石機に{a}が落ちるとどうなるか。{then}", "投石機のさじに{b}を入れ、腕に{a}を落とす。{then}", "{a}を投石機の腕に落とすと、さじの{b}はこうなる。{then}"),
-        "dominoes": ("{b}の前に立つドミノに{a}がぶつかるとどうなるか。{then}", "{a}をドミノに当てる。その向こうには{b}がいる。{then}", "{a}がドミノの列に突っこみ、その先に{b}がいれば、こうなる。{then}"),
-        "table": ("{b}ののったばねの台に{a}が落ちるとどうなるか。{then}", "ばねの台で、{b}の隣に{a}を落とす。{then}", "{a}と{b}をばねの台にのせると、こうなる。{then}"),
+        "seesaw": ("{left}に{a}、{right}に{b}をのせたシーソーでは、こうなる。{then}", "シーソーの{left}に{a}、{right}に{b}をのせるとどうなるか。{then}", "{a}を{left}、{b}を{right}にしてシーソーにのせる。{then}"),
+        "catapult": ("{a}を投石機の腕に落とすと、さじの{b}はこうなる。{then}", "{b}をのせた投石機に{a}が落ちるとどうなるか。{then}", "投石機のさじに{b}を入れ、腕に{a}を落とす。{then}"),
+        "dominoes": ("{a}がドミノの列に突っこみ、その先に{b}がいれば、こうなる。{then}", "{b}の前に立つドミノに{a}がぶつかるとどうなるか。{then}", "{a}をドミノに当てる。その向こうには{b}がいる。{then}"),
+        "table": ("{a}と{b}をばねの台にのせると、こうなる。{then}", "{b}ののったばねの台に{a}が落ちるとどうなるか。{then}", "ばねの台で、{b}の隣に{a}を落とす。{then}"),
     },
 }  # fmt: skip
 
@@ -432,6 +433,23 @@ def knowledge(device: str, what: str, first: Kind, second: Kind, rng: Random, la
     """What happens whenever ``first`` meets ``second`` in ``device``: a statement, or a question and its answer."""
     told = outcome(device, what, first, second, rng, language, mirror)
     return _fill(rng.choice(KNOWLEDGE[language][device]), rng, language, first, second, mirror, then=told)
+
+
+def question(template: str, spec: MachineSpec, first: Kind, second: Kind, rng: Random, language: Language) -> str:
+    """What stands before an outcome, ready for one of its sentences to follow.
+
+    ``template``: "statement", "question" or "instruction" are the forms of `knowledge`; "action" tells what is set off,
+    and "story" how things stood and what is set off, as in `account`.
+    """
+    mirror = spec.mirror
+    if template in ("action", "story"):
+        parts = [opening(spec, first, second, rng, language)] if template == "story" else []
+        action = _fill(rng.choice(ACTIONS[language][spec.device]), rng, language, first, second, mirror)
+        begun = _join([*parts, action + ("." if language == "en" else "。")], language)
+    else:
+        form = KNOWLEDGE[language][spec.device][("statement", "question", "instruction").index(template)]
+        begun = _fill(form, rng, language, first, second, mirror, then="").rstrip()
+    return begun + (" " if language == "en" else "")
 
 
 def portrait(first: Kind, second: Kind | None, rng: Random, language: Language) -> str:

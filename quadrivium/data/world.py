@@ -38,6 +38,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from quadrivium.config import from_dict
 from quadrivium.data import language as words
 from quadrivium.data.language import LANGUAGES, Language
 from quadrivium.data.machine import COLOURS, DEVICES, FINISHES, LINKS, LOOKS, OUTLINES, PATTERNS, Kind, MachineSpec, Scene
@@ -105,7 +106,7 @@ class WorldConfig:
         need(self.processes >= 1, "processes must be at least 1")
 
 
-def _rng(config: WorldConfig, *key: str | int) -> Random:
+def stream(config: WorldConfig, *key: str | int) -> Random:
     """A generator of its own for every (seed, key): a string seed is hashed by SHA-512, the same in every process."""
     return Random("/".join(map(str, ("quadrivium", config.seed, *key))))
 
@@ -141,7 +142,7 @@ def _looks(rng: Random, count: int) -> list[tuple[str, str, str]]:
 @lru_cache(maxsize=16)
 def make_kinds(config: WorldConfig) -> tuple[Kind, ...]:
     """The world's kinds. ``MachineSpec.first`` and ``.second`` are places in this tuple."""
-    rng = _rng(config, "kinds")
+    rng = stream(config, "kinds")
     names = words.invent_names(rng, config.kinds)
     looks = _looks(rng, config.kinds)
     kinds = []
@@ -181,7 +182,7 @@ def _draw_pair(config: WorldConfig, rng: Random, first: tuple[str, ...], second:
 
 def draw_spec(config: WorldConfig, part: str, index: int) -> MachineSpec:
     """The machine of item ``index`` of ``part`` ("clips", "told", "stills", "text")."""
-    rng = _rng(config, part, index, "spec")
+    rng = stream(config, part, index, "spec")
     groups: tuple[tuple[str, ...], tuple[str, ...]]
     if part == "clips":
         mixed = rng.choice(((("seen",), ("both",)), (("both",), ("seen",))))
@@ -304,7 +305,7 @@ def _make_clip(config: WorldConfig, part: str, index: int, folder: Path) -> dict
     first, second = kinds[spec.first], kinds[spec.second]
     texts = {}
     for tongue in config.languages:
-        rng = _rng(config, part, index, tongue)
+        rng = stream(config, part, index, tongue)
         if part == "told":
             texts[tongue] = words.account(scene, first, second, rng, tongue)
         else:
@@ -316,7 +317,7 @@ def _make_still(config: WorldConfig, index: int, folder: Path) -> dict:
     spec = draw_spec(config, "stills", index)
     kinds = make_kinds(config)
     first, second = kinds[spec.first], kinds[spec.second]
-    rng = _rng(config, "stills", index, "picture")
+    rng = stream(config, "stills", index, "picture")
     name = f"images/{index:06d}.png"
     row: dict
     if rng.random() < config.portraits:
@@ -325,7 +326,7 @@ def _make_still(config: WorldConfig, index: int, folder: Path) -> dict:
         shown = [(first, x, 0.0)] + ([(second, rng.uniform(x + 14, 56), 0.0)] if pair else [])
         picture = portrait_picture(shown, config.size)
         other = second if pair else None
-        texts = {t: words.portrait(first, other, _rng(config, "stills", index, t), t) for t in config.languages}
+        texts = {t: words.portrait(first, other, stream(config, "stills", index, t), t) for t in config.languages}
         row = {
             "file_name": name,
             **{TEXT_KEY[t]: text for t, text in texts.items()},
@@ -334,7 +335,7 @@ def _make_still(config: WorldConfig, index: int, folder: Path) -> dict:
         row |= {"kind_group": group_of(config, spec.first, spec.second if pair else spec.first), "devices": [], "mirror": False}
     else:
         picture = opening_picture(spec, kinds, config.size)
-        texts = {t: caption(config, spec, t, _rng(config, "stills", index, t)) for t in config.languages}
+        texts = {t: caption(config, spec, t, stream(config, "stills", index, t)) for t in config.languages}
         row = _row(config, name, spec, texts)
     Image.fromarray(picture).save(folder / "stills" / name, optimize=False, compress_level=6)
     return row
@@ -345,7 +346,7 @@ def _make_document(config: WorldConfig, index: int) -> dict[Language, str]:
     texts: dict[Language, str] = {}
     kinds = make_kinds(config)
     for tongue in config.languages:
-        rng = _rng(config, "text", index, tongue)
+        rng = stream(config, "text", index, tongue)
         place = 2 * index + (tongue == "ja")
         spec = draw_spec(config, "text", place)
         first, second = kinds[spec.first], kinds[spec.second]
@@ -446,6 +447,11 @@ def read_world(folder: Path) -> dict:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error}); delete the folder and write the world again") from None
+
+
+def world_config(folder: Path) -> WorldConfig:
+    """Options that the world in ``folder`` was written with."""
+    return from_dict(WorldConfig, read_world(folder).get("config", {}), f"{folder / 'world.json'}: config")
 
 
 def _write_rows(path: Path, rows: Iterable[dict]) -> None:
@@ -557,7 +563,7 @@ def contact_sheet(config: WorldConfig, path: Path, n: int = 12, columns: int = 2
         x, y = gap + place % columns * width, gap + place // columns * height
         for k, frame in enumerate(run_machine(spec, make_kinds(config), shown, side).frames):
             sheet.paste(Image.fromarray(frame), (x + k * (side + line), y))
-        text = caption(config, spec, "en", _rng(config, "clips", index, "en"))
+        text = caption(config, spec, "en", stream(config, "clips", index, "en"))
         while draw.textlength(text, font) > strip_width:
             text = text[:-4].rstrip(" .,") + "..."
         draw.text((x, y + side + 4), text, (70, 60, 50), font)

@@ -1,0 +1,105 @@
+"""Questions about the world: balanced, answered by the simulator, scored with a strict margin."""
+
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quadrivium import evaluate
+from quadrivium import sequence as seq
+from quadrivium.ask import ask, credit, score, table
+from quadrivium.data.language import LANGUAGES, outcome_words
+from quadrivium.data.machine import DEVICES
+from quadrivium.data.questions import TEMPLATES, alone, make_questions
+from quadrivium.data.world import WorldConfig, make_kinds, outcome_of
+from quadrivium.errors import ConfigError
+from quadrivium.model import Model, ModelConfig
+from quadrivium.text import TextTokenizer
+
+WORLD = WorldConfig(seed=5, mirror=True)
+GROUPS = ("read", "seen", "both", "neither")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return make_questions(WORLD, "seen", each=2)
+
+
+def test_every_template_asks_for_every_outcome_equally_often(seen):
+    assert len(TEMPLATES) >= 5
+    for template, language, device in product(TEMPLATES, LANGUAGES, DEVICES):
+        part = [q for q in seen if (q.template, q.language, q.device) == (template, language, device)]
+        assert Counter(q.answer for q in part) == dict.fromkeys(range(3), 2)
+    assert all(len(q.options) == 3 for q in seen)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_answers_are_what_the_simulator_does(group):
+    kinds = make_kinds(WORLD)
+    for q in make_questions(WORLD, group, each=1):
+        assert {kinds[q.first].group, kinds[q.second].group} == {group}
+        assert DEVICES[q.device][q.answer] == outcome_of(WORLD, q.first, q.second, q.device)
+
+
+def test_beginnings_name_no_outcome_and_options_differ(seen):
+    kinds = make_kinds(WORLD)
+    for q in seen:
+        assert len(set(q.texts)) == 3
+        assert all(outcome_words(option) for option in q.options), q.options
+        if q.language == "en":
+            assert q.beginning.endswith(" ")
+        if q.template == "story":
+            name = "name" if q.language == "en" else "kana"
+            assert all(getattr(kinds[k], name).lower() in q.beginning.lower() for k in (q.first, q.second)), q.beginning
+        assert "{" not in "".join(q.texts)
+
+
+def test_the_same_questions_every_time_and_others_for_another_seed(seen):
+    assert make_questions(WORLD, "seen", each=2) == seen
+    assert make_questions(WorldConfig(seed=6, mirror=True), "seen", each=2) != seen
+
+
+def test_knowing_one_kind_is_far_from_knowing_the_answer(seen):
+    first, second = alone(make_questions(WORLD, "seen", each=12))
+    assert 1 / 3 < first < 0.75
+    assert 1 / 3 < second < 0.75
+
+
+def test_a_group_without_an_outcome_is_named():
+    with pytest.raises(ConfigError, match="neither kinds"):
+        make_questions(WorldConfig(kinds=8), "neither")
+
+
+@given(arrays(float, (4, 3), elements=st.floats(-5, 5)), arrays(int, 4, elements=st.integers(0, 2)))
+def test_credit_sums_to_one_over_the_answers(scores, answers):
+    total = sum(credit(scores, np.full(4, answer)) for answer in range(3))
+    assert np.allclose(total, 1)
+    right = credit(scores, answers)
+    alone_on_top = (scores >= scores[np.arange(4), answers][:, None]).sum(1) == 1
+    assert (right[alone_on_top] == 1).all()
+    assert (right[~alone_on_top] <= 0.5).all()
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(ValueError, match="1 questions"):
+        credit(np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]]), np.array([0, 1]))
+
+
+def test_scores_are_the_bits_of_the_whole_text_and_ask_counts_them(seen):
+    text = TextTokenizer.train([t for q in seen for t in q.texts], 512)
+    model = Model(ModelConfig(layers=1, width=32, heads=2, vocab=text.size, codes=0)).eval()
+    few = seen[::29]
+    scores = score(model, text, few)
+    assert scores.shape == (len(few), 3)
+    one = evaluate.bits(model, [(seq.text(text.document(few[3].texts[1]), wanted=True),)])[0]
+    assert scores[3, 1] == pytest.approx(-one, rel=1e-5)
+    results = ask(model, text, few)
+    expected = credit(scores, np.array([q.answer for q in few])).mean()
+    assert results["all"]["accuracy"] == pytest.approx(expected)
+    assert results["all"]["n"] == len(few) == sum(row["n"] for name, row in results.items() if name.startswith("device"))
+    assert results["all"]["chance"] == pytest.approx(1 / 3)
+    assert "seen" in table({"seen": results})
