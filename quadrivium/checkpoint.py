@@ -107,6 +107,14 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def weights(run: Path) -> Path:
+    """The weights of a run's newest complete checkpoint. Raises RunError where there is none."""
+    path = latest(run / "checkpoints")
+    if path is None:
+        raise RunError(f"{run}: no complete checkpoint here; train it with quadrivium train --out {run} --resume")
+    return path / _WEIGHTS
+
+
 def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> dict[str, Any]:
     """Put a checkpoint's weights (and optimizer moments) into place and return its state."""
     load_weights(path / _WEIGHTS, model)
@@ -156,9 +164,7 @@ class Run:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
         self.config = read_json(folder / "config.json", "a run folder")
-        path = latest(folder / "checkpoints")
-        if path is None:
-            raise RunError(f"{folder}: no complete checkpoint here; train it with quadrivium train --out {folder} --resume")
+        path = weights(folder).parent
         self.text = TextTokenizer.load(folder / "tokenizers" / "text")
         shape = from_dict(ModelConfig, self.config.get("model", {}), f"{folder / 'config.json'}: model")
         seen = folder / "tokenizers" / "visual"

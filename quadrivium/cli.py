@@ -188,6 +188,7 @@ def _train() -> Callable[..., Any]:
         model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
         mixture: Annotated[MixtureConfig, tyro.conf.arg(name="")] = MixtureConfig(),
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
+        init: Path | None = None,
         resume: bool = False,
         device: Device = "auto",
     ) -> int:
@@ -198,12 +199,13 @@ def _train() -> Callable[..., Any]:
         Args:
             data: folder that prepare wrote.
             out: run folder to write.
+            init: run whose weights (and shape) to begin with, on data prepared with the same tokenizers.
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device))
+        state = train_routes(data, out, model, mixture, config, resume, _device(device), init=init)
         return 0 if state["finished"] else 130
 
     return train

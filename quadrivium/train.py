@@ -29,7 +29,7 @@ import quadrivium
 from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset, read_json, write_json
+from quadrivium.data.shards import Dataset, read_json, sha256, write_json
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.sequence import pack, route_of
@@ -255,7 +255,7 @@ class _Loop:
                 self._plan()
                 for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())):
                     sums.setdefault(key, []).append(float(value))
-                bar.n = min(self._progress(), bar.total)
+                bar.update(min(self._progress(), bar.total) - bar.n)
                 if step % config.log_every == 0 or self._done():
                     means = {k: sum(v) / len(v) for k, v in sums.items()}
                     now = (time.monotonic(), state["positions"])
@@ -268,10 +268,10 @@ class _Loop:
                     skipped = ("loss", "norm")
                     bar.set_postfix_str(
                         " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped)
-                        + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real"
+                        + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real",
+                        refresh=False,
                     )
                     sums = {}
-                bar.refresh() if bar.disable is False and step % config.log_every == 0 else None
                 if self._due(config.eval_every, step) or self._done():
                     state["held"] = self.task.evaluate()
                     self.task.model.train()
@@ -365,9 +365,11 @@ def train_routes(
     resume: bool = False,
     device: str = "cpu",
     progress: bool = True,
+    init: Path | None = None,
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
 
+    ``init``: a finished run whose weights and shape to begin with; the data has to be prepared with its tokenizers.
     Returns the final state (see `fit`). Raises RunError when the run folder exists without ``resume``, or the reverse.
     """
     threads()
@@ -383,6 +385,13 @@ def train_routes(
     prepared = Dataset(data)
     text = TextTokenizer.load(data / "tokenizers" / "text")
     visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
+    if init is not None and not resume:
+        model = from_dict(ModelConfig, read_json(init / "config.json", "a run folder").get("model", {}), f"{init}: model")
+        for part in ("text/tokenizer.json", "visual/model.safetensors") if visual else ("text/tokenizer.json",):
+            ours, theirs = data / "tokenizers" / part, init / "tokenizers" / part
+            if not theirs.is_file() or sha256(ours) != sha256(theirs):
+                raise RunError(f"{data} was prepared with other tokenizers than {init}; prepare it with --text-tokenizer "
+                               f"{init / 'tokenizers' / 'text'} --visual-tokenizer {init / 'tokenizers' / 'visual'}")  # fmt: skip
     if not resume:
         model = dataclasses.replace(model, vocab=text.size)
         try:
@@ -400,6 +409,8 @@ def train_routes(
         write_json(path, {**described, "model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)})
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     network = Model(model, config.seed)
+    if init is not None and not resume:
+        checkpoint.load_weights(checkpoint.weights(init), network)
     size = sum(p.numel() for p in network.parameters())
     shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
     print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)

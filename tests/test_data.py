@@ -109,6 +109,20 @@ def test_documents_are_cut_into_windows_that_predict_every_id_once(data):
         assert predicted == [*stream.source.text(item, 0).tolist(), END]
 
 
+def test_captions_are_read_as_texts_where_that_is_asked_for(data):
+    """Every caption once an epoch beside the documents, alone."""
+    count = {c: sum(len(s.unit) for s in mixture(data, captions=c).streams if s.route == "t2t") for c in (True, False)}
+    told = sum(len(s.unit) for s in mixture(data).streams if s.route == "v2t")
+    assert told > 0
+    assert count[True] == count[False] + told
+    mixed = mixture(data, captions=True, routes=("t2t",))
+    for stream in mixed.streams:
+        for unit, positions in enumerate(stream.positions):
+            sequence = mixed.sequence(stream, unit)
+            assert [s.modality for s in sequence] == ["text"]
+            assert positions_of(sequence) == positions
+
+
 def test_a_step_is_a_function_of_seed_and_step(data):
     a, b = mixture(data), mixture(data)
     late = [b.step(s) for s in (7, 3, 0)]

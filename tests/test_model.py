@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quadrivium.generate import Engine, Sampling, generate
-from quadrivium.model import Batch, Cache, Model, ModelConfig
+from quadrivium.model import Batch, Cache, Model, ModelConfig, attention, cross_entropy
 from quadrivium.sequence import ROUTES, frames, group, pack, route_of, text, ungroup
 
 SHARINGS = ("all", "attention", "none")
@@ -205,3 +205,28 @@ def test_a_full_cache_is_an_error(rng):
     cache = Cache(model.config, 1, 3, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="holds 3"):
         model(Batch.of(pack([sample("t2t", rng, 9)])), cache)
+
+
+@pytest.mark.parametrize(("rows", "ids"), [(0, 7), (1, 7), (300, 5000), (2000, 300)])
+def test_cross_entropy_in_blocks_is_cross_entropy(rows, ids):
+    """The value and both gradients, under weights that differ by row."""
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight = (torch.randn(n, 16, generator=draw).requires_grad_() for n in (rows, ids))
+    want = torch.randint(ids, (rows,), generator=draw)
+    upstream = torch.randn(rows, generator=draw)
+    ours = cross_entropy(hidden, weight, want)
+    mine = torch.autograd.grad(ours, (hidden, weight), upstream)
+    twin = torch.nn.functional.cross_entropy(hidden @ weight.T, want, reduction="none")
+    theirs = torch.autograd.grad(twin, (hidden, weight), upstream)
+    torch.testing.assert_close(ours, twin, rtol=1e-5, atol=1e-5)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_in_bf16_has_two_ways_with_one_result():
+    """Plain products where a gradient is wanted on CPU, the fused kernel elsewhere: equal within the precision of bf16."""
+    q, k, v = torch.randn(3, 2, 4, 33, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    fused = attention(q, k, v, causal=True)
+    products = attention(q.clone().requires_grad_(), k, v, causal=True)
+    assert products.requires_grad
+    torch.testing.assert_close(products.detach(), fused, rtol=2e-2, atol=2e-2)

@@ -34,6 +34,7 @@ class MixtureConfig:
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by source name
+    captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
 
     def __post_init__(self) -> None:
         for route in self.routes:
@@ -130,8 +131,11 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1)
         told, ids = per_text(np.concatenate([still, clips]))
         told_clips, clip_ids = per_text(clips)
         bare = np.concatenate([clips, still[source.texts[still] == 0]])
+        plain = windows(documents)
+        if config.captions:
+            plain = np.concatenate([plain[0], told]), np.concatenate([plain[1], ids - 1])
         made = {
-            "t2t": windows(documents),
+            "t2t": plain,
             "t2v": (told, ids - 1 + cost(told[:, 0])),
             "v2t": (told, ids - 1 + cost(told[:, 0])),
             "v2v": (alone(bare), cost(bare)),
@@ -188,6 +192,8 @@ class Mixture:
     def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:
         """Build one unit. ``rng`` draws the window and the cut of a clip; without it, both are in the middle."""
         source, (item, part) = stream.source, map(int, stream.unit[unit])
+        if stream.route == "t2t" and source.frames[item]:
+            return (text(self._enclose(source.text(item, part))[: self.config.context + 1], wanted=True),)
         if stream.route == "t2t":
             whole = self._enclose(source.text(item, 0))
             begin = part * self.config.context
