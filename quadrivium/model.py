@@ -253,10 +253,52 @@ class Apart(nn.Module):
         return torch.cat([self.parts[0](x[:n_text]), self.parts[1](x[n_text:])])
 
 
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm a block of rows at a time: on CPU torch's own is made of many passes and takes up to ten times as long backward.
+
+    With x' = x / rms(x): y = w x'; dx = (w g - x' mean(w g x')) / rms(x); dw = sum of g x' over rows.
+    """
+
+    BLOCK = 1 << 17  # numbers at a time: 512 kB in fp32
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        out, inverse, step = torch.empty_like(flat), flat.new_empty(len(flat), 1, dtype=weight.dtype), _RMSNorm.rows(flat)
+        for start in range(0, len(flat), step):
+            part = slice(start, start + step)
+            block = flat[part].to(weight.dtype)
+            length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+            inverse[part] = length.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
+            out[part] = (block * inverse[part]).mul_(weight)
+        ctx.save_for_backward(flat, weight, inverse)
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        flat, weight, inverse = ctx.saved_tensors
+        g, dx, dw, step = upstream[0].reshape(flat.shape), torch.empty_like(flat), torch.zeros_like(weight), _RMSNorm.rows(flat)
+        for start in range(0, len(flat), step):
+            part = slice(start, start + step)
+            unit = flat[part].to(weight.dtype) * inverse[part]
+            block = g[part].to(weight.dtype)
+            product = block * unit
+            dw += product.sum(0)
+            mean = (product @ weight[:, None]).div_(flat.shape[1])
+            dx[part] = (block * weight).addcmul_(unit, mean, value=-1).mul_(inverse[part])
+        return dx.view(upstream[0].shape), dw, None
+
+    @staticmethod
+    def rows(flat: Tensor) -> int:
+        return max(1, _RMSNorm.BLOCK // flat.shape[1])
+
+
 class Norm(nn.RMSNorm):
-    """RMSNorm in the precision of its weight: torch has no fused kernel for mixed ones, and warns. (..., D) -> (..., D)."""
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) in the precision of its weight. (..., D) -> (..., D)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled() and x.numel():
+            return _RMSNorm.apply(x, self.weight, self.eps)
         return super().forward(x.type_as(self.weight)).type_as(x)
 
 

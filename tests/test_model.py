@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quadrivium.generate import Engine, Sampling, generate
-from quadrivium.model import Batch, Cache, Model, ModelConfig, attention, cross_entropy
+from quadrivium.model import Batch, Cache, Model, ModelConfig, Norm, attention, cross_entropy
 from quadrivium.sequence import ROUTES, frames, group, pack, route_of, text, ungroup
 
 SHARINGS = ("all", "attention", "none")
@@ -230,3 +230,18 @@ def test_attention_in_bf16_has_two_ways_with_one_result():
     products = attention(q.clone().requires_grad_(), k, v, causal=True)
     assert products.requires_grad
     torch.testing.assert_close(products.detach(), fused, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (700, 4, 64), (3, 1 << 18)])
+def test_rms_norm_in_blocks_is_rms_norm(shape):
+    """The value and both gradients."""
+    draw = torch.Generator().manual_seed(3)
+    norm = Norm(shape[-1], 1e-6)
+    torch.nn.init.normal_(norm.weight, generator=draw)
+    x = torch.randn(shape, generator=draw).requires_grad_()
+    upstream = torch.randn(shape, generator=draw)
+    twin = torch.nn.functional.rms_norm(x, shape[-1:], norm.weight, 1e-6)
+    torch.testing.assert_close(norm(x), twin, rtol=1e-5, atol=1e-5)
+    theirs = torch.autograd.grad(twin, (x, norm.weight), upstream)
+    for a, b in zip(torch.autograd.grad(norm(x), (x, norm.weight), upstream), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

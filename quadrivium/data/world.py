@@ -67,6 +67,7 @@ class WorldConfig:
     mirror: bool = False  # half of the machines turned left to right
     clips: int = 2000
     clip_mix: tuple[float, float, float] = (0.5, 0.3, 0.2)  # clips of two seen kinds, of two both kinds, of one each
+    narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
     told: int = 1000
     stills: int = 1500
     portraits: float = 0.4  # share of stills that show one or two kinds alone; the rest are openings of machines
@@ -309,7 +310,7 @@ def _make_clip(config: WorldConfig, part: str, index: int, folder: Path) -> dict
         if part == "told":
             texts[tongue] = words.account(scene, first, second, rng, tongue)
         else:
-            texts[tongue] = words.opening(spec, first, second, rng, tongue)
+            texts[tongue] = words.opening(spec, first, second, rng, tongue) if config.narrated else ""
     return _row(config, name, spec, texts)
 
 
