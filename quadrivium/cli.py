@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "held-out bits of every route beside its references -> results.json",
     "ask": "questions about a world in text alone: is what was only seen known?",
     "generate": "text, pictures or clips from text, pictures or clips",
+    "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
     "export": "the text route as a Hugging Face folder",
 }
 
@@ -347,6 +348,39 @@ def _export() -> Callable[..., Any]:
     return export
 
 
+def _experiment() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.experiment import ExperimentConfig
+
+    def experiment(
+        out: tyro.conf.Positional[Path],
+        arms: tuple[str, ...] = ("text", "captions", "four", "distil"),
+        seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+        results: Path | None = None,
+        workers: int = 0,
+        config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = ExperimentConfig(),
+    ) -> None:
+        """The experiment on the chain-reaction world: arms x seeds, then one table.
+
+        Every finished cell is kept as JSON in --results, and the same command goes on from there: a grid can be finished over
+        several sittings and on several machines. Facts are asked about in text alone; chance is one in three.
+
+        Args:
+            out: folder for worlds, shards and runs.
+            arms: what is compared: text, text-equal, captions, four, distil, oracle, no-t2t, no-t2v, no-v2t, no-v2v.
+            seeds: a world, its kinds and first weights each.
+            results: folder of finished cells; OUT/results if not given.
+            workers: cells at a time; 0: one a core.
+        """
+        from quadrivium import experiment as run
+
+        print(run.table(run.run_experiment(out, config, seeds, arms, results, workers)))
+        print(f"cells: {results or out / 'results'}; table as JSON: {out / 'results.json'}")
+
+    return experiment
+
+
 def _demo() -> Callable[..., Any]:
     def demo(out: Path = Path("runs/demo")) -> None:
         """A world that needs no download, a four-route model of it, the table of its routes and pictures to look at.
@@ -371,5 +405,6 @@ _FACTORIES = {
     "eval": _evaluate,
     "ask": _ask,
     "generate": _generate,
+    "experiment": _experiment,
     "export": _export,
 }

@@ -41,6 +41,7 @@ from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset, read_json, write_atomic, write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import GROUPS, WorldConfig, facts, make_kinds, stream, write_world
+from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, DataError, QuadriviumError, RunError
 from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
@@ -104,7 +105,7 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000))
     distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, lr=1e-3))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4))
-    agree: float = 0.75  # share of samples that have to tell one outcome for a situation to be written down
+    distil: DistilConfig = field(default_factory=DistilConfig)
     each: int = 2  # questions for every template, language, device and outcome
     primary: str = "four/seen/direct"
 
@@ -162,6 +163,7 @@ class _Job:
     needs: tuple[str, ...]
     cost: float  # positions, or what takes as long
     run: Path | None = None  # where its progress is to be read
+    alone: bool = False  # nothing can run beside it, so it gets every core
 
 
 def _plan(jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int) -> None:
@@ -190,7 +192,7 @@ def _plan(jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentCon
 
 def _plan_data(jobs: dict[str, _Job], out: Path, config: ExperimentConfig, seed: int) -> str:
     if "looks" not in jobs and not (out / "looks" / "data" / "tokenizers" / "visual" / "config.json").is_file():
-        jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6)
+        jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6, alone=True)
     name = f"world-seed-{seed}"
     if name not in jobs and not (out / f"seed-{seed}" / ".prepared").is_file():
         jobs[name] = _Job(name, _data, (out, config, seed), ("looks",) if "looks" in jobs else (), 4e5)
@@ -200,8 +202,7 @@ def _plan_data(jobs: dict[str, _Job], out: Path, config: ExperimentConfig, seed:
 def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
     """Run jobs as soon as what they need is there, ``workers`` at a time; the bar counts positions and estimates the end."""
     cores = len(os.sched_getaffinity(0))
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // workers))  # read by torch in the fresh processes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
     waiting, done, failed = dict(jobs), set[str](), dict[str, str]()
     running: dict[Future, _Job] = {}
     bar = tqdm(total=sum(j.cost for j in jobs.values()), unit="pos", unit_scale=True, disable=not progress, dynamic_ncols=True,
@@ -213,7 +214,8 @@ def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
                     failed[name] = f"needs {', '.join(n for n in job.needs if n in failed)}"
                     del waiting[name]
                 elif len(running) < workers and all(n in done or n not in jobs for n in job.needs):
-                    running[pool.submit(_logged, job.work, job.arguments, job.name)] = waiting.pop(name)
+                    threads = cores if job.alone else max(1, cores // workers)
+                    running[pool.submit(_logged, job.work, job.arguments, job.name, threads)] = waiting.pop(name)
             if not running:
                 continue
             for future in wait(running, timeout=2.0, return_when=FIRST_COMPLETED).done:
@@ -242,8 +244,10 @@ def _progress(job: _Job) -> float:
         return 0.0
 
 
-def _logged(work: Callable[..., None], arguments: tuple, name: str) -> None:
-    """Run a job with what it prints in a file of its own."""
+def _logged(work: Callable[..., None], arguments: tuple, name: str, threads: int) -> None:
+    """Run a job on so many threads, with what it prints in a file of its own."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # which `train.threads` respects
+    torch.set_num_threads(threads)
     log = arguments[0] / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
@@ -310,7 +314,8 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
         mixture = replace(mixture, weights=tuple((r, float(r == "t2t")) for r in ROUTES))
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":
-        corpus = distil.distil(Run(home / arm.after), world, home / "distil" / "corpus.jsonl", config.imagining, config.agree)
+        path = home / "distil" / "corpus.jsonl"
+        corpus = distil.distil(Run(home / arm.after), world, path, config.distil, config.imagining, progress=False)
     data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     state = train_routes(
@@ -340,8 +345,12 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
         questions = make_questions(world, group, config.each, world.languages)
         found[group] = {"direct": ask.ask(run.model, run.text, questions, progress)}
         if sees:
-            imagining = replace(config.imagining, frames=config.imagining.frames or ask.frames_of(run))
+            imagining = replace(config.imagining, frames=config.imagining.frames or ask.frames_of(run, world))
             found[group]["imagine"] = ask.ask(run.model, run.text, questions, progress, imagine=imagining)
+            clips = ask.shown(run, world, questions, imagining.frames)
+            found[group]["shown"] = ask.ask(run.model, run.text, questions, progress, clips=clips)
+            for read_out in ("imagine", "shown"):
+                found[group][read_out].pop("votes")
     return found
 
 
