@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -240,6 +241,13 @@ def _ask() -> Callable[..., Any]:
         world: tyro.conf.Positional[Path],
         groups: tuple[Literal["read", "seen", "both", "neither"], ...] = ("read", "seen", "both", "neither"),
         each: int = 4,
+        imagine: int = 0,
+        shown: bool = False,
+        free: bool = False,
+        forget: bool = False,
+        frames: int = 0,
+        temperature: float = 0.7,
+        seed: int = 0,
         device: Device = "auto",
     ) -> None:
         """Forced-choice questions about a world's facts, in English and Japanese, text alone.
@@ -248,25 +256,50 @@ def _ask() -> Callable[..., Any]:
         gives. Facts of "read" kinds stood in text, those of "seen" kinds only in clips, those of "neither" nowhere: there,
         nothing but chance is honest.
 
+        With --imagine the model also draws what the words describe and reads the answer off its own clips, by majority;
+        with --shown off the real clip, which says what seeing would be worth.
+
         Args:
             run: run folder that train wrote.
             world: the world that it was trained on, as `quadrivium world` wrote it.
             groups: which facts to ask about, by what the model was given of their kinds.
             each: questions for every template, language, device and outcome; 150 times as many in all for every group.
+            imagine: clips to imagine for each question; 0: none.
+            shown: also answer from the real clip.
+            free: also let the model answer in its own words, which are read for the outcome that they tell.
+            forget: while imagining, drop the words after the first frame.
+            frames: frames of an imagined clip; 0: as many as the clips have that the run was trained on.
+            temperature: of imagined clips.
+            seed: of imagined clips.
         """
         from quadrivium import ask as asking
         from quadrivium.data.questions import make_questions
         from quadrivium.data.shards import write_json
-        from quadrivium.data.world import world_config
+        from quadrivium.data.world import make_kinds, world_config
+        from quadrivium.imagine import Imagining
 
-        if each < 1:
-            raise ConfigError(f"--each must be at least 1, not {each}")
+        if each < 1 or imagine < 0:
+            raise ConfigError(f"--each must be at least 1 and --imagine not negative, not {each} and {imagine}")
+        imagining = Imagining(max(imagine, 1), frames, temperature, forget=forget, seed=seed)
         config = world_config(world)
         loaded = _run(run, device)
-        results: dict[str, dict] = {
-            group: asking.ask(loaded.model, loaded.text, make_questions(config, group, each, config.languages), progress=True)
-            for group in groups
-        }
+        count = asking.frames_of(loaded, config) if imagine or shown else 0
+        results: dict[str, dict] = {}
+        for group in groups:
+            questions = make_questions(config, group, each, config.languages)
+            looks: dict[str, Any] = {"direct": None}
+            if imagine:
+                drawing = replace(imagining, frames=frames or count)
+                looks["imagine"] = asking.imagined(loaded.model, loaded.text, questions, drawing, progress=True)
+            if shown:
+                looks["shown"] = asking.shown(loaded, config, questions, count, progress=True)
+            results[group] = {}
+            for name, clips in looks.items():
+                results[group][name] = asking.ask(loaded.model, loaded.text, questions, progress=True, clips=clips)
+                if free:
+                    results[group][f"{name}, free"] = asking.free(
+                        loaded.model, loaded.text, questions, make_kinds(config), clips, progress=True
+                    )
         write_json(run / "questions.json", {**results, "step": loaded.step})
         print(asking.table(results))
         print(f"by template, language and device: {run / 'questions.json'}")

