@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": "held-out bits of every route beside its references -> results.json",
     "ask": "questions about a world in text alone: is what was only seen known?",
     "generate": "text, pictures or clips from text, pictures or clips",
+    "distil": "what the model imagines of a world, as ordinary text to train on",
     "export": "the text route as a Hugging Face folder",
 }
 
@@ -318,8 +319,10 @@ def _generate() -> Callable[..., Any]:
         text: str | None = None,
         image: Path | None = None,
         video: Path | None = None,
+        imagine: bool = False,
+        forget: bool = False,
         n: int = 4,
-        frames: int = 8,
+        frames: int = 0,
         sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
         out: Path | None = None,
         device: Device = "auto",
@@ -331,6 +334,7 @@ def _generate() -> Callable[..., Any]:
         --image ball.png --want text            picture to text (v2t)
         --video clip.mp4 --want video           what comes next (v2v)
         --text "Once upon a time" --want text   text goes on (t2t)
+        --text "A ball on a ramp." --imagine    text to clip, and what the model sees in it (t2v, then v2t)
 
         Without --want: contact sheets of held-out items on every route, given | wanted | generated.
 
@@ -340,13 +344,24 @@ def _generate() -> Callable[..., Any]:
             text: text that is given.
             image: picture that is given.
             video: clip that is given.
+            imagine: draw what --text describes, look at it, and tell.
+            forget: while imagining, drop the words after the first frame.
             n: samples to draw.
-            frames: frames of a wanted clip.
+            frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
             out: folder to write; RUN/samples if not given.
         """
-        from quadrivium.samples import answer, write_samples
+        from quadrivium.samples import answer, imagine_aloud, usual_frames, write_samples
 
         folder = out or run / "samples"
+        if frames < 0:
+            raise ConfigError("--frames has to be at least 1 (0: as in the run's data)")
+        if imagine:
+            if image or video or want not in ("samples", "text"):
+                raise ConfigError("--imagine goes from text to text; give --text, and neither --image, --video nor --want")
+            if text is None:
+                raise ConfigError('there is nothing to imagine; say it, as in --text "a red ball on a ramp" --imagine')
+            imagine_aloud(_run(run, device), text, n, frames, sampling, folder, forget)
+            return
         if want == "samples":
             if text or image or video:
                 raise ConfigError("something is given but nothing is wanted; add --want text, image or video")
@@ -355,9 +370,49 @@ def _generate() -> Callable[..., Any]:
                 print(path)
             return
         loaded = _run(run, device)
-        answer(loaded, want, text, image, video, n, frames, sampling, folder)
+        answer(loaded, want, text, image, video, n, frames or usual_frames(loaded), sampling, folder)
 
     return generate
+
+
+def _distil() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.distil import DistilConfig
+    from quadrivium.imagine import Imagining
+
+    def distil(
+        run: tyro.conf.Positional[Path],
+        world: tyro.conf.Positional[Path],
+        out: Path,
+        config: Annotated[DistilConfig, tyro.conf.arg(name="")] = DistilConfig(),
+        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(),
+        device: Device = "auto",
+    ) -> None:
+        """Write down, as ordinary text, what the model imagines of situations that no text tells.
+
+        Every pair of seen kinds meets in every device, in imagination, several times. Where enough of the clips show the
+        same outcome, it is written in several wordings, a line each, to a .jsonl that prepare reads like any text:
+
+        quadrivium prepare data/world corpus.jsonl --out data/more
+
+        report.json beside it says how often that is what the simulator does. The same command goes on where it was stopped.
+
+        Args:
+            run: run folder that train wrote.
+            world: the world that it was trained on, as `quadrivium world` wrote it.
+            out: corpus to write, a new .jsonl file.
+        """
+        from quadrivium import distil as distilling
+        from quadrivium.data.world import world_config
+
+        described = world_config(world)
+        report = distilling.distil(_run(run, device), described, out, config, imagining)
+        print(distilling.table(report))
+        print(f"{report['texts']} texts in {out}; judged in {out.with_name('report.json')}")
+        print(f"next: quadrivium prepare {world} {out} --out data/{out.stem}")
+
+    return distil
 
 
 def _export() -> Callable[..., Any]:
@@ -402,5 +457,6 @@ _FACTORIES = {
     "eval": _evaluate,
     "ask": _ask,
     "generate": _generate,
+    "distil": _distil,
     "export": _export,
 }

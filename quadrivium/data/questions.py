@@ -173,6 +173,21 @@ def make_questions(
     return questions
 
 
+def situations(
+    config: WorldConfig, group: str = "seen", languages: Sequence[Language] = LANGUAGES, template: str = "story"
+) -> list[Question]:
+    """One question for every fact of ``group`` and language: what there is to imagine. Not balanced, so not for measuring."""
+    found = []
+    for first, second, device, outcome in facts(config, group):
+        for tongue in languages:
+            key = ("situation", template, tongue, device, first, second)
+            mirror = config.mirror and stream(config, "mirror", *key).random() < 0.5
+            spec = MachineSpec(device, first, second, mirror=mirror)
+            if outcome in DEVICES[device]:
+                found.append(make_question(config, template, tongue, spec, DEVICES[device].index(outcome), *key))
+    return found
+
+
 def alone(questions: Sequence[Question], by: Literal["kind", "level"] = "kind") -> tuple[float, float]:
     """Accuracy of readers who know of every question only its device and its first (second) kind, or that kind's level."""
     shares = []
