@@ -11,7 +11,9 @@ in the count of votes. Standard errors are clustered by pair of kinds, since que
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence as Seq
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,10 @@ from quadrivium.data.judge import clip_frames, film
 from quadrivium.data.language import parse_outcome
 from quadrivium.data.machine import DEVICES, Kind
 from quadrivium.data.questions import Question, alone
+from quadrivium.data.shards import Dataset
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig
-from quadrivium.errors import ConfigError
+from quadrivium.errors import ConfigError, QuadriviumError
 from quadrivium.evaluate import bits, ratio
 from quadrivium.generate import Sampling, generate
 from quadrivium.imagine import Imagining, choose_by_sight, imagine
@@ -89,16 +92,28 @@ def read_options(run: Run) -> ReadOptions:
     return from_dict(ReadOptions, run.config.get("read", {}), f"{run.folder / 'config.json'}: read")
 
 
-def frames_of(run: Run, world: WorldConfig) -> int:
-    """Frames of a clip of ``world`` as the run was trained on it. ConfigError where that shows no outcome."""
+def frames_of(run: Run, world: WorldConfig | None = None) -> int:
+    """Frames of a clip as the run was trained on it, by the rule that reads clips of ``world``.
+
+    Without a world: as many as most clips of its data have; as many as were asked for, where the data is gone.
+    """
+    read = int(run.config.get("read", {}).get("clip_frames", 8))
+    if world is not None:
+        read = clip_frames(world, read_options(run))
+    else:
+        with contextlib.suppress(QuadriviumError, OSError, KeyError):
+            counts = np.concatenate([source.frames for source in Dataset(Path(run.config["data"])).sources])
+            read = int(np.bincount(counts[counts > 1]).argmax()) if (counts > 1).any() else read
+    limit = int(run.config.get("mixture", {}).get("frames", 0))
+    return min(read, limit) if limit else read
+
+
+def check_sight(run: Run, count: int) -> None:
+    """Refuse a run that has no frames, and clips that show no outcome. Raises ConfigError."""
     if run.visual is None:
         raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing and cannot be shown anything")
-    limit = int(run.config.get("mixture", {}).get("frames", 0))
-    read = clip_frames(world, read_options(run))
-    count = min(read, limit) if limit else read
     if count < 2:
         raise ConfigError(f"{run.folder} reads one frame of a clip (read.fps, read.clip_frames), which shows no outcome")
-    return count
 
 
 def shown(run: Run, world: WorldConfig, questions: Seq[Question], count: int, progress: bool = False) -> np.ndarray:

@@ -284,7 +284,9 @@ def _ask() -> Callable[..., Any]:
         imagining = Imagining(max(imagine, 1), frames, temperature, forget=forget, seed=seed)
         config = world_config(world)
         loaded = _run(run, device)
-        count = asking.frames_of(loaded, config) if imagine or shown else 0
+        count = asking.frames_of(loaded, config)
+        if imagine or shown:
+            asking.check_sight(loaded, frames or count)
         results: dict[str, dict] = {}
         for group in groups:
             questions = make_questions(config, group, each, config.languages)
@@ -350,7 +352,8 @@ def _generate() -> Callable[..., Any]:
             frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
             out: folder to write; RUN/samples if not given.
         """
-        from quadrivium.samples import answer, imagine_aloud, usual_frames, write_samples
+        from quadrivium.ask import frames_of
+        from quadrivium.samples import answer, imagine_aloud, write_samples
 
         folder = out or run / "samples"
         if frames < 0:
@@ -370,7 +373,7 @@ def _generate() -> Callable[..., Any]:
                 print(path)
             return
         loaded = _run(run, device)
-        answer(loaded, want, text, image, video, n, frames or usual_frames(loaded), sampling, folder)
+        answer(loaded, want, text, image, video, n, frames or frames_of(loaded), sampling, folder)
 
     return generate
 

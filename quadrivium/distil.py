@@ -11,22 +11,23 @@ it is whole, so that the same command goes on where it was stopped.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from quadrivium.ask import frames_of, imagined, outcomes_told, tell, votes
+from quadrivium.ask import check_sight, frames_of, imagined, outcomes_told, tell, votes
 from quadrivium.checkpoint import Run
 from quadrivium.data import language as words
 from quadrivium.data.machine import DEVICES, Scene
 from quadrivium.data.questions import Question, situations
-from quadrivium.data.shards import Dataset, stable_hash, write_atomic, write_json
+from quadrivium.data.shards import Dataset, read_json, write_atomic, write_json
 from quadrivium.data.world import WorldConfig, make_kinds, stream
 from quadrivium.errors import ConfigError, QuadriviumError
 from quadrivium.imagine import Imagining
@@ -52,22 +53,31 @@ class DistilConfig:
 def distil(
     run: Run, world: WorldConfig, out: Path, config: DistilConfig, imagining: Imagining, progress: bool = True
 ) -> dict[str, Any]:
-    """Write the corpus to ``out`` and ``report.json`` beside it; returns the report. ConfigError where the two do not fit."""
+    """Write the corpus to ``out`` and ``report.json`` beside it; returns the report. Work that is done is not done again.
+
+    ConfigError where the run has no frames, was trained on another world, or something else stands at ``out``.
+    """
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out}: the corpus is a .jsonl file, which prepare reads; name it so")
+    imagining = replace(imagining, frames=imagining.frames or frames_of(run, world))
+    check_sight(run, imagining.frames)
+    work, judged, part = (
+        _identity(run, world, config, imagining),
+        out.with_name("report.json"),
+        out.with_name(f".{out.name}.part"),
+    )
     if out.exists():
-        raise ConfigError(f"{out} is already there; choose another --out or delete it")
-    count = imagining.frames or frames_of(run, world)
-    if run.visual is None:
-        raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing")
+        with contextlib.suppress(QuadriviumError):
+            if (found := read_json(judged, "a report")).get("identity") == work:
+                return found
+        raise ConfigError(f"{out} is already there and holds something else; choose another --out or delete it")
     _check_names(run, world)
-    imagining = Imagining(**{**asdict(imagining), "frames": count})
     asked = [q for group in config.groups for q in situations(world, group, world.languages)]
     stream(world, "distil", *config.groups).shuffle(asked)
     asked = asked[: config.limit or None]
     if not asked:
         raise ConfigError(f"groups {', '.join(config.groups)} of this world hold no two kinds; choose others")
-    counts = _count(run, world, asked, config, imagining, out.with_name(f".{out.name}.part"), progress)
+    counts = _count(run, world, asked, config, imagining, part, work, progress)
     best, share = counts.argmax(axis=1), counts.max(axis=1) / imagining.samples
     single = (counts == counts.max(axis=1, keepdims=True)).sum(axis=1) == 1
     kept = single & (share >= config.agree - 1e-9)
@@ -76,28 +86,47 @@ def distil(
         for i in np.flatnonzero(kept)
         for line in _lines(world, asked[i], int(best[i]), float(share[i]), config.wordings)
     ]
-    write_atomic(out, "".join(line + "\n" for line in lines).encode())
     report = {
         **judge(asked, best, share, kept),
         "texts": len(lines),
-        "config": {**asdict(config), "imagining": asdict(imagining), "run": str(run.folder), "step": run.step},
+        "config": {
+            **asdict(config),
+            "groups": list(config.groups),
+            "imagining": asdict(imagining),
+            "run": str(run.folder),
+            "step": run.step,
+        },
+        "identity": work,
     }
-    write_json(out.with_name("report.json"), report)
-    out.with_name(f".{out.name}.part").unlink(missing_ok=True)
+    write_json(judged, report)
+    write_atomic(out, "".join(line + "\n" for line in lines).encode())  # last: its presence says complete
+    part.unlink(missing_ok=True)
     return report
 
 
+def _identity(run: Run, world: WorldConfig, config: DistilConfig, imagining: Imagining) -> str:
+    """Changes when anything does that the corpus is made of: weights, world, options."""
+    digest = hashlib.sha256(repr((replace(world, processes=1), config, imagining)).encode())
+    for weight in run.model.state_dict().values():
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _count(
-    run: Run, world: WorldConfig, asked: Seq[Question], config: DistilConfig, imagining: Imagining, part: Path, progress: bool
+    run: Run,
+    world: WorldConfig,
+    asked: Seq[Question],
+    config: DistilConfig,
+    imagining: Imagining,
+    part: Path,
+    work: str,
+    progress: bool,
 ) -> np.ndarray:
     """Samples (n, k) that tell each outcome of each situation. Goes on from ``part`` if that holds the same work."""
-    described = {**asdict(world), "processes": 0}  # which have no influence
-    work = [described, asdict(imagining), config.free, config.groups, config.limit, str(run.folder), run.step]
-    identity = stable_hash(json.dumps(work))
     counts: list[list[float]] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(part.read_text(encoding="utf-8"))
-        counts = stored["counts"] if stored["identity"] == identity else []
+        counts = stored["counts"] if stored["identity"] == work else []
     with tqdm(total=len(asked), initial=len(counts), desc="distil", unit="situation", disable=not progress) as bar:
         while len(counts) < len(asked):
             few = asked[len(counts) : len(counts) + CHUNK]
@@ -107,7 +136,7 @@ def _count(
                 counts += outcomes_told(few, told, make_kinds(world))[:, :-1].tolist()
             else:
                 counts += votes(run.model, run.text, few, clips).tolist()
-            write_json(part, {"identity": identity, "counts": counts})
+            write_json(part, {"identity": work, "counts": counts})
             bar.update(len(few))
     return np.array(counts)
 

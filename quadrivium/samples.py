@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import io
 from dataclasses import replace
@@ -13,12 +12,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.config import from_dict
 from quadrivium.data.mixture import Mixture
-from quadrivium.data.shards import Dataset
 from quadrivium.data.sources import Item, ReadOptions, read_clips
-from quadrivium.errors import ConfigError, DataError, RunError
+from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate
 from quadrivium.imagine import imagine
 from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
@@ -160,7 +159,7 @@ def imagine_aloud(
         raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing")
     if not prompt.strip():
         raise ConfigError("there is nothing to imagine; say it with --text")
-    count = count or usual_frames(run)
+    count = count or frames_of(run)
     drawn = imagine(run.model, [run.text.document(prompt)], count, n, sampling, forget=forget, progress=progress)[0]
     begun = text([run.text.end, *run.text.encode(prompt)])
     told = replace(sampling, temperature=min(sampling.temperature, 0.7))  # words are drawn more soberly than pictures
@@ -179,17 +178,6 @@ def imagine_aloud(
         print(f"{prompt}{run.text.decode(account)}\n  the clip as a caption: {run.text.decode(caption)}")
         print(f"  {written[-2]}\n  {written[-1]}\n{'-' * 20}")
     return written
-
-
-def usual_frames(run: Run) -> int:
-    """Frames that most of the clips have that the run was trained on; what was asked for, where its data is gone."""
-    limit = int(run.config.get("mixture", {}).get("frames", 0))
-    with contextlib.suppress(RunError, DataError, OSError, KeyError):
-        found = np.concatenate([source.frames for source in Dataset(Path(run.config["data"])).sources])
-        if (found > 1).any():
-            most = int(np.bincount(found[found > 1]).argmax())
-            return min(most, limit) if limit else most
-    return limit or int(run.config.get("read", {}).get("clip_frames", 8))
 
 
 def _read(run: Run, path: Path, kind: str, count: int) -> np.ndarray:

@@ -110,6 +110,8 @@ def test_stopped_and_begun_again_is_undisturbed(run, tmp_path, monkeypatch, free
     assert not (tmp_path / "stopped.jsonl").exists()
     again = distil(run, WORLD, tmp_path / "stopped.jsonl", config, IMAGINING, progress=False)
     assert calls == [3, 3, 3, 1]  # the first three situations are not imagined twice
+    assert distil(run, WORLD, tmp_path / "stopped.jsonl", config, IMAGINING, progress=False) == again  # at once
+    assert len(calls) == 4
     assert again == whole and (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
