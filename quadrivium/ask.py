@@ -1,20 +1,38 @@
-"""Questions in text alone: how often is the answer that the simulator gives the likeliest continuation?
+"""Questions to a model: how often is the answer that the simulator gives the likeliest continuation?
+
+    direct    beginning -> option, text alone
+    imagine   opening -> imagined clips; each clip, beginning -> option, and the majority of the clips answers
+    shown     the same with the real clip in the place of imagined ones: what seeing it would be worth
 
 Scores are total log-likelihoods of beginning and continuation, to the end of the text; the beginning is the same for all
-options, so it cancels. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k. Standard errors are
-clustered by pair of kinds, since questions about one pair share their fact.
+options, so it cancels. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a clip's vote and
+in the count of votes. Standard errors are clustered by pair of kinds, since questions about one pair share their fact.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from quadrivium import sequence as seq
+from quadrivium.checkpoint import Run
+from quadrivium.config import from_dict
+from quadrivium.data.judge import clip_frames, film
+from quadrivium.data.language import parse_outcome
+from quadrivium.data.machine import DEVICES, Kind
 from quadrivium.data.questions import Question, alone
+from quadrivium.data.shards import Dataset
+from quadrivium.data.sources import ReadOptions
+from quadrivium.data.world import WorldConfig
+from quadrivium.errors import ConfigError, QuadriviumError
 from quadrivium.evaluate import bits, ratio
+from quadrivium.generate import Sampling, generate
+from quadrivium.imagine import Imagining, choose_by_sight, imagine
 from quadrivium.model import Model
 from quadrivium.text import TextTokenizer
 
@@ -24,10 +42,16 @@ def credit(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
     A score that is not a number is an error, never a wrong answer.
     """
+    top = _top(scores)
+    return top[np.arange(len(scores)), answers]
+
+
+def _top(scores: np.ndarray) -> np.ndarray:
+    """(..., k) -> (..., k): 1 at the highest score of each row, shared equally among ties."""
     if np.isnan(scores).any():
-        raise ValueError(f"scores of {int(np.isnan(scores).any(axis=1).sum())} questions are not numbers")
-    top = scores == scores.max(axis=1, keepdims=True)
-    return np.where(top[np.arange(len(scores)), answers], 1 / top.sum(axis=1), 0.0)
+        raise ValueError(f"scores of {int(np.isnan(scores).any(axis=-1).sum())} questions are not numbers")
+    top = scores == scores.max(axis=-1, keepdims=True)
+    return top / top.sum(axis=-1, keepdims=True)
 
 
 def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress: bool = False) -> np.ndarray:
@@ -38,12 +62,98 @@ def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress:
         return -bits(model, rows, progress=bar).reshape(len(questions), -1)
 
 
-def ask(model: Model, text: TextTokenizer, questions: Seq[Question], progress: bool = False) -> dict[str, dict]:
+def imagined(
+    model: Model, text: TextTokenizer, questions: Seq[Question], imagining: Imagining, progress: bool = False
+) -> np.ndarray:
+    """Clips (n, samples, F, R, C, G) that the model imagines from each question's opening."""
+    if not imagining.frames:
+        raise ValueError("imagining.frames is 0; set it to the frames that the run's clips have")
+    openings = [text.enclose(ids) for ids in text.encode_all([q.opening for q in questions])]
+    return imagine(
+        model, openings, imagining.frames, imagining.samples, imagining.sampling, imagining.batch, imagining.forget, progress
+    )
+
+
+def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np.ndarray, progress: bool = False) -> np.ndarray:
+    """Votes (n, k) for every option: each of a question's clips (n, samples, F, R, C, G) gives one, shared among ties."""
+    n, samples = clips.shape[:2]
+    if n != len(questions):
+        raise ValueError(f"{n} rows of clips for {len(questions)} questions")
+    encoded = [[text.enclose(ids) for ids in text.encode_all(q.texts)] for q in questions]
+    with tqdm(total=n * samples, desc="look", unit="clip", leave=False, disable=not progress) as bar:
+        nats = choose_by_sight(
+            model, [clip for row in clips for clip in row], [e for e in encoded for _ in range(samples)], progress=bar
+        )
+    return _top(-nats).reshape(n, samples, -1).sum(axis=1)
+
+
+def read_options(run: Run) -> ReadOptions:
+    """How the run's clips were read."""
+    return from_dict(ReadOptions, run.config.get("read", {}), f"{run.folder / 'config.json'}: read")
+
+
+def frames_of(run: Run, world: WorldConfig | None = None) -> int:
+    """Frames of a clip as the run was trained on it, by the rule that reads clips of ``world``.
+
+    Without a world: as many as most clips of its data have; as many as were asked for, where the data is gone.
+    """
+    read = int(run.config.get("read", {}).get("clip_frames", 8))
+    if world is not None:
+        read = clip_frames(world, read_options(run))
+    else:
+        with contextlib.suppress(QuadriviumError, OSError, KeyError):
+            counts = np.concatenate([source.frames for source in Dataset(Path(run.config["data"])).sources])
+            read = int(np.bincount(counts[counts > 1]).argmax()) if (counts > 1).any() else read
+    limit = int(run.config.get("mixture", {}).get("frames", 0))
+    return min(read, limit) if limit else read
+
+
+def check_sight(run: Run, count: int) -> None:
+    """Refuse a run that has no frames, and clips that show no outcome. Raises ConfigError."""
+    if run.visual is None:
+        raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing and cannot be shown anything")
+    if count < 2:
+        raise ConfigError(f"{run.folder} reads one frame of a clip (read.fps, read.clip_frames), which shows no outcome")
+
+
+def shown(run: Run, world: WorldConfig, questions: Seq[Question], count: int, progress: bool = False) -> np.ndarray:
+    """The real clip of every question, as the run reads clips: codes (n, 1, F, R, C, G) of the first ``count`` frames."""
+    assert run.visual is not None
+    bar = tqdm(questions, desc="film", unit="clip", leave=False, disable=not progress)
+    clips = [film(world, q.spec, read_options(run))[:count] for q in bar]
+    codes = run.visual.encode(np.concatenate(clips)).reshape(len(clips), count, run.visual.rows, run.visual.columns)
+    return np.stack([seq.group(clip, run.patch) for clip in codes])[:, None]
+
+
+def ask(
+    model: Model,
+    text: TextTokenizer,
+    questions: Seq[Question],
+    progress: bool = False,
+    imagine: Imagining | None = None,
+    clips: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Accuracy over all questions and for each template, language and device: ``accuracy``, ``se``, ``n``, ``chance``.
 
-    "all" also has ``first alone`` and ``second alone``: what knowing one kind only would reach (see data.questions.alone).
+    Text alone answers, unless there is something to look at: clips that are imagined, or ``clips`` (n, samples, F, R, C, G)
+    from outside. Then ``agreement`` is the mean share of votes that the winner has, and "votes" lists every question's.
+
+    "all" also has ``first alone`` and ``second alone``: what knowing one kind only would reach, and ``first level`` and
+    ``second level``: only its mass level (see data.questions.alone).
     """
-    right = credit(score(model, text, questions, progress), np.array([q.answer for q in questions]))
+    if imagine is not None and clips is None:
+        clips = imagined(model, text, questions, imagine, progress)
+    scores = score(model, text, questions, progress) if clips is None else votes(model, text, questions, clips, progress)
+    right = credit(scores, np.array([q.answer for q in questions]))
+    results = rows(questions, right)
+    if clips is not None:
+        results["all"]["agreement"] = float((scores.max(axis=1) / scores.sum(axis=1)).mean())
+        results["votes"] = scores.round(4).tolist()
+    return results
+
+
+def rows(questions: Seq[Question], right: np.ndarray) -> dict[str, Any]:
+    """The rows of `ask` for credit ``right`` (n,)."""
     pairs = np.array([f"{min(q.first, q.second)} {max(q.first, q.second)}" for q in questions])
 
     def part(chosen: np.ndarray) -> dict:
@@ -53,17 +163,74 @@ def ask(model: Model, text: TextTokenizer, questions: Seq[Question], progress: b
 
     results = {"all": part(np.ones(len(questions), bool))}
     results["all"] |= dict(zip(("first alone", "second alone"), alone(questions), strict=True))
+    results["all"] |= dict(zip(("first level", "second level"), alone(questions, "level"), strict=True))
     for by in ("template", "language", "device"):
         values = np.array([getattr(q, by) for q in questions])
         results |= {f"{by} {value}": part(values == value) for value in dict.fromkeys(values.tolist())}
     return results
 
 
+def tell(
+    model: Model,
+    text: TextTokenizer,
+    questions: Seq[Question],
+    clips: np.ndarray | None = None,
+    samples: int = 1,
+    sampling: Sampling | None = None,
+    progress: bool = False,
+) -> list[list[str]]:
+    """The model's own words after each beginning, ``samples`` of them, or one for each clip that it is shown."""
+    sampling = sampling or Sampling(temperature=0.0, max_ids=60)
+    begun = [seq.text([text.end, *ids]) for ids in text.encode_all([q.beginning.rstrip() for q in questions])]
+    if clips is None:
+        given: list[seq.Sequence] = [(b,) for b in begun for _ in range(samples)]
+    else:
+        given = [(seq.frames(clip), b) for b, row in zip(begun, clips, strict=True) for clip in row]
+    each = len(given) // max(len(questions), 1)
+    told = [text.decode(ids) for ids in generate(model, given, "text", text.end, sampling=sampling, progress=progress)]
+    return [told[i * each : (i + 1) * each] for i in range(len(questions))]
+
+
+def outcomes_told(questions: Seq[Question], told: Seq[Seq[str]], kinds: Seq[Kind]) -> np.ndarray:
+    """Counts (n, k + 1) of the outcomes that each question's texts tell; the last column counts texts that tell none."""
+    counts = np.zeros((len(questions), len(questions[0].options) + 1))
+    for i, (q, texts) in enumerate(zip(questions, told, strict=True)):
+        names = [kinds[k].name if q.language == "en" else kinds[k].kana for k in (q.first, q.second)]
+        for one in texts:
+            what = parse_outcome(one, q.device, q.language, *names)
+            counts[i, -1 if what is None else DEVICES[q.device].index(what)] += 1
+    return counts
+
+
+def free(
+    model: Model,
+    text: TextTokenizer,
+    questions: Seq[Question],
+    kinds: Seq[Kind],
+    clips: np.ndarray | None = None,
+    samples: int = 1,
+    sampling: Sampling | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """As `ask`, by the model's own words instead of a choice: read by `parse_outcome`, the outcome told most often answers.
+
+    ``unparsed`` is the share of texts that tell no outcome; a question with no other texts is answered wrong.
+    """
+    counts = outcomes_told(questions, tell(model, text, questions, clips, samples, sampling, progress), kinds)
+    read = counts[:, :-1]
+    right = np.where(read.any(axis=1), credit(read, np.array([q.answer for q in questions])), 0.0)
+    results = rows(questions, right)
+    results["all"]["unparsed"] = float(counts[:, -1].sum() / counts.sum())
+    return results
+
+
 def table(results: dict[str, dict[str, dict]]) -> str:
-    """Lines for people. ``results``: group of facts -> what `ask` gives for it."""
-    lines = [f"{'facts':<10}{'right':>8}{'error':>8}{'chance':>8}{'one kind known':>18}{'questions':>11}"]
-    for group, parts in results.items():
-        row = parts["all"]
-        known = f"{row['first alone']:.2f} / {row['second alone']:.2f}"
-        lines.append(f"{group:<10}{row['accuracy']:>8.3f}{row['se']:>8.3f}{row['chance']:>8.3f}{known:>18}{row['n']:>11}")
+    """Lines for people. ``results``: group of facts -> read-out -> what `ask` gives for it."""
+    lines = [f"{'facts':<10}{'answered':<15}{'right':>7}{'error':>8}{'chance':>8}{'one kind known':>16}{'questions':>11}"]
+    for group, readouts in results.items():
+        for name, parts in readouts.items():
+            row = parts["all"]
+            known = f"{row['first alone']:.2f} / {row['second alone']:.2f}"
+            head = f"{group:<10}{name:<15}{row['accuracy']:>7.3f}{row['se']:>8.3f}"
+            lines.append(f"{head}{row['chance']:>8.3f}{known:>16}{row['n']:>11}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "eval": "held-out bits of every route beside its references -> results.json",
     "ask": "questions about a world in text alone: is what was only seen known?",
     "generate": "text, pictures or clips from text, pictures or clips",
+    "distil": "what the model imagines of a world, as ordinary text to train on",
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
     "export": "the text route as a Hugging Face folder",
 }
@@ -243,6 +245,13 @@ def _ask() -> Callable[..., Any]:
         world: tyro.conf.Positional[Path],
         groups: tuple[Literal["read", "seen", "both", "neither"], ...] = ("read", "seen", "both", "neither"),
         each: int = 4,
+        imagine: int = 0,
+        shown: bool = False,
+        free: bool = False,
+        forget: bool = False,
+        frames: int = 0,
+        temperature: float = 0.7,
+        seed: int = 0,
         device: Device = "auto",
     ) -> None:
         """Forced-choice questions about a world's facts, in English and Japanese, text alone.
@@ -251,25 +260,52 @@ def _ask() -> Callable[..., Any]:
         gives. Facts of "read" kinds stood in text, those of "seen" kinds only in clips, those of "neither" nowhere: there,
         nothing but chance is honest.
 
+        With --imagine the model also draws what the words describe and reads the answer off its own clips, by majority;
+        with --shown off the real clip, which says what seeing would be worth.
+
         Args:
             run: run folder that train wrote.
             world: the world that it was trained on, as `quadrivium world` wrote it.
             groups: which facts to ask about, by what the model was given of their kinds.
             each: questions for every template, language, device and outcome; 150 times as many in all for every group.
+            imagine: clips to imagine for each question; 0: none.
+            shown: also answer from the real clip.
+            free: also let the model answer in its own words, which are read for the outcome that they tell.
+            forget: while imagining, drop the words after the first frame.
+            frames: frames of an imagined clip; 0: as many as the clips have that the run was trained on.
+            temperature: of imagined clips.
+            seed: of imagined clips.
         """
         from quadrivium import ask as asking
         from quadrivium.data.questions import make_questions
         from quadrivium.data.shards import write_json
-        from quadrivium.data.world import world_config
+        from quadrivium.data.world import make_kinds, world_config
+        from quadrivium.imagine import Imagining
 
-        if each < 1:
-            raise ConfigError(f"--each must be at least 1, not {each}")
+        if each < 1 or imagine < 0:
+            raise ConfigError(f"--each must be at least 1 and --imagine not negative, not {each} and {imagine}")
+        imagining = Imagining(max(imagine, 1), frames, temperature, forget=forget, seed=seed)
         config = world_config(world)
         loaded = _run(run, device)
-        results: dict[str, dict] = {
-            group: asking.ask(loaded.model, loaded.text, make_questions(config, group, each, config.languages), progress=True)
-            for group in groups
-        }
+        count = asking.frames_of(loaded, config)
+        if imagine or shown:
+            asking.check_sight(loaded, frames or count)
+        results: dict[str, dict] = {}
+        for group in groups:
+            questions = make_questions(config, group, each, config.languages)
+            looks: dict[str, Any] = {"direct": None}
+            if imagine:
+                drawing = replace(imagining, frames=frames or count)
+                looks["imagine"] = asking.imagined(loaded.model, loaded.text, questions, drawing, progress=True)
+            if shown:
+                looks["shown"] = asking.shown(loaded, config, questions, count, progress=True)
+            results[group] = {}
+            for name, clips in looks.items():
+                results[group][name] = asking.ask(loaded.model, loaded.text, questions, progress=True, clips=clips)
+                if free:
+                    results[group][f"{name}, free"] = asking.free(
+                        loaded.model, loaded.text, questions, make_kinds(config), clips, progress=True
+                    )
         write_json(run / "questions.json", {**results, "step": loaded.step})
         print(asking.table(results))
         print(f"by template, language and device: {run / 'questions.json'}")
@@ -288,8 +324,10 @@ def _generate() -> Callable[..., Any]:
         text: str | None = None,
         image: Path | None = None,
         video: Path | None = None,
+        imagine: bool = False,
+        forget: bool = False,
         n: int = 4,
-        frames: int = 8,
+        frames: int = 0,
         sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
         out: Path | None = None,
         device: Device = "auto",
@@ -301,6 +339,7 @@ def _generate() -> Callable[..., Any]:
         --image ball.png --want text            picture to text (v2t)
         --video clip.mp4 --want video           what comes next (v2v)
         --text "Once upon a time" --want text   text goes on (t2t)
+        --text "A ball on a ramp." --imagine    text to clip, and what the model sees in it (t2v, then v2t)
 
         Without --want: contact sheets of held-out items on every route, given | wanted | generated.
 
@@ -310,13 +349,25 @@ def _generate() -> Callable[..., Any]:
             text: text that is given.
             image: picture that is given.
             video: clip that is given.
+            imagine: draw what --text describes, look at it, and tell.
+            forget: while imagining, drop the words after the first frame.
             n: samples to draw.
-            frames: frames of a wanted clip.
+            frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
             out: folder to write; RUN/samples if not given.
         """
-        from quadrivium.samples import answer, write_samples
+        from quadrivium.ask import frames_of
+        from quadrivium.samples import answer, imagine_aloud, write_samples
 
         folder = out or run / "samples"
+        if frames < 0:
+            raise ConfigError("--frames has to be at least 1 (0: as in the run's data)")
+        if imagine:
+            if image or video or want not in ("samples", "text"):
+                raise ConfigError("--imagine goes from text to text; give --text, and neither --image, --video nor --want")
+            if text is None:
+                raise ConfigError('there is nothing to imagine; say it, as in --text "a red ball on a ramp" --imagine')
+            imagine_aloud(_run(run, device), text, n, frames, sampling, folder, forget)
+            return
         if want == "samples":
             if text or image or video:
                 raise ConfigError("something is given but nothing is wanted; add --want text, image or video")
@@ -325,9 +376,49 @@ def _generate() -> Callable[..., Any]:
                 print(path)
             return
         loaded = _run(run, device)
-        answer(loaded, want, text, image, video, n, frames, sampling, folder)
+        answer(loaded, want, text, image, video, n, frames or frames_of(loaded), sampling, folder)
 
     return generate
+
+
+def _distil() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.distil import DistilConfig
+    from quadrivium.imagine import Imagining
+
+    def distil(
+        run: tyro.conf.Positional[Path],
+        world: tyro.conf.Positional[Path],
+        out: Path,
+        config: Annotated[DistilConfig, tyro.conf.arg(name="")] = DistilConfig(),
+        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(),
+        device: Device = "auto",
+    ) -> None:
+        """Write down, as ordinary text, what the model imagines of situations that no text tells.
+
+        Every pair of seen kinds meets in every device, in imagination, several times. Where enough of the clips show the
+        same outcome, it is written in several wordings, a line each, to a .jsonl that prepare reads like any text:
+
+        quadrivium prepare data/world corpus.jsonl --out data/more
+
+        report.json beside it says how often that is what the simulator does. The same command goes on where it was stopped.
+
+        Args:
+            run: run folder that train wrote.
+            world: the world that it was trained on, as `quadrivium world` wrote it.
+            out: corpus to write, a new .jsonl file.
+        """
+        from quadrivium import distil as distilling
+        from quadrivium.data.world import world_config
+
+        described = world_config(world)
+        report = distilling.distil(_run(run, device), described, out, config, imagining)
+        print(distilling.table(report))
+        print(f"{report['texts']} texts in {out}; judged in {out.with_name('report.json')}")
+        print(f"next: quadrivium prepare {world} {out} --out data/{out.stem}")
+
+    return distil
 
 
 def _export() -> Callable[..., Any]:
@@ -405,6 +496,7 @@ _FACTORIES = {
     "eval": _evaluate,
     "ask": _ask,
     "generate": _generate,
+    "distil": _distil,
     "experiment": _experiment,
     "export": _export,
 }

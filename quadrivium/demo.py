@@ -72,10 +72,9 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
     write_json(out / "run" / "results.json", results | {"step": run.step})
     say("5/6 ask: what happens when two kinds meet? Text alone, facts that were read, seen, both or neither")
     asked = {
-        group: ask.ask(
-            run.model, run.text, make_questions(config.world, group, config.each, config.world.languages), progress=progress
-        )
+        group: {"direct": ask.ask(run.model, run.text, questions, progress=progress)}
         for group in GROUPS
+        for questions in [make_questions(config.world, group, config.each, config.world.languages)]
     }
     write_json(out / "run" / "questions.json", asked | {"step": run.step})
     say("6/6 generate: given | wanted | generated, for every route")

@@ -386,13 +386,19 @@ def summary(results: Path) -> dict[str, Any]:
         rows: dict[str, Any] = {"seeds": list(by_seed), "facts": {}}
         for group in GROUPS:
             for read_out in ("direct", "imagine"):
-                values = {s: c["facts"][group][read_out]["all"]["accuracy"] for s, c in by_seed.items() if read_out in c["facts"][group]}
+                values = {
+                    s: c["facts"][group][read_out]["all"]["accuracy"]
+                    for s, c in by_seed.items()
+                    if read_out in c["facts"][group]
+                }
                 if not values:
                     continue
                 mean, half = interval(values.values())
                 row = {"accuracy": mean, "half": half, "n": len(values)}
                 base = {
-                    s: c["facts"][group]["direct"]["all"]["accuracy"] for s, c in cells.get("captions", {}).items() if s in values
+                    s: c["facts"][group]["direct"]["all"]["accuracy"]
+                    for s, c in cells.get("captions", {}).items()
+                    if s in values
                 }
                 if arm != "captions" and base:
                     row["gain"], row["gain_half"] = interval(values[s] - base[s] for s in base)
@@ -421,6 +427,12 @@ def table(found: dict[str, Any]) -> str:
     for arm, rows in found["arms"].items():
         cells = "".join(f"{show(rows['facts'].get(g, {}).get(r)):>17}" for g, r in columns)
         text = rows.get("t2t")
-        cost = "-" if text is None else f"{text['bits_per_byte']:.4f}" + ("" if math.isnan(text["half"]) else f" ± {text['half']:.4f}")
+        cost = (
+            "-"
+            if text is None
+            else f"{text['bits_per_byte']:.4f}" + ("" if math.isnan(text["half"]) else f" ± {text['half']:.4f}")
+        )
         lines.append(f"{arm:<12}{len(rows['seeds']):>6}{cells}{cost:>20}")
-    return "\n".join([*lines, "", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"])
+    return "\n".join(
+        [*lines, "", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
+    )

@@ -7,7 +7,7 @@ a random generator of its own, so a sample does not depend on its neighbours in 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quadrivium.model import Batch, Cache, Model
-from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of
+from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of, text
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,22 @@ class Engine:
         self.walks = [Walk().over(g) for g in given]
         if longest:
             model(Batch.of(pack(given), weight.device), self.cache)
+
+    def fork(self, times: int) -> None:
+        """Go on in ``times`` ways from every row: row i becomes rows i * times, ..., i * times + times - 1."""
+        cache = self.cache
+        cache.store = cache.store.repeat_interleave(times, dim=2)
+        cache.starts = cache.starts.repeat_interleave(times)
+        self.walks = [replace(walk) for walk in self.walks for _ in range(times)]
+        self.rows *= times
+
+    def read(self, texts: Tensor) -> Tensor:
+        """Read the ids ``texts`` (S, n + 1) on, all but the last of each row -> hidden states (S, n, D)."""
+        n = texts.shape[1] - 1
+        arrays = pack([(segment,) for segment in map(text, texts.cpu().numpy())])
+        start = np.array([walk.text(n) for walk in self.walks])
+        arrays["places"] += np.repeat(start, n)[:, None]
+        return self.model(Batch.of(arrays, self.device), self.cache).view(self.rows, n, -1)
 
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""

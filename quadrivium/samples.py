@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.config import from_dict
 from quadrivium.data.mixture import Mixture
 from quadrivium.data.sources import Item, ReadOptions, read_clips
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate
+from quadrivium.imagine import imagine
 from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
 from quadrivium.sequence import Segment, Sequence, frames, group, route_of, text, ungroup
 
@@ -139,6 +142,41 @@ def answer(
     sheet(rows, ("text", "frames given", "generated"), stem).save(written[-1])
     for path in written:
         print(path)
+    return written
+
+
+def imagine_aloud(
+    run: Run, prompt: str, n: int, count: int, sampling: Sampling, out: Path, forget: bool = False, progress: bool = True
+) -> list[Path]:
+    """What `quadrivium generate --imagine` does: text -> frames -> later frames -> text, ``n`` times.
+
+    Prints of each imagined clip how the text goes on after it was looked at, and what the clip is called in a caption; writes
+    it to ``out`` as GIF and as a PNG strip. ``count``: frames; 0: as many as the run's clips have.
+    """
+    if n < 1 or count < 0:
+        raise ConfigError("--n has to be at least 1, and --frames not negative")
+    if run.visual is None:
+        raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing")
+    if not prompt.strip():
+        raise ConfigError("there is nothing to imagine; say it with --text")
+    count = count or frames_of(run)
+    drawn = imagine(run.model, [run.text.document(prompt)], count, n, sampling, forget=forget, progress=progress)[0]
+    begun = text([run.text.end, *run.text.encode(prompt)])
+    told = replace(sampling, temperature=min(sampling.temperature, 0.7))  # words are drawn more soberly than pictures
+    heard = [
+        generate(run.model, given, "text", run.text.end, sampling=told, progress=progress)
+        for given in ([(frames(clip), begun) for clip in drawn], [(frames(clip),) for clip in drawn])
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    fps = float(run.config.get("read", {}).get("fps", 4.0))
+    written = []
+    for i, (codes, account, caption) in enumerate(zip(drawn, *heard, strict=True)):
+        stem, clip = out / f"imagined-seed{sampling.seed}-{i}", _decode(run, codes)
+        written += [stem.with_suffix(".gif"), stem.with_suffix(".png")]
+        save_gif(clip, written[-2], fps=fps, scale=4)
+        save_png(clip, written[-1], scale=4)
+        print(f"{prompt}{run.text.decode(account)}\n  the clip as a caption: {run.text.decode(caption)}")
+        print(f"  {written[-2]}\n  {written[-1]}\n{'-' * 20}")
     return written
 
 

@@ -162,6 +162,13 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["generate", "{run}", "--text", "a ball"], ["--want"]),
         (["generate", "{run}", "--want", "text", "--text", "a", "--top-p", "3"], ["top_p"]),
         (["generate", "{run}", "--want", "image", "--n", "0"], ["at least 1"]),
+        (["generate", "{run}", "--imagine"], ["nothing to imagine"]),
+        (["generate", "{run}", "--imagine", "--text", " "], ["nothing to imagine"]),
+        (["generate", "{run}", "--imagine", "--text", "a", "--want", "image"], ["from text to text"]),
+        (["generate", "{run}", "--imagine", "--text", "a", "--frames", "-1"], ["--frames"]),
+        (["ask", "{run}", "{tmp}", "--imagine", "-1"], ["--imagine"]),
+        (["ask", "{run}", "{tmp}", "--imagine", "2", "--temperature", "-1"], ["temperature"]),
+        (["distil", "{run}", "{tmp}", "--out", "{tmp}/c.jsonl", "--samples", "0"], ["samples"]),
         (["export", "{run}", "--out", "{run}"], ["not empty"]),
         (["world", "{tmp}/w", "--kinds", "2"], ["kinds"]),
     ],
@@ -252,6 +259,25 @@ def test_generate_walks_every_route(run, folder, tmp_path, capsys):
     assert (out / "tv2v-seed0-0.mp4").stat().st_size > 500
 
 
+@pytest.mark.parametrize("prompt", ["A red ball sits at the top of a ramp.", "坂の上に赤い玉がある。"])
+def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt):
+    out = tmp_path / "made"
+    call = ["generate", str(run), "--text", prompt, "--imagine", "--n", "2", "--max-ids", "6", "--out", str(out)]
+    assert main([*call, "--frames", "3"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(prompt) == 2 and said.count("as a caption") == 2
+    for i in range(2):
+        assert str(out / f"imagined-seed0-{i}.gif") in said
+        with Image.open(out / f"imagined-seed0-{i}.gif") as gif, Image.open(out / f"imagined-seed0-{i}.png") as strip:
+            assert gif.n_frames == 3 and strip.size == (3 * 16 * 4, 16 * 4)
+    first = (out / "imagined-seed0-0.png").read_bytes()
+    assert main(call) == 0  # frames as the clips of the data have
+    with Image.open(out / "imagined-seed0-0.png") as strip:
+        assert strip.width == 4 * 16 * 4
+    assert main([*call, "--frames", "3", "--forget"]) == 0
+    assert (out / "imagined-seed0-0.png").read_bytes() != first
+
+
 def test_equal_seeds_draw_equal_pictures(run, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         main(
@@ -313,6 +339,16 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     first = (out / "run" / "questions.json").read_text()
     assert main(["ask", str(out / "run"), str(out / "world"), "--each", "1"]) == 0
     assert (out / "run" / "questions.json").read_text() == first
+    looking = ["--groups", "seen", "--each", "1", "--imagine", "2", "--shown", "--free"]
+    assert main(["ask", str(out / "run"), str(out / "world"), *looking]) == 0
+    asked = json.loads((out / "run" / "questions.json").read_text())["seen"]
+    assert list(asked) == ["direct", "direct, free", "imagine", "imagine, free", "shown", "shown, free"]
+    assert asked["direct"] == json.loads(first)["seen"]["direct"]
+    assert all(abs(sum(votes) - 2) < 1e-3 for votes in asked["imagine"]["votes"])
+    corpus = tmp_path / "corpus.jsonl"
+    assert main(["distil", str(out / "run"), str(out / "world"), "--out", str(corpus), "--limit", "4", "--samples", "2"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["situations"] == 4 and report["texts"] == len(corpus.read_text().splitlines()) == 4 * report["kept"]
     assert main(["ask", str(out / "run"), str(out / "data")]) == 2
     assert "no world.json" in capsys.readouterr().err
     assert main(["export", str(out / "run"), "--out", str(tmp_path / "hf")]) == 0

@@ -24,18 +24,22 @@ HOUSE = (
     "data.world",
     "data.questions",
     "data.sources",
+    "data.judge",
     "data.shards",
     "data.mixture",
     "text",
     "visual",
     "checkpoint",
     "generate",
+    "imagine",
     "evaluate",
     "ask",
+    "distil",
     "train",
     "prepare",
     "samples",
     "export",
+    "experiment",
     "demo",
     "cli",
 )
@@ -82,7 +86,7 @@ def test_the_model_imports_torch_and_nothing_else():
 
 
 def test_the_commands_are_frozen():
-    assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "ask", "generate", "export"]
+    assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "ask", "generate", "distil", "export"]
 
 
 def test_help_and_version_are_quick_and_import_no_torch():

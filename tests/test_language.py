@@ -114,3 +114,51 @@ def test_accounts_tell_what_the_simulation_did() -> None:
     assert scene.outcome == "second"
     text = words.account(scene, A, B, Random(1), "en")
     assert any(words._fill(form, Random(0), "en", A, B, False) in text for form in words.OUTCOMES["en"]["seesaw"]["second"])
+
+
+def names(tongue: words.Language) -> tuple[str, str]:
+    return (A.name, B.name) if tongue == "en" else (A.kana, B.kana)
+
+
+@pytest.mark.parametrize("tongue", words.LANGUAGES)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.device}-{spec.finish or 'end'}-{spec.mirror}")
+def test_every_telling_is_read_back_and_openings_tell_nothing(spec: MachineSpec, tongue: words.Language) -> None:
+    for outcome in DEVICES[spec.device]:
+        for trial in range(20):
+            rng = Random(f"{outcome}{trial}")
+            scene = Scene(spec, outcome, (), trial % 2 == 0, trial % 2 == 0, None)
+            for text in (
+                words.outcome(spec.device, outcome, A, B, rng, tongue, spec.mirror),
+                words.account(scene, A, B, rng, tongue),
+                words.knowledge(spec.device, outcome, A, B, rng, tongue, spec.mirror),
+            ):
+                assert words.parse_outcome(text, spec.device, tongue, *names(tongue)) == outcome, text
+            assert words.parse_outcome(words.opening(spec, A, B, rng, tongue), spec.device, tongue, *names(tongue)) is None
+
+
+@pytest.mark.parametrize(
+    "device, tongue, text, outcome",
+    [
+        ("ramp", "en", "the zopeka pushed it along", "push"),
+        ("ramp", "en", "It bounced, after it had come to a stop.", None),  # two outcomes that exclude each other
+        ("ramp", "ja", "ゾペカは跳ね返ってきた", "bounce"),
+        ("seesaw", "en", "The mirudo slowly sinks.", "second"),
+        ("seesaw", "en", "The kanato goes down and the rimoru goes up.", None),  # of other pieces
+        ("seesaw", "ja", "ゾペカが下がった。", "first"),
+        ("catapult", "en", "Nothing is told here.", None),
+        ("table", "en", "Then the coil broke.", "break"),
+        ("table", "en", "The table does not sink.", "bear"),
+        ("dominoes", "ja", "ドミノは倒れなかった、一枚も倒れない。", "stand"),
+        ("dominoes", "en", "", None),
+    ],
+)
+def test_free_tellings(device: str, tongue: words.Language, text: str, outcome: str | None) -> None:
+    assert words.parse_outcome(text, device, tongue, *names(tongue)) == outcome
+
+
+def test_a_piece_called_by_the_other_name_is_not_meant() -> None:
+    text = "The mirudo goes down and the zopeka goes up."
+    assert words.parse_outcome(text, "seesaw", "en", "zopeka", "mirudo") == "second"
+    assert words.parse_outcome(text, "seesaw", "en", "mirudo", "zopeka") == "first"
+    assert words.parse_outcome(text, "seesaw", "en") is None
+    assert words.parse_outcome("The zopeka bounces back from the mirudo.", "ramp", "en") == "bounce"

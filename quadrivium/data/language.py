@@ -19,6 +19,8 @@ bare name, ``{b}``, ``{tb}``, ``{nb}`` the second; ``{A}``, ``{TA}``, ... the sa
 from __future__ import annotations
 
 import re
+from collections import Counter
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
@@ -458,6 +460,90 @@ def portrait(first: Kind, second: Kind | None, rng: Random, language: Language) 
         return _fill(rng.choice(PORTRAITS[language]), rng, language, first, None, False, look=look(first, rng, language))
     looks = {"look": look(first, rng, language), "lookb": look(second, rng, language)}
     return _fill(rng.choice(PAIRS[language]), rng, language, first, second, False, **looks)
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+# Clear tellings that follow no form, by words alone; {a} and {b} are the two names. Only where no form is found.
+_HINTS: dict[Language, dict[str, dict[str, str]]] = {
+    "en": {
+        "ramp": {"push": r"\b(push|shov|plough|driv)\w*|goes on after|ke(eps|pt) going", "stop": r"\b(stop|halt)\w*", "bounce": r"\b(bounc|rebound|recoil)\w*|thrown back"},
+        "seesaw": {
+            "first": r"{a}\W+(\w+\W+){{0,2}}(goes down|sinks|sank|sunk)\b|{b}\W+(\w+\W+){{0,2}}(goes up|rises|rose)\b",
+            "level": r"\b(balanc\w*|level|neither)\b",
+            "second": r"{b}\W+(\w+\W+){{0,2}}(goes down|sinks|sank|sunk)\b|{a}\W+(\w+\W+){{0,2}}(goes up|rises|rose)\b",
+        },
+        "catapult": {"over": r"\b(over|clears) the fence", "short": r"\bshort\b|before the fence|not reach", "stay": r"\bstays?\b|hardly|\b(not|cannot|never) (move|stir|rise|lift)\b"},
+        "dominoes": {
+            "knock": r"\b(knock\w*|swept|push\w*|falls?|fell|tumbl\w*|driven) (off|from)\b",
+            "hold": r"(topple|fall|fell)\w*\b.*\bstays\b|stays on the shelf|not leave the shelf",
+            "stand": r"stays? standing|not (one|a single) domino|no domino|not (topple|fall)\b|cannot knock",
+        },
+        "table": {"break": r"(?<!not )(?<!n't )\b(snap|break|broke|crash|collaps)\w*", "sink": r"(?<!not )(?<!n't )(?<!without )(?<!not make the table )\b(sink|sank)\w*", "bear": r"without sinking|\b(not|n't) (make the table )?sink|\bbears\b"},
+    },
+    "ja": {
+        "ramp": {"push": "押", "stop": "止ま(?!らず|らない)|停", "bounce": "跳ね返|はね返"},
+        "seesaw": {
+            "first": "{a}[はが](下まで|下に)?(下が|沈[むみん])|{b}[はが](高く|上へ)?(上が|持ち上が)",
+            "level": "釣り合|つり合|水平",
+            "second": "{b}[はが](下まで|下に)?(下が|沈[むみん])|{a}[はが](高く|上へ)?(上が|持ち上が)",
+        },
+        "catapult": {"over": "飛び越|柵を(越え(?!ず|ない)|飛び)|柵の向こう", "short": "手前|届かな|越えず|越えな", "stay": "動かな|上がらず|持ち上げられ"},
+        "dominoes": {"knock": "棚(の端)?から落ち(?!ない|ず)|突き落と|押し落と", "hold": "落ちな|残る|踏みとど|落ちず", "stand": "(列|ドミノ|一枚)[はも](一枚も)?倒れ(ない|ず)|倒すことができな|倒せな"},
+        "table": {"break": "壊れ(?!ない|ず)|折れ(?!は|ない|ず)|崩れ(?!ない|ず)", "sink": "沈(む|み|んで|んだ)", "bear": "沈ま|びくとも"},
+    },
+}  # fmt: skip
+
+_SLOT = re.compile(r"\\\{(\w+)\\\}")
+
+
+@lru_cache(maxsize=256)
+def _patterns(device: str, language: Language) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """(outcome, pattern) for every form: slots of pieces are groups that hold any words of one sentence."""
+
+    def slot(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name in ("left", "right"):
+            return "(?:left|right|左|右)"
+        piece = "ab"[name.lower().rstrip("2").endswith("b")]
+        uses[piece] += 1
+        return rf"(?P<{piece}{uses[piece]}>[^.!?:;,。、！？]{{1,40}}?)"
+
+    found = []
+    for what, forms in OUTCOMES[language][device].items():
+        for form in forms:
+            uses = Counter[str]()
+            # Choices first: escaping would hide their brackets.
+            parts = _CHOICE.split(form)
+            pattern = "".join(
+                f"(?:{'|'.join(map(re.escape, part.split('|')))})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+            )
+            pattern = r"(?:^|(?<=[.!?:;\"」。！？\s]))" + _SLOT.sub(slot, pattern)
+            found.append((what, re.compile(pattern, re.IGNORECASE)))
+    return tuple(found)
+
+
+def parse_outcome(text: str, device: str, language: Language, first: str = "", second: str = "") -> str | None:
+    """Which outcome of ``device`` a free text tells; None where it tells none, or several that exclude each other.
+
+    ``first``, ``second``: names of the two pieces. A piece called by the other one's name is not meant; without the names,
+    which side of a seesaw goes down stays unknown.
+    """
+    names = {"a": (first.lower(), second.lower()), "b": (second.lower(), first.lower())}
+
+    def meant(match: re.Match[str]) -> bool:
+        for slot, words in match.groupdict().items():
+            own, other = names[slot[0]]
+            if other and other in words.lower() and not (own and own in words.lower()):
+                return False
+        return True
+
+    told = {what for what, form in _patterns(device, language) if any(meant(m) for m in form.finditer(text))}
+    if not told:
+        given = {"a": re.escape(first) or "(?!)", "b": re.escape(second) or "(?!)"}
+        hints = _HINTS[language][device].items()
+        told = {what for what, hint in hints if re.search(hint.format(**given), text, re.IGNORECASE)}
+    return told.pop() if len(told) == 1 else None
 
 
 def form_count(language: Language) -> int:

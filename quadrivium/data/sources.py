@@ -496,8 +496,8 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
     return clips if len(clips) == 1 or len(clips[-1]) >= min(2, options.clip_frames) else clips[:-1]
 
 
-def _frames(stream: IO[bytes], options: ReadOptions) -> Generator[np.ndarray, None, None]:
-    """The frames to take from a picture or video; what the file holds decides which of the two it is, not its name."""
+def _due(options: ReadOptions) -> Callable[[float], bool]:
+    """Whether the frame at so many seconds is the first of its slot; ask in order."""
     last = -1
 
     def due(seconds: float) -> bool:
@@ -506,6 +506,18 @@ def _frames(stream: IO[bytes], options: ReadOptions) -> Generator[np.ndarray, No
         first, last = slot > last, max(slot, last)
         return first
 
+    return due
+
+
+def frames_read(count: int, fps: float, options: ReadOptions) -> list[int]:
+    """Which of a video's ``count`` frames, ``fps`` a second, make the first clip that `read_clips` cuts from it."""
+    due = _due(options)
+    return [i for i in range(count) if due(i / fps)][: options.clip_frames]
+
+
+def _frames(stream: IO[bytes], options: ReadOptions) -> Generator[np.ndarray, None, None]:
+    """The frames to take from a picture or video; what the file holds decides which of the two it is, not its name."""
+    due = _due(options)
     try:
         picture = Image.open(stream, formats=_PICTURE_FORMATS)
     except UnidentifiedImageError:

@@ -1,0 +1,147 @@
+"""Imagine: text -> first frame -> later frames -> text, inside the model.
+
+    opening ids --read once--> cache --fork--> samples x { frame 1 | frame 2 | ... } --v2t--> text, or options to choose from
+
+The first step is the route t2v of a clip, whose later frames see text and earlier frames alike (t2v and tv2v are one walk).
+With ``forget`` the text is dropped after the first frame: what follows is the route v2v alone. The last step reads the
+frames and no earlier text (v2t), so nothing but the picture carries what the answer rests on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from quadrivium.generate import Engine, Sampling
+from quadrivium.model import Model
+from quadrivium.sequence import frames, text
+
+
+@dataclass(frozen=True)
+class Imagining:
+    """How clips are imagined before an answer is read off them."""
+
+    samples: int = 8  # clips for each question
+    frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
+    temperature: float = 0.7
+    top_p: float = 0.95
+    forget: bool = False  # drop the text after the first frame
+    seed: int = 0
+    batch: int = 64  # clips at a time
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.frames < 0 or self.batch < 1:
+            raise ValueError("imagining: samples and batch are at least 1, frames is not negative (0: as in the data)")
+        _ = self.sampling  # which checks the rest
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.seed)
+
+
+def _generators(opening: np.ndarray, samples: int, seed: int) -> list[torch.Generator]:
+    """A generator for every sample: a function of the text, the sample and the seed, never of the place in a batch."""
+    digests = (hashlib.sha256(f"{seed} {j} ".encode() + opening.astype(np.int64).tobytes()).digest() for j in range(samples))
+    return [torch.Generator().manual_seed(int.from_bytes(d[:7], "little")) for d in digests]
+
+
+@torch.no_grad()
+def imagine(
+    model: Model,
+    openings: Seq[np.ndarray],
+    count: int,
+    samples: int = 1,
+    sampling: Sampling | None = None,
+    batch: int = 64,
+    forget: bool = False,
+    progress: bool = False,
+) -> np.ndarray:
+    """Draw ``samples`` clips of ``count`` frames for each opening, about ``batch`` clips at a time.
+
+    openings: ids ``[end, x_1, ..., x_n, end]`` of closed captions.
+    Returns codes (n, samples, F, R, C, G). Each text is read once; sample j of an opening is the same whatever else is drawn.
+    """
+    sampling, config = sampling or Sampling(), model.config
+    if not (config.rows and config.columns and config.codes):
+        raise ValueError("this model was built without frames, so it imagines nothing")
+    model.eval()
+    per_frame = config.rows * config.columns + 1
+    shape = (len(openings), samples, count, config.rows, config.columns, config.patch**2)
+    found = np.empty(shape, np.int64)
+    # Neighbours of nearly equal length waste no columns of the cache, and equal ones need no mask.
+    order = sorted(range(len(openings)), key=lambda i: len(openings[i]))
+    at_once = max(1, batch // samples)
+    with tqdm(total=len(order) * samples, desc="imagine", unit="clip", leave=False, disable=not progress) as bar:
+        for begin in range(0, len(order), at_once):
+            rows = order[begin : begin + at_once]
+            generators = [g for i in rows for g in _generators(openings[i], samples, sampling.seed)]
+            first = 1 if forget else count
+            engine = Engine(model, [(text(openings[i]),) for i in rows], first * per_frame)
+            engine.fork(samples)
+            clips = engine.frames(first, sampling, generators)
+            if forget and count > 1:
+                engine = Engine(model, [(frames(clip),) for clip in clips], (count - 1) * per_frame)
+                clips = np.concatenate([clips, engine.frames(count - 1, sampling, generators)], axis=1)
+            found[rows] = clips.reshape(len(rows), *shape[1:])
+            bar.update(len(rows) * samples)
+    return found
+
+
+@torch.no_grad()
+def choose_by_sight(
+    model: Model, clips: Seq[np.ndarray], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
+) -> np.ndarray:
+    """Nats (n, k) that each of k texts costs after a clip, up to a constant of the clip: what begins alike is read once.
+
+    clips: codes (F, R, C, G), all of one number of frames; texts: k runs of ids ``[end, ..., end]`` for every clip.
+    ``budget`` positions are computed at a time. The constant is the cost of the ids that all k texts begin with.
+    """
+    model.eval()
+    device = model.embed_text.weight.device
+    out = np.zeros((len(clips), len(texts[0])))
+    shared = [_common(options) for options in texts]
+    longest = [max(map(len, options)) - n for options, n in zip(texts, shared, strict=True)]
+    order = sorted(range(len(clips)), key=lambda i: (shared[i] + longest[i], shared[i]))
+    k = out.shape[1]
+    per_clip = len(clips[0]) * (model.config.rows * model.config.columns + 1) if len(clips) else 0
+    at_once = max(1, budget // (per_clip + max((s + k * n for s, n in zip(shared, longest, strict=True)), default=1)))
+    for begin in range(0, len(order), at_once):
+        rows = order[begin : begin + at_once]
+        width = max(longest[i] for i in rows)
+        # The last common id is read together with what follows it: it predicts where the texts part.
+        given = [(frames(clips[i]), *((text(texts[i][0][: shared[i]]),) if shared[i] > 1 else ())) for i in rows]
+        engine = Engine(model, given, width)
+        engine.fork(k)
+        ids = np.full((len(rows) * k, width + 1), 0)
+        real = np.zeros((len(rows) * k, width), bool)
+        for at, i in enumerate(rows):
+            for j, option in enumerate(texts[i]):
+                rest = option[shared[i] - 1 :]
+                ids[at * k + j, : len(rest)] = rest
+                real[at * k + j, : len(rest) - 1] = True  # what is filled in beyond stands later and is seen by nothing
+        hidden = engine.read(torch.from_numpy(ids).to(device))
+        mask = torch.from_numpy(real).to(device)
+        nats = F.cross_entropy(
+            model.text_logits(hidden[mask]).float(), torch.from_numpy(ids[:, 1:]).to(device)[mask], reduction="none"
+        )
+        total = torch.zeros(len(ids), dtype=torch.float64, device=device)
+        total.index_add_(0, mask.nonzero()[:, 0], nats.double())
+        if not torch.isfinite(total).all():
+            raise ValueError("the model gives a cost that is not a number")
+        out[rows] = total.cpu().numpy().reshape(len(rows), k)
+        if progress is not None:
+            progress.update(len(rows))
+    return out
+
+
+def _common(texts: Seq[np.ndarray]) -> int:
+    """How many first ids all texts have in common; at least the end mark."""
+    shortest = min(map(len, texts))
+    same = np.all([t[:shortest] == texts[0][:shortest] for t in texts], axis=0)
+    return int(np.argmin(same)) if not same.all() else shortest - 1
