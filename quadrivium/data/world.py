@@ -494,7 +494,8 @@ def write_world(config: WorldConfig, out: Path, progress: bool = True) -> dict:
 def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
     kinds = make_kinds(config)
     sizes = {"clips": config.clips, "told": config.told, "stills": config.stills, "text": config.narrations}
-    for part in PARTS:
+    folder.mkdir(parents=True)
+    for part in (part for part, total in sizes.items() if total):
         (folder / part / {"stills": "images", "text": ""}.get(part, "videos")).mkdir(parents=True, exist_ok=True)
     tasks = [
         (config, part, start, min(start + CHUNK, total), str(folder))
@@ -517,7 +518,8 @@ def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
                 take(pool.map(_work, tasks))
 
     for part in ("clips", "told", "stills"):
-        _write_rows(folder / part / "metadata.jsonl", rows[part])
+        if sizes[part]:
+            _write_rows(folder / part / "metadata.jsonl", rows[part])
     for tongue, name in (("en", "english.txt"), ("ja", "japanese.txt")):
         documents = [document[tongue] for document in rows["text"] if tongue in document]
         if documents:
