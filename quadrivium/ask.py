@@ -75,16 +75,22 @@ def imagined(
 
 
 def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np.ndarray, progress: bool = False) -> np.ndarray:
-    """Votes (n, k) for every option: each of a question's clips (n, samples, F, R, C, G) gives one, shared among ties."""
+    """Votes (n, k) for every option: each of a question's clips (n, samples, F, R, C, G) gives one, shared among ties.
+
+    A clip is told by a bystander who names nobody, so that it is the clip that tells the outcome and not what is known of
+    a name. An outcome is as likely as all its wordings together.
+    """
     n, samples = clips.shape[:2]
     if n != len(questions):
         raise ValueError(f"{n} rows of clips for {len(questions)} questions")
-    encoded = [[text.enclose(ids) for ids in text.encode_all(q.texts)] for q in questions]
+    k = len(questions[0].sights)
+    encoded = [[text.enclose(ids) for ids in text.encode_all([w for o in q.sights for w in o])] for q in questions]
     with tqdm(total=n * samples, desc="look", unit="clip", leave=False, disable=not progress) as bar:
         nats = choose_by_sight(
             model, [clip for row in clips for clip in row], [e for e in encoded for _ in range(samples)], progress=bar
         )
-    return _top(-nats).reshape(n, samples, -1).sum(axis=1)
+    likelihood = np.logaddexp.reduce(-nats.reshape(n, samples, k, -1), axis=3)
+    return _top(likelihood.reshape(n * samples, k)).reshape(n, samples, k).sum(axis=1)
 
 
 def read_options(run: Run) -> ReadOptions:

@@ -21,7 +21,17 @@ from quadrivium.visual import VisualConfig
 
 TINY = ExperimentConfig(
     world=WorldConfig(
-        kinds=28, shares=(0.25, 0.25, 0.25, 0.25), devices=("ramp",), links=1, frames=6, size=16, clips=30, told=15, stills=20, narrations=400, languages=("en",)
+        kinds=28,
+        shares=(0.25, 0.25, 0.25, 0.25),
+        devices=("ramp",),
+        links=1,
+        frames=6,
+        size=16,
+        clips=30,
+        told=15,
+        stills=20,
+        narrations=400,
+        languages=("en",),
     ),
     prepare=PrepareConfig(
         read=ReadOptions(fps=8 / 3, size=16),

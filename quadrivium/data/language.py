@@ -368,18 +368,44 @@ def outcome_words(text: str) -> list[str]:
     return [match.group() for language in LANGUAGES for match in OUTCOME_WORDS[language].finditer(text)]
 
 
+# What a bystander calls the two pieces who does not know their names.
+_ROLES: dict[Language, dict[str, tuple[str, str]]] = {
+    "en": {
+        "ramp": ("the upper piece", "the lower piece"),
+        "seesaw": ("the {left} piece", "the {right} piece"),
+        "catapult": ("the piece overhead", "the piece in the scoop"),
+        "dominoes": ("the piece on the ramp", "the piece on the shelf"),
+        "table": ("the piece overhead", "the piece on the table"),
+    },
+    "ja": {
+        "ramp": ("上の駒", "下の駒"),
+        "seesaw": ("{left}の駒", "{right}の駒"),
+        "catapult": ("宙の駒", "さじの駒"),
+        "dominoes": ("坂の駒", "棚の駒"),
+        "table": ("宙の駒", "台の駒"),
+    },
+}
+
 # ---- filling ------------------------------------------------------------------------------------------------------
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
-def _fill(form: str, rng: Random, language: Language, first: Kind, second: Kind | None, mirror: bool, **more: str) -> str:
+def _fill(
+    form: str, rng: Random, language: Language, first: Kind | str, second: Kind | str | None, mirror: bool, **more: str
+) -> str:
+    """A form in words. A piece is a kind, which has a name, or what a bystander calls it."""
     form = _CHOICE.sub(lambda match: rng.choice(match.group(1).split("|")), form)
     sides = ("left", "right") if language == "en" else ("左", "右")
     left, right = reversed(sides) if mirror else sides
     slots = {"left": left, "right": right, **more}
     for letter, kind in (("a", first), ("b", second)):
         if kind is None:
+            continue
+        if isinstance(kind, str):
+            known = kind.format(left=left, right=right)
+            slots |= dict.fromkeys((letter, letter + "2", "t" + letter), known)
+            slots |= dict.fromkeys((letter.upper(), "T" + letter.upper()), known[0].upper() + known[1:])
             continue
         if language == "ja":
             slots |= {letter: kind.kana}
@@ -412,9 +438,38 @@ def outcome(device: str, what: str, first: Kind, second: Kind, rng: Random, lang
     return _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, first, second, mirror)
 
 
-def account(scene: Scene, first: Kind, second: Kind, rng: Random, language: Language) -> str:
-    """What happened, beginning to end: mostly the opening, then the action, the outcome, the finish, sometimes a bystander."""
+def plain(device: str, what: str, rng: Random, language: Language, mirror: bool = False) -> str:
+    """What a bystander tells who names nobody: what is set off and the outcome ``what`` of ``device``."""
+    one, other = _ROLES[language][device]
+    action = _fill(rng.choice(ACTIONS[language][device]), rng, language, one, other, mirror)
+    told = _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, one, other, mirror)
+    return _join([action + ("." if language == "en" else "。"), told], language)
+
+
+def sights(device: str, rng: Random, language: Language, mirror: bool = False) -> tuple[tuple[str, ...], ...]:
+    """For every outcome of ``device``, all that `plain` may tell of it after one and the same action."""
+    one, other = _ROLES[language][device]
+    action = _fill(rng.choice(ACTIONS[language][device]), rng, language, one, other, mirror)
+    begun = action + ("." if language == "en" else "。")
+    return tuple(
+        tuple(_join([begun, _fill(form, rng, language, one, other, mirror)], language) for form in forms)
+        for forms in OUTCOMES[language][device].values()
+    )
+
+
+def account(scene: Scene, first: Kind | None, second: Kind | None, rng: Random, language: Language) -> str:
+    """What happened, beginning to end: mostly the opening, then the action, the outcome, the finish, sometimes a bystander.
+
+    Without kinds it names nobody: only who looks at the clip can know what it tells.
+    """
     spec = scene.spec
+    if first is None or second is None:
+        parts = [plain(spec.device, scene.outcome, rng, language, spec.mirror)]
+        if spec.finish:
+            happened = scene.caught if spec.finish == "bucket" else scene.rang
+            form = rng.choice(FINISH_ACCOUNTS[language][spec.finish, happened])
+            parts.append(_fill(form, rng, language, *_ROLES[language][spec.device], spec.mirror))
+        return _join(parts, language)
     told = outcome(spec.device, scene.outcome, first, second, rng, language, spec.mirror)
     action = _fill(rng.choice(ACTIONS[language][spec.device]), rng, language, first, second, spec.mirror)
     parts = []

@@ -44,6 +44,7 @@ class Question:
     opening: str  # a caption of how the situation opens, which tells no outcome
     beginning: str
     options: tuple[str, ...]  # in the order of DEVICES[device]
+    sights: tuple[tuple[str, ...], ...]  # for every option, wordings of it that name nobody: what is read off a clip
     answer: int
 
     @property
@@ -150,6 +151,7 @@ def make_question(
         words.opening(spec, first, second, stream(config, "opening", *key), language),
         words.question(template, spec, first, second, rng, language),
         tuple(words.outcome(spec.device, what, first, second, rng, language, spec.mirror) for what in DEVICES[spec.device]),
+        words.sights(spec.device, stream(config, "sights", *key), language, spec.mirror),
         answer,
     )
 

@@ -64,11 +64,14 @@ class WorldConfig:
     shares: tuple[float, float, float, float] = (0.19, 0.25, 0.44, 0.12)  # of kinds: read, seen, both, neither
     devices: tuple[str, ...] = tuple(DEVICES)
     links: int = 3  # the longest machine; 1 leaves bells and buckets away
+    jitter: float = 1.0  # how far the small accidents of placing go
+    variation: float = 1.0  # how far mass, bounce and friction of kinds spread around their middle, within a level of mass
     mirror: bool = False  # half of the machines turned left to right
     clips: int = 2000
     clip_mix: tuple[float, float, float] = (0.5, 0.3, 0.2)  # clips of two seen kinds, of two both kinds, of one each
     narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
     told: int = 1000
+    nameless: float = 0.5  # share of told clips whose account names nobody, so that it can only be known by looking
     stills: int = 1500
     portraits: float = 0.4  # share of stills that show one or two kinds alone; the rest are openings of machines
     narrations: int = 4000  # text documents in each language
@@ -103,7 +106,8 @@ class WorldConfig:
         need(6 <= self.frames <= 12, f"frames must be 6 to 12, not {self.frames}")
         need(16 <= self.size <= 512 and self.size % 16 == 0, f"size must be a multiple of 16 from 16 to 512, not {self.size}")
         need(min(self.clips, self.told, self.stills, self.narrations) >= 0, "counts must not be negative")
-        need(0 <= self.portraits <= 1 and 0 <= self.knowledge <= 1, "portraits and knowledge are shares from 0 to 1")
+        for name in ("portraits", "knowledge", "nameless", "jitter", "variation"):
+            need(0 <= getattr(self, name) <= 1, f"{name} lies between 0 and 1, it is not {getattr(self, name)}")
         need(self.processes >= 1, "processes must be at least 1")
 
 
@@ -152,11 +156,11 @@ def make_kinds(config: WorldConfig) -> tuple[Kind, ...]:
         rng.shuffle(levels)
         for level in levels:
             (name, kana), (colour, pattern, outline) = names.pop(), looks.pop()
-            mass = MASSES[level] * rng.uniform(0.97, 1.03)
+            spread = [config.variation * rng.uniform(-1, 1) for _ in range(3)]
+            mass, bounce, friction = MASSES[level] * (1 + 0.03 * spread[0]), 0.915 + 0.035 * spread[1], 0.18 + 0.02 * spread[2]
             kinds.append(
-                Kind(name, kana, colour, pattern, outline, round(mass, 4), round(rng.uniform(0.88, 0.95), 4),
-                     round(rng.uniform(0.16, 0.20), 4), level, group)
-            )  # fmt: skip
+                Kind(name, kana, colour, pattern, outline, round(mass, 4), round(bounce, 4), round(friction, 4), level, group)
+            )
     rng.shuffle(kinds)
     return tuple(kinds)
 
@@ -200,7 +204,7 @@ def draw_spec(config: WorldConfig, part: str, index: int) -> MachineSpec:
     first, second = _draw_pair(config, rng, *groups)
     device = rng.choice(config.devices)
     finish = rng.choice([finish for finish in FINISHES[device] if LINKS[finish] <= config.links])
-    x, y, z = (round(rng.uniform(-1, 1), 3) for _ in range(3))
+    x, y, z = (round(config.jitter * rng.uniform(-1, 1), 3) for _ in range(3))
     return MachineSpec(device, first, second, finish, (x, y, z), config.mirror and rng.random() < 0.5)
 
 
@@ -308,7 +312,8 @@ def _make_clip(config: WorldConfig, part: str, index: int, folder: Path) -> dict
     for tongue in config.languages:
         rng = stream(config, part, index, tongue)
         if part == "told":
-            texts[tongue] = words.account(scene, first, second, rng, tongue)
+            named = rng.random() >= config.nameless
+            texts[tongue] = words.account(scene, first if named else None, second if named else None, rng, tongue)
         else:
             texts[tongue] = words.opening(spec, first, second, rng, tongue) if config.narrated else ""
     return _row(config, name, spec, texts)
