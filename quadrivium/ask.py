@@ -113,7 +113,7 @@ def check_sight(run: Run, count: int) -> None:
     if run.visual is None:
         raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing and cannot be shown anything")
     if count < 2:
-        raise ConfigError(f"{run.folder} reads one frame of a clip (read.fps, read.clip_frames), which shows no outcome")
+        raise ConfigError("one frame shows no outcome; imagine, or prepare with --read.fps and --read.clip-frames, at least 2")
 
 
 def shown(run: Run, world: WorldConfig, questions: Seq[Question], count: int, progress: bool = False) -> np.ndarray:
