@@ -119,7 +119,7 @@ def check_sight(run: Run, count: int) -> None:
     if run.visual is None:
         raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing and cannot be shown anything")
     if count < 2:
-        raise ConfigError(f"{run.folder} reads one frame of a clip (read.fps, read.clip_frames), which shows no outcome")
+        raise ConfigError("one frame shows no outcome; imagine, or prepare with --read.fps and --read.clip-frames, at least 2")
 
 
 def shown(run: Run, world: WorldConfig, questions: Seq[Question], count: int, progress: bool = False) -> np.ndarray:
@@ -185,7 +185,10 @@ def tell(
     sampling: Sampling | None = None,
     progress: bool = False,
 ) -> list[list[str]]:
-    """The model's own words after each beginning, ``samples`` of them, or one for each clip that it is shown."""
+    """The model's own words after each beginning, ``samples`` of them, or one for each clip that it is shown.
+
+    They are read up to the first blank line: what a document goes on with after that is another matter.
+    """
     sampling = sampling or Sampling(temperature=0.0, max_ids=60)
     begun = [seq.text([text.end, *ids]) for ids in text.encode_all([q.beginning.rstrip() for q in questions])]
     if clips is None:
@@ -193,7 +196,8 @@ def tell(
     else:
         given = [(seq.frames(clip), b) for b, row in zip(begun, clips, strict=True) for clip in row]
     each = len(given) // max(len(questions), 1)
-    told = [text.decode(ids) for ids in generate(model, given, "text", text.end, sampling=sampling, progress=progress)]
+    made = generate(model, given, "text", text.end, sampling=sampling, progress=progress)
+    told = [text.decode(ids).split("\n\n")[0].strip() for ids in made]
     return [told[i * each : (i + 1) * each] for i in range(len(questions))]
 
 

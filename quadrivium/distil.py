@@ -61,11 +61,8 @@ def distil(
         raise ConfigError(f"{out}: the corpus is a .jsonl file, which prepare reads; name it so")
     imagining = replace(imagining, frames=imagining.frames or frames_of(run, world))
     check_sight(run, imagining.frames)
-    work, judged, part = (
-        _identity(run, world, config, imagining),
-        out.with_name("report.json"),
-        out.with_name(f".{out.name}.part"),
-    )
+    work = _identity(run, world, config, imagining)
+    judged, part = out.with_name("report.json"), out.with_name(f".{out.name}.part")
     if out.exists():
         with contextlib.suppress(QuadriviumError):
             if (found := read_json(judged, "a report")).get("identity") == work:

@@ -34,16 +34,22 @@ class Sampling:
             raise ValueError("temperature is not negative, top_p lies in (0, 1], max_ids is positive")
 
 
-def choose(logits: Tensor, sampling: Sampling, generators: Seq[torch.Generator]) -> Tensor:
-    """Draw one id a row. logits (S, V) -> (S,)"""
+def draws(count: int, generators: Seq[torch.Generator]) -> Tensor:
+    """``count`` numbers from [0, 1) of every row's own generator, (count, S)."""
+    return torch.stack([torch.rand(count, generator=g) for g in generators], dim=1)
+
+
+def choose(logits: Tensor, sampling: Sampling, draw: Tensor) -> Tensor:
+    """Draw one id a row. logits (S, V), draw (S,) from [0, 1) -> (S,)"""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     probability, index = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     before = probability.cumsum(dim=-1) - probability  # what more likely ids hold: 0 for the first, which always stays
     probability = probability.masked_fill(before >= sampling.top_p, 0.0)
-    draw = torch.stack([torch.rand((), generator=g) for g in generators]).to(logits.device)
     reach = probability.cumsum(dim=-1)
-    pick = torch.searchsorted(reach, (draw * reach[:, -1])[:, None], right=True).clamp(max=logits.shape[-1] - 1)
+    pick = torch.searchsorted(reach, (draw.to(reach.device) * reach[:, -1])[:, None], right=True).clamp(
+        max=logits.shape[-1] - 1
+    )
     # A draw that rounds up to the very end would land on an id that was cut.
     pick = torch.minimum(pick, (probability > 0).sum(dim=-1, keepdim=True) - 1)
     return index.gather(1, pick).squeeze(1)
@@ -94,10 +100,10 @@ class Engine:
     ) -> list[np.ndarray]:
         """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it."""
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
-        for _ in range(sampling.max_ids):
+        for draw in draws(sampling.max_ids, generators):
             place = torch.tensor([w.text(1) for w in self.walks], device=self.device)
             hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
-            last = choose(self.model.text_logits(hidden), sampling, generators)
+            last = choose(self.model.text_logits(hidden), sampling, draw)
             done |= last == end
             out.append(torch.where(done, -1, last))
             if bar is not None:
@@ -117,12 +123,14 @@ class Engine:
         out: list[Tensor] = []
         begin = last = torch.full((self.rows, cell), -1, device=self.device)
         for slot, place in zip(slots, places, strict=True):
+            if slot == 0:
+                draw = iter(draws(c.rows * c.columns * cell, generators))
             hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
             if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
                 last = last[:, :0]
                 for _ in range(cell):
                     logits = self.model.code_logits(hidden, last)[:, -1]
-                    last = torch.cat([last, choose(logits, sampling, generators)[:, None]], dim=1)
+                    last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
                 out.append(last)
             if bar is not None:
                 bar.update(self.rows)

@@ -10,7 +10,7 @@ import torch
 
 from quadrivium import evaluate
 from quadrivium import sequence as seq
-from quadrivium.ask import ask, credit, free, imagined, outcomes_told, votes
+from quadrivium.ask import ask, credit, free, imagined, outcomes_told, tell, votes
 from quadrivium.data.judge import clip_frames, film, judge_clip
 from quadrivium.data.machine import DEVICES, FINISHES, MachineSpec
 from quadrivium.data.questions import make_questions
@@ -146,6 +146,13 @@ def test_free_answers_are_read_and_counted(asked, monkeypatch):
     monkeypatch.setattr("quadrivium.ask.tell", lambda *_: told)
     results = free(model, text, questions, kinds)
     assert results["all"]["accuracy"] == 1 and results["all"]["unparsed"] == 0.25
+
+
+def test_own_words_end_at_a_blank_line(asked, monkeypatch):
+    questions, text, model = asked
+    made = text.encode(f" {questions[0].options[0]}\n\n{questions[0].options[1]}")
+    monkeypatch.setattr("quadrivium.ask.generate", lambda model, given, *_, **__: [made] * len(given))
+    assert tell(model, text, questions[:2], samples=2) == [[questions[0].options[0]] * 2] * 2
 
 
 def test_an_untrained_model_tells_nothing_and_is_wrong(asked):
