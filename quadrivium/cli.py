@@ -220,6 +220,8 @@ def _evaluate() -> Callable[..., Any]:
     def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, limit: int = 256, device: Device = "auto") -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+
         Args:
             run: run folder that train wrote.
             data: data folder; the one it was trained on, if not given.
@@ -230,8 +232,11 @@ def _evaluate() -> Callable[..., Any]:
 
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
-        write_json(run / "results.json", {**results, "step": loaded.step})
+        context = measure.visual_context(loaded.model, mixed, limit)
+        write_json(run / "results.json", {**results, "findings": {"visual_context": context}, "step": loaded.step})
         print(measure.table(results))
+        if context:
+            print(f"\n{measure.context_table(context)}")
         print(f"results written to {run / 'results.json'}")
 
     return evaluate

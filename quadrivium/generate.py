@@ -129,7 +129,7 @@ class Engine:
             if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
                 last = last[:, :0]
                 for _ in range(cell):
-                    logits = self.model.code_logits(hidden, last)[:, -1]
+                    logits = self.model.next_code_logits(hidden, last)
                     last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
                 out.append(last)
             if bar is not None:

@@ -357,14 +357,17 @@ class CodeHead(nn.Module):
         """hidden (W, D), the cell's first j codes (W, j) -> logits (W, j + 1, C)."""
         return self.out(self.states(hidden, known))
 
-    def states(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """What `forward` gives to the last product: (W, j + 1, D)."""
+    def states(self, hidden: Tensor, known: Tensor, last: bool = False) -> Tensor:
+        """What `forward` gives to the last product: (W, j + 1, D), or (W, 1, D) for the ``last`` code alone."""
         x = hidden[:, None]
         if self.cell > 1:
             j = known.shape[1]
             step = torch.arange(j + 1, device=hidden.device)
-            before = self.known(known + step[:-1] * self.codes).cumsum(1)
-            x = F.pad(before, (0, 0, 1, 0)) + x + self.which(step)
+            before = self.known(known + step[:-1] * self.codes)
+            if last:
+                x = before.sum(1, keepdim=True) + x + self.which(step[-1:])
+            else:
+                x = F.pad(before.cumsum(1), (0, 0, 1, 0)) + x + self.which(step)
             x = self.norm(x + self.feed(x))
         return x
 
@@ -496,6 +499,10 @@ class Model(nn.Module):
     def code_logits(self, hidden: Tensor, known: Tensor) -> Tensor:
         """Hidden states (W, D) and the first j codes (W, j) of the cells that follow -> logits (W, j + 1, C)."""
         return self.head_codes(hidden, known)
+
+    def next_code_logits(self, hidden: Tensor, known: Tensor) -> Tensor:
+        """The last of `code_logits`, (W, C), without computing the others."""
+        return self.head_codes.out(self.head_codes.states(hidden, known, last=True)[:, 0])
 
     def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else."""
