@@ -1,100 +1,119 @@
-"""`quadrivium demo`: everything once, at the size of two cores and ten minutes."""
+"""`quadrivium demo`: the experiment on one seed, at the size of two cores and a quarter of an hour, with pictures to look at."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from quadrivium import ask, evaluate
 from quadrivium.checkpoint import Run
-from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.judge import film
+from quadrivium.data.mixture import Mixture
 from quadrivium.data.questions import make_questions
-from quadrivium.data.shards import Dataset, read_json, write_json
-from quadrivium.data.sources import ReadOptions
-from quadrivium.data.world import GROUPS, WorldConfig, contact_sheet, write_world
+from quadrivium.data.shards import Dataset
+from quadrivium.data.world import contact_sheet, world_config
 from quadrivium.errors import RunError
-from quadrivium.model import ModelConfig
-from quadrivium.prepare import PrepareConfig, prepare
-from quadrivium.samples import write_samples
-from quadrivium.train import TrainConfig, threads, train_routes
+from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, table
+from quadrivium.pictures import Cell, save_gif, sheet
+from quadrivium.samples import decode, write_samples
+from quadrivium.train import threads
+
+ARMS = ("four", "captions", "text", "distil")  # the longest first: the others run beside it
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """What the demo runs. Tests shrink it; nothing else differs."""
 
-    world: WorldConfig = field(default_factory=lambda: WorldConfig(clips=1000, told=500, stills=1000, narrations=1500))
-    prepare: PrepareConfig = field(
-        default_factory=lambda: PrepareConfig(
-            read=ReadOptions(fps=8.0),  # all of a world's frames
-            vocab=2048,
-            visual_train=TrainConfig(minutes=3.0, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
-            sample_frames=6000,
-        )
-    )
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=192, heads=3))
-    mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=2048))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(minutes=4.5))
-    held: int = 24  # held-out sequences of each route and source in the table
-    each: int = 2  # questions for every template, language, device and outcome
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     samples: int = 6  # of each route
+    imagined: int = 5  # situations that were only ever seen, imagined beside what the simulator does
 
 
-def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True) -> dict[str, dict]:
-    """World -> prepare -> train -> eval -> generate under ``out``. Returns what `eval` found. A stopped demo goes on."""
-    config = config or DemoConfig()
-    threads()
-    began = time.monotonic()
-    done = out / "run" / "config.json"
-    if out.exists() and any(out.iterdir()) and not (out / "world").exists():
+def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True) -> dict[str, Any]:
+    """The experiment's arms on one seed, its table, sheets and one sentence. Returns the table. A stopped demo goes on."""
+    config, began = config or DemoConfig(), time.monotonic()
+    if out.exists() and any(out.iterdir()) and not (out / "results").exists():
         raise RunError(f"{out} holds something else; choose another --out")
 
     def say(step: str) -> None:
         print(f"\n[{time.monotonic() - began:4.0f} s] {step}", file=sys.stderr)
 
-    say("1/6 world: simulate chain reactions, film them, tell what a bystander would")
-    write_world(config.world, out / "world", progress)
-    contact_sheet(config.world, out / "world.png")
-    say("2/6 prepare: learn a text and a visual tokenizer, write token shards")
-    data = prepare([out / "world"], out / "data", config.prepare, progress)
-    say("3/6 train: one model, four routes")
-    state = train_routes(
-        out / "data", out / "run", config.model, config.mixture, config.train, resume=done.exists(), progress=progress
-    )
-    if not state["finished"]:
-        return {}
-    say("4/6 eval: what each route costs on held-out items, in bits")
-    run = Run(out / "run")
-    mixture = Mixture(Dataset(out / "data"), config.mixture, run.text.end, config.train.seed, run.patch)
-    results = evaluate.routes(run.model, mixture, run.text.id_bytes, config.held, progress)
-    write_json(out / "run" / "results.json", results | {"step": run.step})
-    say("5/6 ask: what happens when two kinds meet? Text alone, facts that were read, seen, both or neither")
-    asked = {
-        group: {"direct": ask.ask(run.model, run.text, questions, progress=progress)}
-        for group in GROUPS
-        for questions in [make_questions(config.world, group, config.each, config.world.languages)]
-    }
-    write_json(out / "run" / "questions.json", asked | {"step": run.step})
-    say("6/6 generate: given | wanted | generated, for every route")
-    pictures = write_samples(run, mixture, out / "run" / "samples", config.samples, progress=progress)
-
-    report = read_json(data.folder / "tokenizers" / "visual" / "report.json", "a visual tokenizer's report")
-    quality = ", ".join(f"{k.removesuffix(' psnr')} {v:.1f} dB" for k, v in report.items() if k.endswith(" psnr"))
-    print(f"\nVisual tokenizer on held-out frames: {quality}\n")
-    print(evaluate.table(results, streams=False))
-    print(
-        "\nA route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error."
-        "\n\nQuestions in text alone, three outcomes each; facts by what was given of their kinds:\n\n"
-        + ask.table(asked)
-        + f"\n\nLook at: {out / 'world.png'}\n"
-        + "\n".join(f"         {path}" for path in pictures)
-    )
+    say("1/3 a world of falling, sliding, ringing things; four ways to learn of it: " + ", ".join(ARMS))
+    found = run_experiment(out, config.experiment, seeds=(0,), arms=ARMS, progress=progress)
+    threads()
+    home = out / "seed-0"
+    say("2/3 pictures: given | wanted | generated for every route, and what the model imagines of what it was never told")
+    world, run = world_config(home / "world"), Run(home / "four")
+    contact_sheet(world, out / "world.png")
+    mixture = Mixture(Dataset(home / "data"), config.experiment.mixture, run.text.end, 0, run.patch)
+    pictures = write_samples(run, mixture, out / "samples", config.samples, progress=progress)
+    pictures += _imagined(run, world, config, out)
+    say("3/3 what came of it")
+    cells = {arm: by_seed[0] for arm, by_seed in read_cells(out / "results").items()}
+    print("\nThe four routes, all in one model, in bits on held-out items:\n")
+    print(evaluate.table({"routes": cells["four"]["routes"], "streams": {}}, streams=False))
+    print("\nA route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error.")
+    print("\nQuestions in text alone, three outcomes each, by what was given of their kinds:\n")
+    print(table(found))
+    print(f"\n{sentence(cells)}\n")
+    print("\n".join(f"look at  {path}" for path in [out / "world.png", *pictures]))
     print(
         f"\nNext, with your own folder of pictures, clips and text:\n  quadrivium prepare FOLDER --out data/mine\n"
         f"  quadrivium train data/mine --out runs/mine --minutes 20\n  quadrivium eval runs/mine\n"
-        f'Or play with this one:\n  quadrivium generate {out / "run"} --text "a red ball" --want video\n\n'
+        f'Or play with this one:\n  quadrivium generate {home / "four"} --text "A seesaw." --imagine\n\n'
         f"demo finished in {time.monotonic() - began:.0f} s"
     )
-    return results
+    return found
+
+
+def _imagined(run: Run, world: Any, config: DemoConfig, out: Path) -> list[Path]:
+    """A sheet and a GIF of imagined machines beside real ones, about kinds that no text tells the behaviour of."""
+    questions = make_questions(world, "seen", 1, ("en",))
+    chosen = np.random.default_rng(0).permutation(len(questions))[: config.imagined]
+    asked = [questions[i] for i in chosen]
+    imagining = ask.Imagining(samples=1, frames=ask.frames_of(run, world))
+    clips = ask.imagined(run.model, run.text, asked, imagining)
+    votes = ask.votes(run.model, run.text, asked, clips)
+    rows: list[list[Cell]] = []
+    both = []
+    for question, clip, vote in zip(asked, clips, votes, strict=True):
+        real, seen = film(world, question.spec, ask.read_options(run))[: imagining.frames], decode(run, clip[0])
+        told = question.options[int(vote.argmax())]
+        rows.append([question.opening, seen, real, f"{told}\n\n({'right' if vote.argmax() == question.answer else 'wrong'})"])
+        both.append(np.concatenate([seen, np.full_like(seen[:, :, :4], 255), real], axis=2))
+    path = out / "imagined.png"
+    sheet(
+        rows, ("told", "imagined", "simulated", "read off the imagined"), "Machines of kinds whose behaviour was only seen"
+    ).save(path)
+    save_gif(np.concatenate(both), out / "imagined.gif", fps=2, scale=3)
+    return [path, out / "imagined.gif"]
+
+
+def sentence(cells: dict[str, dict]) -> str:
+    """One sentence that says what happened to facts that were only ever seen, whatever happened."""
+
+    def of(arm: str, read_out: str) -> dict[str, float]:
+        return cells[arm]["facts"]["seen"][read_out]["all"]
+
+    def judged(rows: Iterable[dict[str, float]]) -> str:
+        return ", ".join("above chance" if r["accuracy"] - r["chance"] > 2 * r["se"] else "not above chance" for r in rows)
+
+    four, dream, distil, captions = (
+        of("four", "direct"),
+        of("four", "imagine"),
+        of("distil", "direct"),
+        of("captions", "direct"),
+    )
+    return (
+        f"What was only ever seen, asked in text alone (chance {four['chance']:.0%}): text and captions without pixels are right in "
+        f"{captions['accuracy']:.0%} ({judged([captions])}), all four routes in {four['accuracy']:.0%} ({judged([four])}), in "
+        f"{dream['accuracy']:.0%} when the model imagines the scene first ({judged([dream])}), and in {distil['accuracy']:.0%} after it has "
+        f"read its own imaginations ({judged([distil])}); one seed, by two standard errors over questions."
+    )

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -248,6 +249,7 @@ def _logged(work: Callable[..., None], arguments: tuple, name: str, threads: int
     """Run a job on so many threads, with what it prints in a file of its own."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # which `train.threads` respects
     torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     log = arguments[0] / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
@@ -258,6 +260,13 @@ def _logged(work: Callable[..., None], arguments: tuple, name: str, threads: int
         except BaseException:
             traceback.print_exc()
             raise RunError(f"see {log}") from None
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone: a cell that nobody waits for would hold its folder against the next sitting."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _looks(out: Path, config: ExperimentConfig) -> None:

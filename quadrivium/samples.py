@@ -34,7 +34,7 @@ def cells(run: Run, segments: Sequence) -> list[Cell]:
 def _cell(run: Run, segment: Segment) -> Cell:
     if segment.modality == "text":
         return run.text.decode(segment.data)
-    return _decode(run, segment.data)
+    return decode(run, segment.data)
 
 
 def write_samples(
@@ -71,7 +71,7 @@ def write_samples(
                 if part:
                     made = generate(run.model, [g for _, g in part], modality, run.text.end, count or 1, sampling)
                     for (i, _), ids in zip(part, made, strict=True):
-                        rows[i][3] = run.text.decode(ids) if modality == "text" else _decode(run, ids)
+                        rows[i][3] = run.text.decode(ids) if modality == "text" else decode(run, ids)
         path = out / f"{route}.png"
         sheet(rows, HEADS, f"{route}: held-out items, step {run.step}").save(path)
         written.append(path)
@@ -125,7 +125,7 @@ def answer(
         return []
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{route_of((*given, frames(made[0], True)))}-seed{sampling.seed}"
-    clips = [_decode(run, codes) for codes in made]
+    clips = [decode(run, codes) for codes in made]
     written = []
     if total == 1:
         written.append(out / f"{stem}.png")
@@ -171,7 +171,7 @@ def imagine_aloud(
     fps = float(run.config.get("read", {}).get("fps", 4.0))
     written = []
     for i, (codes, account, caption) in enumerate(zip(drawn, *heard, strict=True)):
-        stem, clip = out / f"imagined-seed{sampling.seed}-{i}", _decode(run, codes)
+        stem, clip = out / f"imagined-seed{sampling.seed}-{i}", decode(run, codes)
         written += [stem.with_suffix(".gif"), stem.with_suffix(".png")]
         save_gif(clip, written[-2], fps=fps, scale=4)
         save_png(clip, written[-1], scale=4)
@@ -190,7 +190,7 @@ def _read(run: Run, path: Path, kind: str, count: int) -> np.ndarray:
     return group(run.visual.encode(read_clips(item, options)[0]), run.patch)
 
 
-def _decode(run: Run, cells: np.ndarray) -> np.ndarray:
+def decode(run: Run, cells: np.ndarray) -> np.ndarray:
     """Codes (F, R, C, G) -> frames uint8 (F, S, S, 3)."""
     assert run.visual is not None
     return run.visual.decode(ungroup(cells, run.patch))

@@ -1,6 +1,7 @@
 """What a user may get wrong ends in one clear line; the whole way from folder to export runs."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -16,8 +17,12 @@ from PIL import Image
 from quadrivium.cli import main
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json
+from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig
 from quadrivium.demo import DemoConfig, run_demo
+from quadrivium.distil import DistilConfig
+from quadrivium.experiment import ExperimentConfig
+from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
 from quadrivium.train import TrainConfig, train_routes
 from tests.conftest import TINY, ball
@@ -299,59 +304,64 @@ def test_equal_seeds_draw_equal_pictures(run, tmp_path):
 
 
 def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
-    """World -> prepare -> train, killed, resumed -> eval -> samples -> export, as `make demo` runs it."""
-    tiny = replace(TINY, read=replace(TINY.read, fps=8.0, clip_frames=6), vocab=400)
-    config = DemoConfig(
+    """World -> prepare -> train, killed, resumed -> ask -> imagine -> distil -> samples -> export, as `make demo` runs it."""
+    size = ExperimentConfig(
         world=WorldConfig(
-            devices=("ramp", "seesaw"), clips=24, told=12, stills=24, narrations=30, size=16, frames=6, processes=1
+            kinds=28, shares=(0.25, 0.25, 0.25, 0.25), devices=("ramp", "seesaw"), links=1, clips=60, told=40, stills=40,
+            narrations=400, size=16, frames=6,
         ),
-        prepare=tiny,
+        prepare=replace(
+            TINY, read=ReadOptions(fps=8 / 3, size=16), vocab=400, visual_train=TrainConfig(steps=20), sample_frames=100, held=0.1
+        ),
         model=ModelConfig(layers=2, width=32, heads=2),
         mixture=MixtureConfig(positions=600, context=64),
         train=TrainConfig(steps=40, lr=5e-3, save_every=5, log_every=1),
-        held=8,
+        distil_train=TrainConfig(steps=3),
+        distil=DistilConfig(limit=4, agree=0.3),
+        imagining=Imagining(samples=2),
         each=1,
-        samples=2,
-    )
-    out = tmp_path / "demo"
-    import multiprocessing
-
+    )  # fmt: skip
+    config, out = DemoConfig(size, samples=2, imagined=2), tmp_path / "demo"
     process = multiprocessing.get_context("spawn").Process(target=run_demo, args=(out, config, False))
     process.start()
-    metrics = out / "run" / "metrics.jsonl"
+    run, world = out / "seed-0" / "four", out / "seed-0" / "world"
+    metrics = run / "metrics.jsonl"
     while process.is_alive() and not (metrics.exists() and len(metrics.read_text().splitlines()) > 8):
         time.sleep(0.01)
     assert process.is_alive() and process.pid, "the demo ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    time.sleep(2)  # what it started ends by itself
     results = run_demo(out, config, progress=False)
-    assert set(results["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
-    for route, row in results["routes"].items():
+    assert set(results["arms"]) == {"text", "captions", "four", "distil"}
+    cell = json.loads((out / "results" / "four-seed-0.json").read_text())
+    assert set(cell["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
+    for route, row in cell["routes"].items():
         assert {"stderr", "n", "order0", "bits_per_byte" if route.endswith("t") else "bits_per_frame"} <= set(row)
         assert ("wrong_source" in row) == (route != "t2t")
         assert all(np.isfinite(v) for v in row.values())
-    stored = json.loads((out / "run" / "results.json").read_text())
-    assert stored["routes"] == results["routes"]
-    assert (out / "run" / "samples" / "index.html").stat().st_size > 5000
-    assert (out / "world.png").exists() and "demo finished" in capsys.readouterr().out
+    assert (out / "samples" / "index.html").stat().st_size > 5000
+    said = capsys.readouterr().out
+    assert "demo finished" in said and "What was only ever seen, asked in text alone (chance 33%)" in said
+    with Image.open(out / "imagined.png") as sheet, Image.open(out / "imagined.gif") as gif:
+        assert sheet.width > 300 and gif.n_frames >= 2
 
-    assert main(["eval", str(out / "run"), "--limit", "3"]) == 0
-    first = (out / "run" / "questions.json").read_text()
-    assert main(["ask", str(out / "run"), str(out / "world"), "--each", "1"]) == 0
-    assert (out / "run" / "questions.json").read_text() == first
+    assert main(["eval", str(run), "--limit", "3"]) == 0
+    assert main(["ask", str(run), str(world), "--each", "1"]) == 0
+    first = (run / "questions.json").read_text()
     looking = ["--groups", "seen", "--each", "1", "--imagine", "2", "--shown", "--free"]
-    assert main(["ask", str(out / "run"), str(out / "world"), *looking]) == 0
-    asked = json.loads((out / "run" / "questions.json").read_text())["seen"]
+    assert main(["ask", str(run), str(world), *looking]) == 0
+    asked = json.loads((run / "questions.json").read_text())["seen"]
     assert list(asked) == ["direct", "direct, free", "imagine", "imagine, free", "shown", "shown, free"]
     assert asked["direct"] == json.loads(first)["seen"]["direct"]
     assert all(abs(sum(votes) - 2) < 1e-3 for votes in asked["imagine"]["votes"])
     corpus = tmp_path / "corpus.jsonl"
-    assert main(["distil", str(out / "run"), str(out / "world"), "--out", str(corpus), "--limit", "4", "--samples", "2"]) == 0
+    assert main(["distil", str(run), str(world), "--out", str(corpus), "--limit", "4", "--samples", "2"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["situations"] == 4 and report["texts"] == len(corpus.read_text().splitlines()) == 4 * report["kept"]
-    assert main(["ask", str(out / "run"), str(out / "data")]) == 2
+    assert main(["ask", str(run), str(out / "seed-0" / "data")]) == 2
     assert "no world.json" in capsys.readouterr().err
-    assert main(["export", str(out / "run"), "--out", str(tmp_path / "hf")]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'quadrivium[hf]'")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
