@@ -105,7 +105,7 @@ def learning_rate(step: int, steps: int | None, config: TrainConfig) -> float:
 def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimizers:
     """AdamW, or Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for hidden matrices and AdamW for the rest."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = {n for n, p in parameters.items() if config.optimizer == "muon" and p.ndim == 2 and n.startswith("blocks.")}
+    hidden = {n for n, p in parameters.items() if config.optimizer == "muon" and p.ndim == 2 and "blocks." in n}
     groups = [
         {"params": [p for n, p in parameters.items() if n not in hidden and p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},

@@ -1,5 +1,6 @@
 """The visual tokenizer: codes are a bijection, folders are checked, measures agree with values worked out by hand."""
 
+import contextlib
 import json
 import math
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from quadrivium.checkpoint import checkpoints
 from quadrivium.errors import ConfigError, RunError
+from quadrivium.train import TrainConfig, fit, make_optimizers
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer, picture_sheet, psnr, ssim
 
 TINY = {"width": 8, "encoder_depth": 1, "decoder_depth": 1}
@@ -124,6 +127,31 @@ def test_it_learns_flat_drawings():
     # A frame drawn from codes is close to one the codes can say: coding it again changes few of them.
     codes = t.encode(frames[:40])
     assert (t.encode(t.decode(codes)) == codes).mean() > 0.3  # chance is about 1 / perplexity
+
+
+def test_muon_learns_the_kernels_of_blocks_and_resumes_exactly(tmp_path):
+    def learn(run, steps: int, save_every: int = 0) -> VisualTokenizer:
+        t = tiny().train()
+        task = VisualTask(t, discs(40), np.zeros(40, int), np.arange(40) < 8, seed=3, batch_size=4)
+        config = TrainConfig(steps=8, optimizer="muon", save_every=save_every)
+        assert set(make_optimizers(t, config)) == {"adamw", "muon"}
+        batch = task.batch
+
+        def stopping(step: int) -> torch.Tensor:
+            if step > steps:
+                raise KeyboardInterrupt
+            return batch(step)
+
+        task.batch = stopping
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(task, config, run, resume=True, progress=False)
+        return t
+
+    whole = learn(tmp_path / "whole", 8).state_dict()
+    learn(tmp_path / "cut", 5, save_every=4)
+    assert [p.name for p in checkpoints(tmp_path / "cut" / "checkpoints")] == ["step-00000004"]
+    again = learn(tmp_path / "cut", 8).state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_psnr_and_ssim_of_known_values():
