@@ -88,9 +88,10 @@ class ExperimentConfig:
 
     world: WorldConfig = field(
         default_factory=lambda: WorldConfig(
-            links=1, frames=7, clips=6000, told=2500, stills=2000, narrations=5000, knowledge=0.7
+            links=1, frames=7, clips=7000, told=5000, stills=9000, portraits=0.3, narrations=5000, knowledge=0.7,
+            jitter=0.2, variation=0.2,
         )
-    )
+    )  # fmt: skip
     prepare: PrepareConfig = field(
         default_factory=lambda: PrepareConfig(
             read=ReadOptions(fps=8 / 3),  # the first, the middle and the last frame of a world's clip of seven
@@ -101,9 +102,16 @@ class ExperimentConfig:
             sample_frames=6000,
         )
     )
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=192, heads=3, patch=4))
-    mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=2048))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=2, patch=4))
+    mixture: MixtureConfig = field(
+        default_factory=lambda: MixtureConfig(
+            positions=2048,
+            # What each kind is called is learnt from stills, how a clip is told from few clips: both get more than their size.
+            source_weights=(("world/stills", 5.0), ("world/told", 1.5)),
+            weights=(("t2t", 1.0), ("t2v", 1.5), ("v2t", 1.0), ("v2v", 0.75), ("tv2v", 0.25)),
+        )
+    )
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=3000, lr=3e-3))
     distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, lr=1e-3))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4))
     distil: DistilConfig = field(default_factory=DistilConfig)

@@ -425,7 +425,7 @@ def opening(spec: MachineSpec, first: Kind, second: Kind, rng: Random, language:
     parts = [_fill(rng.choice(OPENINGS[language][spec.device]), rng, language, first, second, spec.mirror)]
     if spec.finish:
         parts.append(_fill(rng.choice(FINISH_OPENINGS[language][spec.finish]), rng, language, first, second, spec.mirror))
-    if rng.random() < 0.35:
+    if rng.random() < 0.6:
         kind = rng.choice((first, second))
         parts.append(
             _fill(rng.choice(LOOK_SENTENCES[language]), rng, language, kind, None, False, look=look(kind, rng, language))
