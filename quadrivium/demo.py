@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,24 @@ from quadrivium.train import threads
 ARMS = ("four", "captions", "text", "distil")  # the longest first: the others run beside it
 
 
+def small(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment at the size of a few minutes: a smaller world, fewer steps, the same everything else."""
+    return replace(
+        config,
+        world=replace(config.world, clips=3000, told=2000, stills=4000, narrations=3000),
+        prepare=replace(config.prepare, visual_train=replace(config.prepare.visual_train, minutes=2.0)),
+        train=replace(config.train, steps=1300),
+        distil_train=replace(config.distil_train, steps=250),
+        distil=replace(config.distil, limit=300),
+        each=1,
+    )
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """What the demo runs. Tests shrink it; nothing else differs."""
 
-    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    experiment: ExperimentConfig = field(default_factory=lambda: small(ExperimentConfig()))
     samples: int = 6  # of each route
     imagined: int = 5  # situations that were only ever seen, imagined beside what the simulator does
 

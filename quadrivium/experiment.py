@@ -172,7 +172,6 @@ class _Job:
     needs: tuple[str, ...]
     cost: float  # positions, or what takes as long
     run: Path | None = None  # where its progress is to be read
-    alone: bool = False  # nothing can run beside it, so it gets every core
 
 
 def _plan(jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int) -> None:
@@ -201,16 +200,17 @@ def _plan(jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentCon
 
 def _plan_data(jobs: dict[str, _Job], out: Path, config: ExperimentConfig, seed: int) -> str:
     if "looks" not in jobs and not (out / "looks" / "data" / "tokenizers" / "visual" / "config.json").is_file():
-        jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6, alone=True)
-    name = f"world-seed-{seed}"
+        jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6)
+    name, world = f"shards-seed-{seed}", f"world-seed-{seed}"
     if name not in jobs and not (out / f"seed-{seed}" / ".prepared").is_file():
-        jobs[name] = _Job(name, _data, (out, config, seed), ("looks",) if "looks" in jobs else (), 4e5)
+        jobs[world] = _Job(world, _world, (out, config, seed), (), 4e5)
+        jobs[name] = _Job(name, _data, (out, config, seed), (world, *(["looks"] if "looks" in jobs else [])), 2e5)
     return name
 
 
 def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
     """Run jobs as soon as what they need is there, ``workers`` at a time; the bar counts positions and estimates the end."""
-    cores = len(os.sched_getaffinity(0))
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
     waiting, done, failed = dict(jobs), set[str](), dict[str, str]()
     running: dict[Future, _Job] = {}
@@ -223,7 +223,6 @@ def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
                     failed[name] = f"needs {', '.join(n for n in job.needs if n in failed)}"
                     del waiting[name]
                 elif len(running) < workers and all(n in done or n not in jobs for n in job.needs):
-                    threads = cores if job.alone else max(1, cores // workers)
                     running[pool.submit(_logged, job.work, job.arguments, job.name, threads)] = waiting.pop(name)
             if not running:
                 continue
@@ -284,15 +283,19 @@ def _looks(out: Path, config: ExperimentConfig) -> None:
     prepare([out / "looks" / "world"], out / "looks" / "data", config.prepare, progress=False)
 
 
-def _data(out: Path, config: ExperimentConfig, seed: int) -> None:
-    """A seed's world and its shards, and the shards of the oracle's."""
-    home = out / f"seed-{seed}"
-    world = replace(config.world, seed=seed, processes=1)
+def _world(out: Path, config: ExperimentConfig, seed: int) -> None:
+    """A seed's world, and what the oracle reads of it."""
+    home, world = out / f"seed-{seed}", replace(config.world, seed=seed, processes=1)
     write_world(world, home / "world", progress=False)
+    write_atomic(home / "oracle" / "seen.jsonl", _lines(_seen_facts(world)))
+
+
+def _data(out: Path, config: ExperimentConfig, seed: int) -> None:
+    """A seed's shards, on the visual tokenizer of all seeds."""
+    home = out / f"seed-{seed}"
     visual = out / "looks" / "data" / "tokenizers" / "visual"
     base = replace(config.prepare, visual_tokenizer=visual)
     prepare([home / "world"], home / "data", base, progress=False)
-    write_atomic(home / "oracle" / "seen.jsonl", _lines(_seen_facts(world)))
     write_json(home / ".prepared", {"seed": seed})
 
 

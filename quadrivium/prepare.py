@@ -50,7 +50,7 @@ class PrepareConfig:
     # processor does not, its steps take three times as long.
     visual_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            minutes=8.0,
+            minutes=9.0,
             lr=1.5e-3,
             weight_decay=0.0,
             betas=(0.9, 0.99),
