@@ -1,11 +1,11 @@
 """Questions to a model: how often is the answer that the simulator gives the likeliest continuation?
 
     direct    beginning -> option, text alone
-    imagine   opening -> imagined clips; each clip, beginning -> option, and the majority of the clips answers
+    imagine   opening -> imagined clips; each clip -> an outcome as a bystander tells it, and the majority of the clips answers
     shown     the same with the real clip in the place of imagined ones: what seeing it would be worth
 
 Scores are total log-likelihoods of beginning and continuation, to the end of the text; the beginning is the same for all
-options, so it cancels. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a clip's vote and
+options, so it cancels. What is read off a clip names nobody, and an outcome is as likely as all its wordings together. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a clip's vote and
 in the count of votes. Standard errors are clustered by pair of kinds, since questions about one pair share their fact.
 """
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 
 COMMANDS = {
-    "demo": "world, prepare, train, eval and generate in one go: see it work in minutes, nothing to download",
+    "demo": "can text answer what was only ever seen? The experiment on one seed, in minutes, nothing to download",
     "world": "write the chain-reaction world as an ordinary data folder",
     "prepare": "folders of text, pictures and videos -> tokenizers and token shards",
     "train": "train one model on all routes that the data can feed",
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 after one line on stderr about what the user can mend, or 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        listing = "\n".join(f"  {name:<10}{line}" for name, line in COMMANDS.items())
+        listing = "\n".join(f"  {name:<12}{line}" for name, line in COMMANDS.items())
         print(HELP.format(version=quadrivium.__version__, commands=listing))
         return 0
     if arguments[0] in ("--version", "-V"):
@@ -405,7 +405,9 @@ def _distil() -> Callable[..., Any]:
         Every pair of seen kinds meets in every device, in imagination, several times. Where enough of the clips show the
         same outcome, it is written in several wordings, a line each, to a .jsonl that prepare reads like any text:
 
-        quadrivium prepare data/world corpus.jsonl --out data/more
+        quadrivium prepare WORLD corpus.jsonl --out data/more --text-tokenizer RUN/tokenizers/text
+            --visual-tokenizer RUN/tokenizers/visual
+        quadrivium train data/more --out runs/more --init RUN
 
         report.json beside it says how often that is what the simulator does. The same command goes on where it was stopped.
 
@@ -421,7 +423,11 @@ def _distil() -> Callable[..., Any]:
         report = distilling.distil(_run(run, device), described, out, config, imagining)
         print(distilling.table(report))
         print(f"{report['texts']} texts in {out}; judged in {out.with_name('report.json')}")
-        print(f"next: quadrivium prepare {world} {out} --out data/{out.stem}")
+        print(
+            f"next: quadrivium prepare {world} {out} --out data/{out.stem} --text-tokenizer {run / 'tokenizers' / 'text'} "
+            f"--visual-tokenizer {run / 'tokenizers' / 'visual'}\n"
+            f"      quadrivium train data/{out.stem} --out runs/{out.stem} --init {run}"
+        )
 
     return distil
 
@@ -479,9 +485,9 @@ def _experiment() -> Callable[..., Any]:
 
 def _demo() -> Callable[..., Any]:
     def demo(out: Path = Path("runs/demo")) -> None:
-        """A world that needs no download, a four-route model of it, the table of its routes and pictures to look at.
+        """Can text answer what was only ever seen? A small world, four arms, a table, imagined scenes beside real ones.
 
-        About ten minutes on two cores. A demo that was stopped goes on.
+        About twelve minutes on two cores, nothing to download. A demo that was stopped goes on.
 
         Args:
             out: folder to write.

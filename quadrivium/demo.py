@@ -1,4 +1,4 @@
-"""`quadrivium demo`: the experiment on one seed, at the size of two cores and a quarter of an hour, with pictures to look at."""
+"""`quadrivium demo`: the experiment on one seed, at the size of two cores and twelve minutes, with pictures to look at."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ ARMS = ("four", "captions", "text", "distil")  # the longest first: the others r
 
 
 def small(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment at the size of a few minutes: a smaller world, fewer steps, the same everything else."""
+    """The experiment at the size of a few minutes: a smaller world, fewer steps, fewer questions."""
     return replace(
         config,
         world=replace(config.world, clips=3000, told=2000, stills=4000, narrations=3000),
-        prepare=replace(config.prepare, visual_train=replace(config.prepare.visual_train, minutes=2.0)),
+        prepare=replace(config.prepare, visual_train=replace(config.prepare.visual_train, steps=5000)),
         train=replace(config.train, steps=1300),
         distil_train=replace(config.distil_train, steps=250),
         distil=replace(config.distil, limit=300),

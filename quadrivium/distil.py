@@ -78,14 +78,14 @@ def distil(
     best, share = counts.argmax(axis=1), counts.max(axis=1) / imagining.samples
     single = (counts == counts.max(axis=1, keepdims=True)).sum(axis=1) == 1
     kept = single & (share >= config.agree - 1e-9)
-    lines = [
+    written = [
         json.dumps(line, ensure_ascii=False)
         for i in np.flatnonzero(kept)
-        for line in _lines(world, asked[i], int(best[i]), float(share[i]), config.wordings)
+        for line in lines(world, asked[i], int(best[i]), float(share[i]), config.wordings)
     ]
     report = {
         **judge(asked, best, share, kept),
-        "texts": len(lines),
+        "texts": len(written),
         "config": {
             **asdict(config),
             "groups": list(config.groups),
@@ -96,7 +96,7 @@ def distil(
         "identity": work,
     }
     write_json(judged, report)
-    write_atomic(out, "".join(line + "\n" for line in lines).encode())  # last: its presence says complete
+    write_atomic(out, "".join(line + "\n" for line in written).encode())  # last: its presence says complete
     part.unlink(missing_ok=True)
     return report
 
@@ -138,7 +138,7 @@ def _count(
     return np.array(counts)
 
 
-def _lines(world: WorldConfig, q: Question, best: int, share: float, wordings: int) -> Iterator[dict[str, Any]]:
+def lines(world: WorldConfig, q: Question, best: int, share: float, wordings: int) -> Iterator[dict[str, Any]]:
     """One situation in several wordings: by turns a thing to know and an account of what happened."""
     kinds = make_kinds(world)
     first, second, what = kinds[q.first], kinds[q.second], DEVICES[q.device][best]
@@ -168,7 +168,7 @@ def judge(asked: Seq[Question], best: np.ndarray, share: np.ndarray, kept: np.nd
         return {"n": int(chosen.sum()), "precision": float(right[chosen].mean()) if chosen.any() else None}
 
     found: dict[str, Any] = {"situations": len(asked), "kept": int(kept.sum()), "precision": part(kept)["precision"]}
-    found["by_confidence"] = {f"{s:.3f}": part(np.isclose(share, s)) for s in np.unique(share.round(3))[::-1]}
+    found["by_confidence"] = {f"{s:.3f}": part(share.round(3) == s) for s in np.unique(share.round(3))[::-1]}
     for by in ("device", "language"):
         values = np.array([getattr(q, by) for q in asked])
         found[f"by_{by}"] = {value: part(kept & (values == value)) for value in dict.fromkeys(values.tolist())}

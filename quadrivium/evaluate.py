@@ -223,7 +223,7 @@ def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str
         kept = [i for i, c in enumerate(clips) if len(c) == usual][:limit]
         clips, of = [clips[i] for i in kept], np.array([groups[i] for i in kept])
         other = [next((j for k in range(1, len(of)) if of[j := (i + k) % len(of)] != of[i]), None) for i in range(len(of))]
-        shuffled = [np.random.default_rng(i).permutation(usual - 1) for i in range(len(of))]
+        shuffled = [_moved(usual - 1, i) for i in range(len(of))]
         counts = [k for k in (0, 1, 2, 4, 8, 16) if k < usual - 1] + [usual - 1]
         given: dict[str, list[np.ndarray | None]] = {str(k): [c[usual - 1 - k : usual - 1] for c in clips] for k in counts}
         if usual > 2:
@@ -246,6 +246,14 @@ def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str
             rows[name]["saved"], rows[name]["saved_stderr"] = ratio(none[chosen] - cost, one, of[chosen])
         found[held.name] = rows
     return found
+
+
+def _moved(n: int, seed: int) -> np.ndarray:
+    """An order of n things that is not their own, where there is one."""
+    draw, own = np.random.default_rng(seed), np.arange(n)
+    while n > 1 and np.array_equal(order := draw.permutation(n), own):
+        pass
+    return order if n > 1 else own
 
 
 def context_table(found: dict[str, dict]) -> str:

@@ -7,6 +7,7 @@
                                   over several sittings and on several machines
 
 An arm differs from the others in what it reads, and in nothing else: same first weights, tokenizers, steps and order of text.
+Arms that go on from another (distil, four-more) take the same steps more, so that distil minus four-more is what its text is worth.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -32,21 +32,22 @@ import torch
 from tqdm import tqdm
 
 import quadrivium
-from quadrivium import ask, distil, evaluate
+from quadrivium import ask, checkpoint, distil, evaluate
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
-from quadrivium.data import language as words
-from quadrivium.data.machine import LOOKS
+from quadrivium.data.judge import judge_clips
+from quadrivium.data.machine import DEVICES, LOOKS
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.questions import make_questions
-from quadrivium.data.shards import Dataset, read_json, write_atomic, write_json
+from quadrivium.data.questions import make_questions, situations
+from quadrivium.data.shards import Dataset, read_json, sha256, write_atomic, write_json
 from quadrivium.data.sources import ReadOptions
-from quadrivium.data.world import GROUPS, WorldConfig, facts, make_kinds, stream, write_world
+from quadrivium.data.world import GROUPS, WorldConfig, stream, write_world
 from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, DataError, QuadriviumError, RunError
 from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig, train_routes
 from quadrivium.visual import VisualConfig
@@ -71,8 +72,9 @@ def _without(*gone: str) -> tuple[str, ...]:
 ARMS: dict[str, Arm] = {
     "text": Arm("text alone", ("t2t",)),
     "text-equal": Arm("text alone, at the compute of all routes", ("t2t",), full=True),
-    "captions": Arm("text and captions, no pixels, at the compute of all routes", ("t2t",), full=True, captions=True),
+    "captions": Arm("text and captions, no pixels, at the compute of all routes", ("t2t",), captions=True),
     "four": Arm("all routes"),
+    "four-more": Arm("all routes, for as many steps more as distil takes", after="four"),
     "distil": Arm("all routes, then its own imaginations as text", extra="distil", after="four"),
     "oracle": Arm("all routes, and the seen facts written down", extra="oracle"),
     "no-t2t": Arm("without text to text", _without("t2t")),
@@ -84,7 +86,7 @@ ARMS: dict[str, Arm] = {
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Size of one cell. The primary endpoint is declared here, before any run: direct accuracy on *seen* facts, arm "four"."""
+    """Size of one cell. The primary endpoint is declared here, before any run."""
 
     world: WorldConfig = field(
         default_factory=lambda: WorldConfig(
@@ -98,7 +100,7 @@ class ExperimentConfig:
             vocab=2048,
             # Cells of small context give codes that are easy to predict: sky is one code wherever it is.
             visual=VisualConfig(levels=(4, 4, 4, 4), encoder_depth=0),
-            visual_train=TrainConfig(minutes=2.5, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+            visual_train=TrainConfig(steps=8000, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),  # not minutes: cells must agree
             sample_frames=6000,
         )
     )
@@ -116,7 +118,7 @@ class ExperimentConfig:
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4))
     distil: DistilConfig = field(default_factory=DistilConfig)
     each: int = 2  # questions for every template, language, device and outcome
-    primary: str = "four/seen/direct"
+    primary: str = "seen facts, direct: four minus captions, paired by seed"
 
 
 def run_experiment(
@@ -133,32 +135,35 @@ def run_experiment(
     ``workers``: cells at a time, each on its share of the cores; 0: one a core. Raises ConfigError for an unknown arm and
     RunError where ``results`` holds cells of another size, or where a cell failed (the others are finished first).
     """
-    config, results = config or ExperimentConfig(), results or out / "results"
-    arms = list(arms)
+    config, out = config or ExperimentConfig(), out.resolve()
+    results, arms, seeds = (results or out / "results").resolve(), list(arms), list(seeds)
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
-    _declare(results, config)
+    if workers < 0 or config.each < 1 or any(seed < 0 for seed in seeds):
+        raise ConfigError("workers and seeds are not negative, and each is at least 1")
+    for folder in (out, results):
+        _declare(folder, config)
     jobs: dict[str, _Job] = {}
     for seed in seeds:
         for arm in arms:
             _plan(jobs, out, results, config, arm, seed)
     if jobs:
-        _run_jobs(jobs, workers or len(os.sched_getaffinity(0)), progress)
+        _run_jobs(jobs, workers or min(_cores(), len(arms) * len(seeds)), progress)
     found = summary(results)
     write_json(out / "results.json", found)
     return found
 
 
-def _declare(results: Path, config: ExperimentConfig) -> None:
-    """Write down what is measured before the first run, and refuse to mix cells of different sizes."""
-    path, now = results / "experiment.json", json.loads(json.dumps(to_dict(config), default=str))
+def _declare(folder: Path, config: ExperimentConfig) -> None:
+    """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes."""
+    path, now = folder / "experiment.json", json.loads(json.dumps(to_dict(config), default=str))
     now["world"].pop("processes")
     if not path.exists():
         write_json(path, now)
     elif (before := read_json(path, "an experiment")) != now:
-        keys = [k for k in now if before.get(k) != now[k]]
-        raise RunError(f"{path}: these results were measured with another {', '.join(keys)}; choose another --results")
+        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")
 
 
 # ---- cells --------------------------------------------------------------------------------------------------------
@@ -174,106 +179,132 @@ class _Job:
     run: Path | None = None  # where its progress is to be read
 
 
-def _plan(jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int) -> None:
-    """Add a cell and what it needs to ``jobs``, if it is not finished."""
-    name, run = f"{arm}-seed-{seed}", out / f"seed-{seed}" / arm
-    trained = config.train.steps or 0
-    done = (results / f"{name}.json").is_file()
-    if name in jobs or (done and not any(j.arguments[-2:] == (arm, seed) for j in jobs.values())):
+def _plan(
+    jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int, needed: bool = False
+) -> None:
+    """Add a cell, and what it needs, to ``jobs`` if it is not measured (or, ``needed`` by another arm, not trained) yet."""
+    name, before = f"{arm}-seed-{seed}", ARMS[arm].after
+    if name in jobs or ((results / f"{name}.json").is_file() and not needed):
         return
     needs = [_plan_data(jobs, out, config, seed)]
-    if ARMS[arm].after:
-        before = ARMS[arm].after
-        if not _finished(out / f"seed-{seed}" / before):
-            jobs_before = f"{before}-seed-{seed}"
-            if jobs_before not in jobs:
-                jobs[jobs_before] = _Job(
-                    jobs_before, _cell, (out, results, config, before, seed), tuple(needs),
-                    config.mixture.positions * trained, out / f"seed-{seed}" / before,
-                )  # fmt: skip
-            needs.append(jobs_before)
-        trained = config.distil_train.steps or 0
-    share = 1.0 if ARMS[arm].full or len(ARMS[arm].routes) > 1 else 0.25
-    cost = share * config.mixture.positions * trained
-    jobs[name] = _Job(name, _cell, (out, results, config, arm, seed), tuple(n for n in needs if n in jobs), cost, run)
+    if before and not _finished(out / f"seed-{seed}" / before):
+        _plan(jobs, out, results, config, before, seed, needed=True)
+        needs.append(f"{before}-seed-{seed}")
+    steps = (config.distil_train if before else config.train).steps or 0
+    share = 1.0 if len(ARMS[arm].routes) > 1 or ARMS[arm].full or ARMS[arm].captions else 0.25
+    arguments = (out, results, config, arm, seed)
+    cost = share * config.mixture.positions * steps
+    jobs[name] = _Job(name, _cell, arguments, tuple(n for n in needs if n in jobs), cost, out / f"seed-{seed}" / arm)
 
 
 def _plan_data(jobs: dict[str, _Job], out: Path, config: ExperimentConfig, seed: int) -> str:
-    if "looks" not in jobs and not (out / "looks" / "data" / "tokenizers" / "visual" / "config.json").is_file():
-        jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6)
     name, world = f"shards-seed-{seed}", f"world-seed-{seed}"
     if name not in jobs and not (out / f"seed-{seed}" / ".prepared").is_file():
+        looks = out / "looks" / "data" / "tokenizers" / "visual" / "config.json"
+        if "looks" not in jobs and not looks.is_file():
+            jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6)
         jobs[world] = _Job(world, _world, (out, config, seed), (), 4e5)
         jobs[name] = _Job(name, _data, (out, config, seed), (world, *(["looks"] if "looks" in jobs else [])), 2e5)
     return name
 
 
 def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
-    """Run jobs as soon as what they need is there, ``workers`` at a time; the bar counts positions and estimates the end."""
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
+
+    The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
+    """
+    threads = max(1, _cores() // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
-    waiting, done, failed = dict(jobs), set[str](), dict[str, str]()
-    running: dict[Future, _Job] = {}
-    bar = tqdm(total=sum(j.cost for j in jobs.values()), unit="pos", unit_scale=True, disable=not progress, dynamic_ncols=True,
+    waiting, failed = dict(jobs), dict[str, str]()
+    done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
+    running: dict[int, tuple[_Job, Any]] = {}
+    total = sum(job.cost - before[name] for name, job in jobs.items())
+    bar = tqdm(total=total, unit="pos", unit_scale=True, disable=not progress, dynamic_ncols=True,
                bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}")  # fmt: skip
-    with bar, ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    try:
         while waiting or running:
             for name, job in list(waiting.items()):
-                if any(n in failed for n in job.needs):
-                    failed[name] = f"needs {', '.join(n for n in job.needs if n in failed)}"
+                if missing := [n for n in job.needs if n in failed]:
+                    failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
-                elif len(running) < workers and all(n in done or n not in jobs for n in job.needs):
-                    running[pool.submit(_logged, job.work, job.arguments, job.name, threads)] = waiting.pop(name)
-            if not running:
-                continue
-            for future in wait(running, timeout=2.0, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                error = future.exception()
-                if error is not None:
-                    failed[job.name] = " ".join(str(error).split())[:300] or type(error).__name__
+                elif len(running) < workers and all(n in done for n in job.needs):
+                    process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
+                    process.start()
+                    running[process.sentinel] = (waiting.pop(name), process)
+            for sentinel in wait(list(running), timeout=2.0):
+                job, process = running.pop(sentinel)  # type: ignore[arg-type]
+                process.join()
+                if process.exitcode == 0:
+                    done.add(job.name)
+                else:
+                    failed[job.name] = _why(job.arguments[0], job.name, process.exitcode)
                     bar.write(f"{job.name}: failed ({failed[job.name]})", file=sys.stderr)
-                done |= {job.name} if error is None else set()
-            at = sum(jobs[n].cost for n in done) + sum(_progress(j) for j in running.values())
-            bar.set_postfix_str(", ".join(j.name for j in running.values()), refresh=False)
-            bar.update(max(0.0, min(at, bar.total) - bar.n))
+            at = sum(jobs[n].cost - before[n] for n in done)
+            at += sum(_progress(job) - before[job.name] for job, _ in running.values())
+            bar.set_postfix_str(", ".join(job.name for job, _ in running.values()), refresh=False)
+            bar.update(max(0.0, min(at, total) - bar.n))
+    finally:
+        bar.close()
+        for _, process in running.values():  # which save and leave; the same command goes on
+            process.terminate()
+        for _, process in running.values():
+            process.join()
     if failed:
         raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _why(out: Path, name: str, code: int | None) -> str:
+    """The last line that a failed job wrote, or that the system ended it."""
+    log = out / "logs" / f"{name}.log"
+    if code is not None and code < 0:
+        return f"ended by signal {-code}; see {log}"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return f"{lines[-1][:300]} (see {log})" if lines else f"see {log}"
+
+
 def _progress(job: _Job) -> float:
-    """Positions that a running job has trained, off the last line of its metrics."""
+    """Positions that a job has trained, off the last line of its metrics."""
+    if job.run is None:
+        return 0.0
     try:
-        assert job.run is not None
         with open(job.run / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4000))
             lines = [json.loads(line) for line in file.read().splitlines()[1:]]
         return min(job.cost, max(line.get("positions", 0) for line in lines))
-    except (AssertionError, OSError, ValueError):
+    except (OSError, ValueError):
         return 0.0
 
 
-def _logged(work: Callable[..., None], arguments: tuple, name: str, threads: int) -> None:
-    """Run a job on so many threads, with what it prints in a file of its own."""
+def _work(work: Callable[..., None], arguments: tuple, name: str, threads: int) -> None:
+    """Run a job on so many threads, with what it prints in a file of its own. Ends with the process that started it."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # which `train.threads` respects
     torch.set_num_threads(threads)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     log = arguments[0] / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             work(*arguments)
-        except QuadriviumError:
-            raise
-        except BaseException:
+        except QuadriviumError as error:
+            print(error)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception:
             traceback.print_exc()
-            raise RunError(f"see {log}") from None
+            sys.exit(1)
 
 
-def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone: a cell that nobody waits for would hold its folder against the next sitting."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def _leave_with_parent() -> None:
+    """A cell that nobody waits for would hold its folder against the next sitting."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _looks(out: Path, config: ExperimentConfig) -> None:
@@ -287,6 +318,8 @@ def _world(out: Path, config: ExperimentConfig, seed: int) -> None:
     """A seed's world, and what the oracle reads of it."""
     home, world = out / f"seed-{seed}", replace(config.world, seed=seed, processes=1)
     write_world(world, home / "world", progress=False)
+    for group in GROUPS:  # a world that cannot be asked about is refused before anything is trained on it
+        make_questions(world, group, config.each, world.languages)
     write_atomic(home / "oracle" / "seen.jsonl", _lines(_seen_facts(world)))
 
 
@@ -299,14 +332,12 @@ def _data(out: Path, config: ExperimentConfig, seed: int) -> None:
     write_json(home / ".prepared", {"seed": seed})
 
 
-def _seen_facts(config: WorldConfig, wordings: int = 4) -> Iterable[dict[str, str]]:
-    """Every seen fact as text, in every language: what the oracle reads and no other arm does."""
-    kinds = make_kinds(config)
-    rows = [(*fact, tongue, k) for fact in facts(config, "seen") for tongue in config.languages for k in range(wordings)]
-    Random(config.seed).shuffle(rows)
-    for first, second, device, outcome, tongue, k in rows:
-        rng = stream(config, "oracle", first, second, device, tongue, k)
-        yield {"text": words.knowledge(device, outcome, kinds[first], kinds[second], rng, tongue)}
+def _seen_facts(config: WorldConfig, wordings: int = 4) -> list[dict[str, Any]]:
+    """Every seen fact as text, in every language, worded as distilled ones are: what the oracle reads and no other arm does."""
+    asked = situations(config, "seen", config.languages)
+    rows = [line for q in asked for line in distil.lines(config, q, q.answer, 1.0, wordings)]
+    stream(config, "oracle").shuffle(rows)
+    return rows
 
 
 def _lines(rows: Iterable[dict]) -> bytes:
@@ -322,13 +353,15 @@ def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
 
 
 def _finished(run: Path) -> bool:
-    return (run / ".finished").is_file()
+    last = checkpoint.latest(run / "checkpoints")
+    return last is not None and bool(read_json(last / "state.json", "a checkpoint").get("finished"))
 
 
 def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: int) -> None:
     """Train one arm on one seed, ask it everything, write the cell."""
     began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
+    measured = (results / f"{name}-seed-{seed}.json").is_file()  # then only the run is wanted, by another arm
     mixture = replace(config.mixture, routes=arm.routes, captions=arm.captions)
     if arm.full:
         mixture = replace(mixture, weights=tuple((r, float(r == "t2t")) for r in ROUTES))
@@ -344,6 +377,8 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     )  # fmt: skip
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
+    if measured:
+        return
     loaded = Run(run)
     cell = {"arm": name, "seed": seed, "facts": measure_facts(loaded, world, config)}
     mixed = Mixture(Dataset(home / "data"), replace(config.mixture, routes=ROUTES), loaded.text.end, seed, loaded.patch)
@@ -351,13 +386,14 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     routes = evaluate.routes(loaded.model, mixed, loaded.text.id_bytes, 200)["routes"]
     cell |= {"routes": routes, "distilled": corpus, "steps": state["step"], "positions": state["positions"]}
     cell |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": round(state["seconds"], 1)}
+    cell |= {"visual_tokenizer": sha256(run / "tokenizers" / "visual" / "model.safetensors")}
     cell |= {"threads": torch.get_num_threads(), "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__}}
-    write_json(run / ".finished", {"step": state["step"]})
     write_json(results / f"{name}-seed-{seed}.json", cell)
 
 
 def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progress: bool = False) -> dict[str, dict]:
-    """Group of facts -> read-out -> accuracy with its error: *direct*, and *imagine* where the run has t2v and v2t."""
+    """Group of facts -> read-out -> accuracy with its error: *direct* and, where the run has t2v and v2t, *imagine*, *shown*
+    (read off the real clip) and *drawn* (what the imagined clip shows in the eyes of the simulator)."""
     routes = run.config["mixture"]["routes"]
     sees = {"t2v", "v2t"} <= set(routes)
     found: dict[str, dict] = {}
@@ -365,10 +401,16 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
         questions = make_questions(world, group, config.each, world.languages)
         found[group] = {"direct": ask.ask(run.model, run.text, questions, progress)}
         if sees:
-            imagining = replace(config.imagining, frames=config.imagining.frames or ask.frames_of(run, world))
-            found[group]["imagine"] = ask.ask(run.model, run.text, questions, progress, imagine=imagining)
-            clips = ask.shown(run, world, questions, imagining.frames)
-            found[group]["shown"] = ask.ask(run.model, run.text, questions, progress, clips=clips)
+            count, options = config.imagining.frames or ask.frames_of(run, world), ask.read_options(run)
+            clips = ask.imagined(run.model, run.text, questions, replace(config.imagining, frames=count), progress)
+            found[group]["imagine"] = ask.ask(run.model, run.text, questions, progress, clips=clips)
+            shown = ask.shown(run, world, questions, count)
+            found[group]["shown"] = ask.ask(run.model, run.text, questions, progress, clips=shown)
+            some = np.random.default_rng(0).permutation(len(questions))[:60]  # simulating every way out takes its time
+            few, seen = [questions[i] for i in some], [decode(run, clips[i][0]) for i in some]
+            drawn = judge_clips(world, [q.spec for q in few], seen, options)
+            right = np.array([d == DEVICES[q.device][q.answer] for q, d in zip(few, drawn, strict=True)], float)
+            found[group]["drawn"] = ask.rows(few, right)
             for read_out in ("imagine", "shown"):
                 found[group][read_out].pop("votes")
     return found
@@ -405,7 +447,7 @@ def summary(results: Path) -> dict[str, Any]:
     for arm, by_seed in cells.items():
         rows: dict[str, Any] = {"seeds": list(by_seed), "facts": {}}
         for group in GROUPS:
-            for read_out in ("direct", "imagine"):
+            for read_out in ("direct", "imagine", "shown", "drawn"):
                 values = {
                     s: c["facts"][group][read_out]["all"]["accuracy"]
                     for s, c in by_seed.items()
@@ -441,7 +483,7 @@ def table(found: dict[str, Any]) -> str:
             return "-"
         return f"{row['accuracy']:.3f}" + ("" if math.isnan(row["half"]) else f" ± {row['half']:.3f}")
 
-    columns = [(g, "direct") for g in GROUPS] + [(g, "imagine") for g in ("seen", "both")]
+    columns = [(g, "direct") for g in GROUPS] + [("seen", r) for r in ("imagine", "shown", "drawn")]
     head = f"{'arm':<12}{'seeds':>6}" + "".join(f"{g + ' ' + ('' if r == 'direct' else r):>17}" for g, r in columns)
     lines = [head + f"{'text bits/byte':>20}", "-" * (len(head) + 20)]
     for arm, rows in found["arms"].items():

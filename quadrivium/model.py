@@ -201,7 +201,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, want: Tensor) -> Tensor:
-        rows = max(1, _CrossEntropy.BLOCK // len(weight))
+        rows = max(64, _CrossEntropy.BLOCK // len(weight)) if hidden.device.type == "cpu" else 1 << 14
         nats = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         needed = any(ctx.needs_input_grad)
         gradient = hidden.new_empty(len(hidden), len(weight)) if needed else None
@@ -228,12 +228,14 @@ class _CrossEntropy(torch.autograd.Function):
 def cross_entropy(hidden: Tensor, weight: Tensor, want: Tensor) -> Tensor:
     """Cost in nats (W,) of ids ``want`` (W,) under the head ``weight`` (V, D) at hidden states (W, D).
 
-    The result of ``F.cross_entropy`` on ``hidden @ weight.T``, whose logits are the largest array of a step and are never
-    held in full precision here. Products run in bf16 under autocast, sums in fp32.
+    The result of ``F.cross_entropy`` on ``hidden @ weight.T``, whose logits are the largest array of a step and are only held
+    a block at a time. Products run in bf16 under autocast, sums in fp32.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if not torch.is_grad_enabled():  # which a Function cannot see: it would make gradients that nobody asks for
+        hidden, weight = hidden.detach(), weight.detach()
     return _CrossEntropy.apply(hidden, weight, want)
 
 

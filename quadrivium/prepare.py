@@ -178,7 +178,9 @@ class _Preparation:
             torch.manual_seed(config.visual_train.seed)
             tokenizer = VisualTokenizer(replace(config.visual, size=config.read.size))
         task = VisualTask(tokenizer, frames, source_of, held, config.visual_train.seed, config.visual_batch, names)
-        fit(task, config.visual_train, work / "visual", resume=True, name="visual tokenizer", progress=self.progress)
+        done = fit(task, config.visual_train, work / "visual", resume=True, name="visual tokenizer", progress=self.progress)
+        if not done["finished"]:
+            raise RunError(f"{self.out}: stopped while the visual tokenizer learnt; the same command goes on")
         tokenizer.eval()
         report = task.evaluate(most=1000)
         tokenizer.save(folder)

@@ -383,6 +383,7 @@ def train_routes(
         mixture = from_dict(MixtureConfig, stored.get("mixture", {}), f"{path}: mixture")
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         data = Path(stored.get("data", data))
+        init = Path(stored["init"]) if stored.get("init") else None
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
     prepared = Dataset(data)
@@ -395,6 +396,8 @@ def train_routes(
             if not theirs.is_file() or sha256(ours) != sha256(theirs):
                 raise RunError(f"{data} was prepared with other tokenizers than {init}; prepare it with --text-tokenizer "
                                f"{init / 'tokenizers' / 'text'} --visual-tokenizer {init / 'tokenizers' / 'visual'}")  # fmt: skip
+    if init is not None and visual is None and model.codes:  # the run still reads and draws frames, though this data has none
+        visual = VisualTokenizer.load(init / "tokenizers" / "visual")
     if not resume:
         model = dataclasses.replace(model, vocab=text.size)
         try:
@@ -407,12 +410,13 @@ def train_routes(
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
+            "init": str(init.resolve()) if init else None,
             "read": prepared.manifest["options"]["read"],
         }
         write_json(path, {**described, "model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)})
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     network = Model(model, config.seed)
-    if init is not None and not resume:
+    if init is not None and checkpoint.latest(run / "checkpoints") is None:
         checkpoint.load_weights(checkpoint.weights(init), network)
     size = sum(p.numel() for p in network.parameters())
     shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)

@@ -77,7 +77,7 @@ def test_cells_say_what_they_measured(finished):
         facts = by_seed[0]["facts"]
         assert set(facts) == {"read", "seen", "both", "neither"}
         for read_outs in facts.values():
-            assert set(read_outs) == ({"direct"} if arm == "captions" else {"direct", "imagine", "shown"})
+            assert set(read_outs) == ({"direct"} if arm == "captions" else {"direct", "imagine", "shown", "drawn"})
             assert all(0 <= r["all"]["accuracy"] <= 1 for r in read_outs.values())
     assert cells["distil"][0]["distilled"]["situations"] == 6
     assert cells["captions"][0]["routes"].keys() == {"t2t"}
@@ -96,7 +96,7 @@ def test_arms_read_what_they_say(finished):
 
 def test_cells_of_another_size_are_not_mixed_in(finished):
     out, _ = finished
-    with pytest.raises(RunError, match=r"another each; choose another --results"):
+    with pytest.raises(RunError, match=r"another each; choose another OUT and --results"):
         run_experiment(out, replace(TINY, each=2), seeds=(1,), arms=("text",), progress=False)
 
 

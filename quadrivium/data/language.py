@@ -242,7 +242,7 @@ ACTIONS: dict[Language, dict[str, tuple[str, ...]]] = {
 OUTCOMES: dict[Language, dict[str, dict[str, tuple[str, ...]]]] = {
     "en": {
         "ramp": {
-            "push": ("{TA} [goes on|keeps going], [pushing|driving] {tb} ahead of it.", "{TB} is [shoved|pushed] away and {ta} goes on after it.", "{TB} is no match: {ta} pushes on past the place where {tb} stood."),
+            "push": ("{TA} keeps going, pushing {tb} ahead of it.", "{TB} is pushed away and {ta} goes on after it.", "{TB} is no match: {ta} pushes on past the place where {tb} stood."),
             "stop": ("{TA} stops dead on the spot and {tb} takes over its motion.", "{TA} comes to a halt, and it is {tb} that moves on.", "There {ta} stops, having handed everything to {tb}."),
             "bounce": ("{TA} bounces back from {tb}.", "{TA} is thrown back the way it came: {tb} made it rebound.", "{TB} makes {ta} bounce back towards the ramp."),
         },
@@ -420,12 +420,12 @@ def _join(parts: list[str], language: Language) -> str:
     return (" " if language == "en" else "").join(parts)
 
 
-def opening(spec: MachineSpec, first: Kind, second: Kind, rng: Random, language: Language) -> str:
-    """How things stand before anything moves. One to three sentences, no outcome words."""
+def opening(spec: MachineSpec, first: Kind, second: Kind, rng: Random, language: Language, looks: bool = True) -> str:
+    """How things stand before anything moves, mostly with what a piece ``looks`` like. No outcome words."""
     parts = [_fill(rng.choice(OPENINGS[language][spec.device]), rng, language, first, second, spec.mirror)]
     if spec.finish:
         parts.append(_fill(rng.choice(FINISH_OPENINGS[language][spec.finish]), rng, language, first, second, spec.mirror))
-    if rng.random() < 0.6:
+    if looks and rng.random() < 0.6:
         kind = rng.choice((first, second))
         parts.append(
             _fill(rng.choice(LOOK_SENTENCES[language]), rng, language, kind, None, False, look=look(kind, rng, language))
@@ -500,7 +500,7 @@ def question(template: str, spec: MachineSpec, first: Kind, second: Kind, rng: R
     """
     mirror = spec.mirror
     if template in ("action", "story"):
-        parts = [opening(spec, first, second, rng, language)] if template == "story" else []
+        parts = [opening(spec, first, second, rng, language, looks=False)] if template == "story" else []
         action = _fill(rng.choice(ACTIONS[language][spec.device]), rng, language, first, second, mirror)
         begun = _join([*parts, action + ("." if language == "en" else "。")], language)
     else:

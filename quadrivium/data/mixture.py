@@ -168,11 +168,16 @@ class Mixture:
         weights, factors = dict(self.config.weights), dict(self.config.source_weights)
         total = sum(weights.get(route, 0.0) for route in {s.route for s in every})
         shares = {}
+        # Captions that are read as text leave the documents their share and get what their pictures would have had.
+        told = [s for s in every if self.config.captions and s.route == "t2t" and s.source.frames.any()]
         for route in {s.route for s in every}:
-            sizes = {s.name: s.length**self.config.balance * factors.get(s.source.name, 1.0) for s in every if s.route == route}
+            counted = [s for s in every if s.route == route and s not in told]
+            sizes = {s.name: s.length**self.config.balance * factors.get(s.source.name, 1.0) for s in counted}
             for name, size in sizes.items():
                 share = self.config.positions * weights.get(route, 0.0) / max(total, 1e-9)
                 shares[name] = share * size / max(sum(sizes.values()), 1e-9)
+        for stream in told:
+            shares[stream.name] = sum(shares[s.name] for s in every if s.source is stream.source and s is not stream)
         return shares
 
     def step(self, step: int) -> list[Sequence]:

@@ -148,7 +148,7 @@ def make_question(
         spec.second,
         (first.level, second.level),
         spec.mirror,
-        words.opening(spec, first, second, stream(config, "opening", *key), language),
+        words.opening(spec, first, second, stream(config, "opening", *key), language, looks=False),
         words.question(template, spec, first, second, rng, language),
         tuple(words.outcome(spec.device, what, first, second, rng, language, spec.mirror) for what in DEVICES[spec.device]),
         words.sights(spec.device, stream(config, "sights", *key), language, spec.mirror),

@@ -481,8 +481,11 @@ def write_world(config: WorldConfig, out: Path, progress: bool = True) -> dict:
         raise DataError(f"{out}: holds something that is no world; choose an empty or new folder")
 
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.unfinished-*"):  # by a process that was killed
+        pid = int(left.name.rpartition("-")[2])
+        if pid == os.getpid() or not _alive(pid):
+            shutil.rmtree(left, ignore_errors=True)
     unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         record = _write(config, unfinished, progress)
         if out.exists():
@@ -494,6 +497,16 @@ def write_world(config: WorldConfig, out: Path, progress: bool = True) -> dict:
         print(f"{out}: {record['counts']['clips']} clips, {record['counts']['told']} told, {record['counts']['stills']} stills, "
               f"{record['counts']['documents']} documents; audit: 0 leaks in {record['audit']['texts']} texts")  # fmt: skip
     return record
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
