@@ -115,7 +115,11 @@ def test_captions_are_read_as_texts_where_that_is_asked_for(data):
     told = sum(len(s.unit) for s in mixture(data).streams if s.route == "v2t")
     assert told > 0
     assert count[True] == count[False] + told
-    mixed = mixture(data, captions=True, routes=("t2t",))
+    mixed, all_routes = mixture(data, captions=True, routes=("t2t",)), mixture(data)
+    assert mixed.shares["t2t/text"] == all_routes.shares["t2t/text"]  # documents are read at the same rate
+    assert sum(mixed.shares[s.name] for s in mixed.streams) == pytest.approx(
+        sum(v for name, v in all_routes.shares.items() if name.split("/")[1] in ("text", "still", "clip"))
+    )
     for stream in mixed.streams:
         for unit, positions in enumerate(stream.positions):
             sequence = mixed.sequence(stream, unit)

@@ -162,3 +162,11 @@ def test_a_piece_called_by_the_other_name_is_not_meant() -> None:
     assert words.parse_outcome(text, "seesaw", "en", "mirudo", "zopeka") == "first"
     assert words.parse_outcome(text, "seesaw", "en") is None
     assert words.parse_outcome("The zopeka bounces back from the mirudo.", "ramp", "en") == "bounce"
+
+
+def test_no_outcome_has_more_wordings_than_another():
+    """What is read off a clip sums over wordings, so an outcome with more of them, or with a choice inside one, would be favoured."""
+    for tongue in words.LANGUAGES:
+        for device in words.OUTCOMES[tongue].values():
+            assert {len(forms) for forms in device.values()} == {3}
+            assert not any("[" in form for forms in device.values() for form in forms)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from quadrivium import checkpoint
 from quadrivium.data.mixture import Mixture, MixtureConfig
@@ -192,3 +193,26 @@ def test_the_schedule_warms_up_stays_and_falls_to_nothing():
 def test_impossible_budgets_are_refused(change):
     with pytest.raises(ConfigError):
         TrainConfig(**change)
+
+
+def test_a_run_that_begins_with_another_resumes_with_its_weights_too(data, tmp_path):
+    """Killed before its first checkpoint, it has only its config to go on from."""
+    first, then, killed = tmp_path / "first", tmp_path / "then", tmp_path / "killed"
+    options = MixtureConfig(positions=300, context=32)
+    train_routes(data, first, SMALL, options, TrainConfig(steps=3, lr=5e-3), progress=False)
+    train_routes(data, then, SMALL, options, TrainConfig(steps=2, lr=5e-3, seed=7), progress=False, init=first)
+    killed.mkdir()
+    for name in ("config.json", "tokenizers"):
+        (shutil.copytree if (then / name).is_dir() else shutil.copy)(then / name, killed / name)
+    train_routes(data, killed, SMALL, options, TrainConfig(), resume=True, progress=False)
+    weights = [load_file(checkpoint.weights(run)) for run in (then, killed)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_other_tokenizers_are_refused(data, tmp_path):
+    run = tmp_path / "run"
+    train_routes(data, run, SMALL, MixtureConfig(positions=300, context=32), TrainConfig(steps=1), progress=False)
+    path = run / "tokenizers" / "text" / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(RunError, match="prepared with other tokenizers"):
+        train_routes(data, tmp_path / "more", SMALL, MixtureConfig(), TrainConfig(steps=1), progress=False, init=run)
