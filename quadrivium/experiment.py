@@ -104,7 +104,7 @@ class ExperimentConfig:
             sample_frames=6000,
         )
     )
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=2, patch=4))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=4, patch=4))
     mixture: MixtureConfig = field(
         default_factory=lambda: MixtureConfig(
             positions=2048,
@@ -113,8 +113,8 @@ class ExperimentConfig:
             weights=(("t2t", 1.0), ("t2v", 1.5), ("v2t", 1.0), ("v2v", 0.75), ("tv2v", 0.25)),
         )
     )
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=3000, lr=3e-3))
-    distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, lr=1e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=3e-3))
+    distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, lr=1e-3))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4))
     distil: DistilConfig = field(default_factory=DistilConfig)
     each: int = 2  # questions for every template, language, device and outcome
