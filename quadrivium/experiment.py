@@ -109,7 +109,7 @@ class ExperimentConfig:
         default_factory=lambda: MixtureConfig(
             positions=2048,
             # What each kind is called is learnt from stills, how a clip is told from few clips: both get more than their size.
-            source_weights=(("world/stills", 5.0), ("world/told", 1.5)),
+            source_weights=(("world/stills", 5.0), ("world/told", 3.0)),
             weights=(("t2t", 1.0), ("t2v", 1.5), ("v2t", 1.0), ("v2v", 0.75), ("tv2v", 0.25)),
         )
     )
