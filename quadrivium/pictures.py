@@ -67,7 +67,7 @@ def sheet(rows: Seq[Seq[Cell]], heads: Seq[str], title: str, scale: int = 2, tex
 
     def lines(text: str) -> list[str]:
         wide = any(ord(c) > 0x2E7F for c in text)  # Japanese letters are twice as wide and have no spaces to break at
-        return textwrap.wrap(text, text_width // (size if wide else size // 2)) or [""]
+        return textwrap.wrap(text, text_width // (size if wide else 7)) or [""]
 
     def extent(cell: Cell) -> tuple[int, int]:
         if cell is None:
