@@ -114,8 +114,9 @@ def test_votes_are_those_of_scoring_by_hand(asked):
     for q, row, count in zip(few, clips, cast, strict=True):
         won = Counter()
         for clip in row:
-            cost = [evaluate.bits(model, [(seq.frames(clip), seq.text(text.document(t), True))])[0] for t in q.texts]
-            won[int(np.argmin(cost))] += 1
+            told = [[(seq.frames(clip), seq.text(text.document(t), True)) for t in wordings] for wordings in q.sights]
+            likelihood = [np.logaddexp2.reduce(-evaluate.bits(model, wordings)) for wordings in told]
+            won[int(np.argmax(likelihood))] += 1
         assert [won[k] for k in range(3)] == count.tolist()
     results = ask(model, text, few, imagine=Imagining(samples=3, frames=2, seed=1))
     assert results == ask(model, text, few, clips=clips)
@@ -129,7 +130,7 @@ def test_ties_share_in_a_vote_and_in_the_count(asked):
     model = tiny(vocab=text.size)
     for weight in model.parameters():
         torch.nn.init.zeros_(weight)
-    even = [replace(q, beginning="a", options=("b", "c", "d")) for q in questions[:2]]
+    even = [replace(q, beginning="a", sights=(("b", "e"), ("c", "f"), ("d", "g"))) for q in questions[:2]]
     cast = votes(model, text, even, np.zeros((2, 4, 1, 3, 2, 4), int))
     assert np.allclose(cast, 4 / 3) and np.allclose(credit(cast, np.array([0, 2])), 1 / 3)
     with pytest.raises(ValueError, match="rows of clips"):
