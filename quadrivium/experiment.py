@@ -368,7 +368,8 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":
         path = home / "distil" / "corpus.jsonl"
-        corpus = distil.distil(Run(home / arm.after), world, path, config.distil, config.imagining, progress=False)
+        report = distil.distil(Run(home / arm.after), world, path, config.distil, config.imagining, progress=False)
+        corpus = {k: v for k, v in report.items() if k not in ("config", "identity")}  # which the experiment declares
     data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     state = train_routes(
