@@ -496,6 +496,9 @@ def table(found: dict[str, Any]) -> str:
             else f"{text['bits_per_byte']:.4f}" + ("" if math.isnan(text["half"]) else f" ± {text['half']:.4f}")
         )
         lines.append(f"{arm:<12}{len(rows['seeds']):>6}{cells}{cost:>20}")
-    return "\n".join(
-        [*lines, "", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
-    )
+    lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
+    gain = found["arms"].get("four", {}).get("facts", {}).get("seen", {}).get("direct", {})
+    if "gain" in gain:
+        half = "one seed, no interval" if math.isnan(gain["gain_half"]) else f"± {gain['gain_half']:.3f}"
+        lines.append(f"primary endpoint, {found['primary']}: {gain['gain']:+.3f} ({half})")
+    return "\n".join(lines)
