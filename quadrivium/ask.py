@@ -5,8 +5,8 @@
     shown     the same with the real clip in the place of imagined ones: what seeing it would be worth
 
 Scores are total log-likelihoods of beginning and continuation, to the end of the text; the beginning is the same for all
-options, so it cancels. What is read off a clip names nobody, and an outcome is as likely as all its wordings together. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a clip's vote and
-in the count of votes. Standard errors are clustered by pair of kinds, since questions about one pair share their fact.
+options, so it cancels. What is read off a clip names nobody, and an outcome is as likely as all its wordings together. An
+answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a clip's vote and in the count of votes. Standard errors are clustered by pair of kinds, since questions about one pair share their fact.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,8 +114,8 @@ def sentence(cells: dict[str, dict]) -> str:
     def of(arm: str, read_out: str) -> dict[str, float]:
         return cells[arm]["facts"]["seen"][read_out]["all"]
 
-    def judged(rows: Iterable[dict[str, float]]) -> str:
-        return ", ".join("above chance" if r["accuracy"] - r["chance"] > 2 * r["se"] else "not above chance" for r in rows)
+    def judged(row: dict[str, float]) -> str:
+        return "above chance" if row["accuracy"] - row["chance"] > 2 * row["se"] else "not above chance"
 
     four, dream, distil, captions = (
         of("four", "direct"),
@@ -126,7 +125,7 @@ def sentence(cells: dict[str, dict]) -> str:
     )
     return (
         f"What was only ever seen, asked in text alone (chance {four['chance']:.0%}): text and captions without pixels are right in "
-        f"{captions['accuracy']:.0%} ({judged([captions])}), all four routes in {four['accuracy']:.0%} ({judged([four])}), in "
-        f"{dream['accuracy']:.0%} when the model imagines the scene first ({judged([dream])}), and in {distil['accuracy']:.0%} after it has "
-        f"read its own imaginations ({judged([distil])}); one seed, by two standard errors over questions."
+        f"{captions['accuracy']:.0%} ({judged(captions)}), all four routes in {four['accuracy']:.0%} ({judged(four)}), in "
+        f"{dream['accuracy']:.0%} when the model imagines the scene first ({judged(dream)}), and in {distil['accuracy']:.0%} after it has "
+        f"read its own imaginations ({judged(distil)}); one seed, by two standard errors over questions."
     )

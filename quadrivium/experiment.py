@@ -49,7 +49,7 @@ from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
-from quadrivium.train import TrainConfig, train_routes
+from quadrivium.train import TrainConfig, cores, train_routes
 from quadrivium.visual import VisualConfig
 
 
@@ -149,7 +149,7 @@ def run_experiment(
         for arm in arms:
             _plan(jobs, out, results, config, arm, seed)
     if jobs:
-        _run_jobs(jobs, workers or min(_cores(), len(arms) * len(seeds)), progress)
+        _run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
     found = summary(results)
     write_json(out / "results.json", found)
     return found
@@ -213,7 +213,7 @@ def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
 
     The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
     """
-    threads = max(1, _cores() // workers)
+    threads = max(1, cores() // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
@@ -251,10 +251,6 @@ def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
             process.join()
     if failed:
         raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _why(out: Path, name: str, code: int | None) -> str:
@@ -382,8 +378,7 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
         return
     loaded = Run(run)
     cell = {"arm": name, "seed": seed, "facts": measure_facts(loaded, world, config)}
-    mixed = Mixture(Dataset(home / "data"), replace(config.mixture, routes=ROUTES), loaded.text.end, seed, loaded.patch)
-    mixed.streams = [s for s in mixed.streams if s.route in arm.routes]
+    mixed = Mixture(Dataset(home / "data"), replace(config.mixture, routes=arm.routes), loaded.text.end, seed, loaded.patch)
     routes = evaluate.routes(loaded.model, mixed, loaded.text.id_bytes, 200)["routes"]
     cell |= {"routes": routes, "distilled": corpus, "steps": state["step"], "positions": state["positions"]}
     cell |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": round(state["seconds"], 1)}
@@ -497,6 +492,7 @@ def table(found: dict[str, Any]) -> str:
         )
         lines.append(f"{arm:<12}{len(rows['seeds']):>6}{cells}{cost:>20}")
     lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
+    lines += [f"{arm}: {ARMS[arm].says}" for arm in found["arms"]]
     gain = found["arms"].get("four", {}).get("facts", {}).get("seen", {}).get("direct", {})
     if "gain" in gain:
         half = "one seed, no interval" if math.isnan(gain["gain_half"]) else f"± {gain['gain_half']:.3f}"

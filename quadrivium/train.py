@@ -438,6 +438,10 @@ def threads() -> int:
     """
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count)
-    return count
+    torch.set_num_threads(cores())
+    return cores()
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

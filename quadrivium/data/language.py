@@ -438,21 +438,26 @@ def outcome(device: str, what: str, first: Kind, second: Kind, rng: Random, lang
     return _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, first, second, mirror)
 
 
+def _action(device: str, rng: Random, language: Language, first: Kind | str, second: Kind | str, mirror: bool) -> str:
+    """What is set off, as a sentence."""
+    stop = "." if language == "en" else "。"
+    return _fill(rng.choice(ACTIONS[language][device]), rng, language, first, second, mirror) + stop
+
+
 def plain(device: str, what: str, rng: Random, language: Language, mirror: bool = False) -> str:
     """What a bystander tells who names nobody: what is set off and the outcome ``what`` of ``device``."""
     one, other = _ROLES[language][device]
-    action = _fill(rng.choice(ACTIONS[language][device]), rng, language, one, other, mirror)
+    action = _action(device, rng, language, one, other, mirror)
     told = _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, one, other, mirror)
-    return _join([action + ("." if language == "en" else "。"), told], language)
+    return _join([action, told], language)
 
 
 def sights(device: str, rng: Random, language: Language, mirror: bool = False) -> tuple[tuple[str, ...], ...]:
     """For every outcome of ``device``, all that `plain` may tell of it after one and the same action."""
     one, other = _ROLES[language][device]
-    action = _fill(rng.choice(ACTIONS[language][device]), rng, language, one, other, mirror)
-    begun = action + ("." if language == "en" else "。")
+    action = _action(device, rng, language, one, other, mirror)
     return tuple(
-        tuple(_join([begun, _fill(form, rng, language, one, other, mirror)], language) for form in forms)
+        tuple(_join([action, _fill(form, rng, language, one, other, mirror)], language) for form in forms)
         for forms in OUTCOMES[language][device].values()
     )
 
@@ -471,11 +476,11 @@ def account(scene: Scene, first: Kind | None, second: Kind | None, rng: Random, 
             parts.append(_fill(form, rng, language, *_ROLES[language][spec.device], spec.mirror))
         return _join(parts, language)
     told = outcome(spec.device, scene.outcome, first, second, rng, language, spec.mirror)
-    action = _fill(rng.choice(ACTIONS[language][spec.device]), rng, language, first, second, spec.mirror)
+    action = _action(spec.device, rng, language, first, second, spec.mirror)
     parts = []
     if rng.random() < 0.75:
         parts.append(opening(spec, first, second, rng, language))
-    parts += [action + ("." if language == "en" else "。"), told]
+    parts += [action, told]
     if spec.finish:
         happened = scene.caught if spec.finish == "bucket" else scene.rang
         parts.append(
@@ -501,8 +506,7 @@ def question(template: str, spec: MachineSpec, first: Kind, second: Kind, rng: R
     mirror = spec.mirror
     if template in ("action", "story"):
         parts = [opening(spec, first, second, rng, language, looks=False)] if template == "story" else []
-        action = _fill(rng.choice(ACTIONS[language][spec.device]), rng, language, first, second, mirror)
-        begun = _join([*parts, action + ("." if language == "en" else "。")], language)
+        begun = _join([*parts, _action(spec.device, rng, language, first, second, mirror)], language)
     else:
         form = KNOWLEDGE[language][spec.device][("statement", "question", "instruction").index(template)]
         begun = _fill(form, rng, language, first, second, mirror, then="").rstrip()
