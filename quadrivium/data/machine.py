@@ -22,6 +22,10 @@ from PIL import Image, ImageDraw
 
 UNITS = 64.0  # the picture's side
 RADIUS = 6.0  # of every piece: three cells of a 16 x 16 code grid, so that a look survives coding
+# A machine opens with its pieces in the middle of squares of this side. A model that reads frames in patches then meets a kind's
+# look in one patch; at any place, it has to learn the look once for every place within a patch.
+CELL = 16.0
+FLOOR = CELL / 2 - RADIUS  # the ground's height: what stands on it is in the middle of the lowest square
 GRAVITY = 150.0
 SPAN = 3.0  # seconds from the first frame to the last
 STEP = 1 / 180
@@ -120,7 +124,7 @@ class Scene:
     frames: np.ndarray = field(repr=False)
 
 
-def _slope(x0: float, y0: float, x1: float, y1: float, bend: float = 9.0) -> list[tuple[float, float]]:
+def _slope(x0: float, y0: float, x1: float, y1: float, bend: float) -> list[tuple[float, float]]:
     """A straight slide from (x0, y0) down to (x1, y1) with a rounded foot of half-length ``bend``, level at its end."""
     knee = x1 - bend  # where the straight slope would meet the floor
     length = math.hypot(knee - x0, y0 - y1)
@@ -186,9 +190,9 @@ class _Machine:
         self.static(_rect(x0, y0, x1, y1), colour, **options)
 
     def ground(self, friction: float = 1.7) -> None:
-        self.box(-20, -12, 84, 8, GROUND, friction=friction, name="ground")
+        self.box(-20, -18, 84, FLOOR, GROUND, friction=friction, name="ground")
         for x in (-21.5, 64.0):  # nothing leaves the picture
-            self.box(x, 8, x + 20, 100, None, bounce=0.0, friction=0.2, name="edge")
+            self.box(x, FLOOR, x + 20, 100, None, bounce=0.0, friction=0.2, name="edge")
 
     def piece(self, role: str, x: float, y: float) -> pymunk.Body:
         """A piece standing with its centre at (x, y). It never spins: a spun pattern is a different pattern."""
@@ -226,9 +230,9 @@ class _Machine:
             self.polygons.append((body, points, colour))
         return body
 
-    def slide(self, x0: float, y0: float, x1: float, y1: float) -> None:
+    def slide(self, x0: float, y0: float, x1: float, y1: float, bend: float = 9.0) -> None:
         """A ramp from (x0, y0) down to (x1, y1), filled below."""
-        curve = _slope(x0, y0, x1, y1)
+        curve = _slope(x0, y0, x1, y1, bend)
         track = [(x0 - 20, y0), *curve]
         pieces = [pymunk.Segment(self.space.static_body, a, b, 0.0) for a, b in pairwise(track)]
         for k, shape in enumerate(pieces):
@@ -243,7 +247,7 @@ class _Machine:
         """A shelf from the picture's side to ``edge``, its top at ``floor``."""
         self.box(-20, floor - 3, edge, floor, WOOD, friction=friction, name="shelf")
         for x in (6.0, edge - 7):
-            self.box(x - 1.2, 8, x + 1.2, floor - 3, DARK_WOOD, solid=False)
+            self.box(x - 1.2, FLOOR, x + 1.2, floor - 3, DARK_WOOD, solid=False)
 
     def add_bell(self, x: float, base: float) -> None:
         """A bell standing on ``base``, 7 units high. It rings when anything strikes it."""
@@ -303,22 +307,22 @@ class _Machine:
 def _ramp(m: _Machine) -> Callable[[], str]:
     """The first piece slides down onto the second, which stands on the flat."""
     j = m.spec.jitter
-    floor = 26.0 if m.spec.finish == "bucket" else 8.0
-    m.ground()
-    m.slide(5, floor + 22, 23.5, floor)
-    a = m.piece("first", 5.0, floor + 22 + RADIUS)
-    m.piece("second", 43.5 + 0.8 * j[0], floor + RADIUS)
-    a.velocity = (9, 0)  # a nudge over the edge, the same for every kind
+    floor = FLOOR + CELL if m.spec.finish == "bucket" else FLOOR
+    m.ground(1.22)
+    m.slide(8, floor + CELL, 20.7, floor, 5.7)
+    a = m.piece("first", 8, floor + CELL + RADIUS)
+    m.piece("second", 40, floor + RADIUS)
+    a.velocity = (14.8 + j[0], 0)  # a nudge over the edge, the same for every kind
     if m.spec.finish == "":
-        m.box(61.5, 8, 64, 17, DARK_WOOD, bounce=0.0, name="wall")
+        m.box(61.5 + j[1], FLOOR, 64, FLOOR + 9, DARK_WOOD, bounce=0.0, name="wall")
     elif m.spec.finish == "bell":
-        m.add_bell(59.5, 8)
+        m.add_bell(59.5, FLOOR)
     elif m.spec.finish == "bucket":
-        m.shelf(50, floor)
-        m.add_bucket(47.8, 62.2, 8, 10)
+        m.shelf(47, floor, 1.22)
+        m.add_bucket(47.8, 62.2, FLOOR, 10)
     else:
-        m.part("domino", 0.4, (53.0, 8 + 6.5), [_rect(-1.4, -6.5, 1.4, 6.5)], TEAL)
-        m.add_bell(59.5, 8)
+        m.part("domino", 0.4, (53.0, FLOOR + 6.5), [_rect(-1.4, -6.5, 1.4, 6.5)], TEAL)
+        m.add_bell(59.5, FLOOR)
 
     def read() -> str:
         if m.struck_x is None:
@@ -333,20 +337,20 @@ def _seesaw(m: _Machine) -> Callable[[], str]:
     """Both pieces are let go at the same moment at the two ends of a plank on a pivot."""
     j = m.spec.jitter
     m.ground()
-    lift = 14.0 + 1.0 * j[0]
-    y = 8 + lift
-    m.static([(26, 8), (38, 8), (32, y)], DARK_WOOD, solid=False)
-    stops = [_rect(x - 0.6, 1, x + 0.6, 3.5) for x in (-24.4, -10, 10, 24.4)]
-    plank = m.part("plank", 3.0, (32, y), [_rect(-25, -1, 25, 1), *stops], WOOD, friction=3.0)
+    y = FLOOR + CELL - 1
+    foot = 6 + j[0]
+    m.static([(32 - foot, FLOOR), (32 + foot, FLOOR), (32, y)], DARK_WOOD, solid=False)
+    stops = [_rect(x - 0.6, 1, x + 0.6, 3.5) for x in (-30.4, -17, 17, 30.4)]
+    plank = m.part("plank", 3.0, (32, y), [_rect(-31, -1, 31, 1), *stops], WOOD, friction=3.0)
     limit = 0.4
     m.space.add(pymunk.PivotJoint(m.space.static_body, plank, (32, y)))
     m.space.add(pymunk.RotaryLimitJoint(m.space.static_body, plank, -limit, limit))
     # A stiff hinge: it centres the plank under nearly equal loads and slows the fall enough to be watched.
-    m.space.add(pymunk.DampedRotarySpring(m.space.static_body, plank, 0.0, 6000.0, 7000.0))
-    m.piece("first", 15.0, y + 1 + RADIUS)
-    m.piece("second", 49.0, y + 1 + RADIUS)
+    m.space.add(pymunk.DampedRotarySpring(m.space.static_body, plank, 0.0, 8500.0, 13500.0))
+    m.piece("first", 8, y + 1 + RADIUS)
+    m.piece("second", 56, y + 1 + RADIUS)
     if m.spec.finish == "bell":
-        m.add_bell(55.0, 8)
+        m.add_bell(55.0, FLOOR)
 
     def read() -> str:
         return "first" if plank.angle > 0.1 else "second" if plank.angle < -0.1 else "level"
@@ -358,27 +362,29 @@ def _catapult(m: _Machine) -> Callable[[], str]:
     """The first piece is dropped on the high arm of a lever; the second sits in the low scoop, before a fence."""
     j = m.spec.jitter
     m.ground()
-    m.box(-20, 8, 0, 64, None, bounce=0.0, friction=0.2, name="post")
-    pivot = (22.0, 27.0)
-    m.static([(18, 8), (26, 8), (23.2, 28), (20.8, 28)], DARK_WOOD, solid=False)
-    arm = _rect(-19.0, -0.9, 0.0, 0.9)
-    leg = [(-1.0, 0.0), (5.0, -18.6), (7.0, -18.6), (1.0, 0.8)]
-    scoop = _rect(5.0, -18.8, 16.0, -17.4)
-    lever = m.part("plank", 0.8, pivot, [arm, leg, scoop], WOOD, friction=1.0, bounce=0.25)
+    m.box(-20, FLOOR, 0, 64, None, bounce=0.0, friction=0.2, name="post")
+    pivot = (16.2, FLOOR + 11.6)
+    m.static([(13.5, FLOOR), (18.9, FLOOR), (17.2, pivot[1] + 0.6), (15.2, pivot[1] + 0.6)], DARK_WOOD, solid=False)
+    arm = _rect(-14.6, -0.9, 0.0, 0.9)
+    leg = [(-1.0, 0.0), (0.2, -12.8), (2.2, -12.8), (1.0, 0.8)]
+    scoop = _rect(0.2, -13.0, 13.4, -11.6)
+    lever = m.part("plank", 0.8, pivot, [arm, leg, scoop], WOOD, friction=1.0, bounce=0.1)
     m.space.add(pymunk.PivotJoint(m.space.static_body, lever, pivot))
-    m.space.add(pymunk.RotaryLimitJoint(m.space.static_body, lever, 0.0, 0.8))
-    b = m.piece("second", 33.6, pivot[1] - 17.4 + RADIUS)
-    m.piece("first", 7.0, 56.0 + 1.0 * j[0])
-    fence = 48.5
-    m.box(fence - 1.2, 8, fence + 1.2, 14, DARK_WOOD, bounce=0.0, friction=0.2, name="wall")
+    m.space.add(pymunk.RotaryLimitJoint(m.space.static_body, lever, 0.0, 0.4))
+    for shape in (*lever.shapes, *(s for s, name in m.names.items() if name == "ground")):
+        shape.filter = pymunk.ShapeFilter(group=1)  # the scoop lies in the ground
+    b = m.piece("second", 24, FLOOR + RADIUS)
+    m.piece("first", 8, 56)
+    fence = 43.5 + j[0]
+    m.box(fence - 1.2, FLOOR, fence + 1.2, FLOOR + 6, DARK_WOOD, bounce=0.0, friction=0.2, name="wall")
     if m.spec.finish == "bell":
-        m.add_bell(58, 8)
+        m.add_bell(58, FLOOR)
     elif m.spec.finish == "bucket":
-        m.add_bucket(50.6, 62.6, 8, 6)
+        m.add_bucket(50.6, 62.6, FLOOR, 6)
 
     def read() -> str:
         x = b.position.x
-        return "over" if x > fence else "short" if x > 37 else "stay"
+        return "over" if x > fence else "short" if x > 26.5 else "stay"
 
     return read
 
@@ -386,21 +392,21 @@ def _catapult(m: _Machine) -> Callable[[], str]:
 def _dominoes(m: _Machine) -> Callable[[], str]:
     """The first piece slides into a row of thick dominoes; past the row the second stands at the edge of a shelf."""
     j = m.spec.jitter
-    floor = 24.0
+    floor = FLOOR + CELL
     m.ground()
-    m.shelf(51.7, floor, 0.8)
-    m.slide(3.5, floor + 17, 18.5, floor)
-    a = m.piece("first", 3.5, floor + 17 + RADIUS)
-    a.velocity = (9, 0)
+    m.shelf(47.4, floor, 0.65)
+    m.slide(8, floor + CELL, 15.17, floor, 4.14)
+    a = m.piece("first", 8, floor + CELL + RADIUS)
+    a.velocity = (10.5, 0)
     rows = [
-        m.part("domino 1" if k == 0 else "domino", 1.8, (x, floor + 7.5), [_rect(-1.8, -7.5, 1.8, 7.5)], TEAL, friction=1.5)
-        for k, x in enumerate((26.2 + 0.3 * j[0], 32.8 + 0.3 * j[0]))
+        m.part("domino 1" if k == 0 else "domino", 2.52, (x, floor + 7.5), [_rect(-1.67, -7.5, 1.67, 7.5)], TEAL, friction=1.5)
+        for k, x in enumerate((23.71 + 0.15 * j[0], 30.06 + 0.15 * j[0]))
     ]
-    b = m.piece("second", 44.3 + 0.3 * j[1], floor + RADIUS)
+    b = m.piece("second", 40, floor + RADIUS)
     if m.spec.finish == "bell":
-        m.add_bell(58, 8)
+        m.add_bell(58, FLOOR)
     elif m.spec.finish == "bucket":
-        m.add_bucket(49, 64, 8, 9)
+        m.add_bucket(49, 64, FLOOR, 9)
 
     def read() -> str:
         if abs(rows[0].angle) < 0.2:
@@ -414,15 +420,15 @@ def _table(m: _Machine) -> Callable[[], str]:
     """The first piece is dropped beside the second on a table that stands on one spring."""
     j = m.spec.jitter
     m.ground()
-    y = 28.0
+    y = FLOOR + 2 * CELL - 1.2
     boards = [_rect(-16, -1.2, 16, 1.2), _rect(-16, 1.2, -14.6, 3.5), _rect(14.6, 1.2, 16, 3.5)]
-    top = m.part("table", 1.0, (32, y), boards, WOOD, bounce=0.0, spins=False)
-    m.space.add(pymunk.GrooveJoint(m.space.static_body, top, (32, 8), (32, y), (0, 0)))
-    m.piece("second", 24.5, y + 1.2 + RADIUS)
-    m.piece("first", 39.5, 50 + 2 * j[0])
+    top = m.part("table", 1.0, (32 + j[0], y), boards, WOOD, bounce=0.0, spins=False)
+    m.space.add(pymunk.GrooveJoint(m.space.static_body, top, (32 + j[0], FLOOR), (32 + j[0], y), (0, 0)))
+    m.piece("second", 24, y + 1.2 + RADIUS)
+    m.piece("first", 40, 56)
     if m.spec.finish == "bell":
-        m.add_bell(43, 4.5)
-    m.spring = (32.0, 8.0, top)
+        m.add_bell(43, FLOOR - 3.5)
+    m.spring = (32.0 + j[0], FLOOR, top)
 
     def hold() -> None:
         """A spring under tension that gives only above a threshold, and snaps when squeezed too far."""
@@ -477,9 +483,9 @@ def opening(spec: MachineSpec, kinds: Sequence[Kind], size: int = 64) -> np.ndar
 def portrait(shown: Sequence[tuple[Kind, float, float]], size: int = 64) -> np.ndarray:
     """Pieces (kind, x, height above the ground) and nothing else. uint8 (S, S, 3)."""
     canvas = _Canvas(size, False)
-    canvas.polygon([(-1, -1), (65, -1), (65, 8), (-1, 8)], GROUND)
+    canvas.polygon([(-1, -1), (65, -1), (65, FLOOR), (-1, FLOOR)], GROUND)
     for kind, x, height in shown:
-        canvas.piece(kind, x, 8 + RADIUS + height, 0.0)
+        canvas.piece(kind, x, FLOOR + RADIUS + height, 0.0)
     return np.asarray(canvas.finish())
 
 

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from quadrivium.config import from_dict
 from quadrivium.data import language as words
 from quadrivium.data.language import LANGUAGES, Language
-from quadrivium.data.machine import COLOURS, DEVICES, FINISHES, LINKS, LOOKS, OUTLINES, PATTERNS, Kind, MachineSpec, Scene
+from quadrivium.data.machine import CELL, COLOURS, DEVICES, FINISHES, LINKS, LOOKS, OUTLINES, PATTERNS, Kind, MachineSpec, Scene
 from quadrivium.data.machine import opening as opening_picture
 from quadrivium.data.machine import portrait as portrait_picture
 from quadrivium.data.machine import run as run_machine
@@ -328,8 +328,8 @@ def _make_still(config: WorldConfig, index: int, folder: Path) -> dict:
     row: dict
     if rng.random() < config.portraits:
         pair = rng.random() < 0.4
-        x = rng.uniform(8, 26) if pair else rng.uniform(8, 56)
-        shown = [(first, x, 0.0)] + ([(second, rng.uniform(x + 14, 56), 0.0)] if pair else [])
+        places = sorted(rng.sample([CELL * (k + 0.5) for k in range(4)], 1 + pair))
+        shown = [(kind, x, 0.0) for kind, x in zip((first, second), places, strict=False)]
         picture = portrait_picture(shown, config.size)
         other = second if pair else None
         texts = {t: words.portrait(first, other, stream(config, "stills", index, t), t) for t in config.languages}
