@@ -104,20 +104,26 @@ class ExperimentConfig:
             sample_frames=6000,
         )
     )
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=4, patch=4))
+    # Weights that the modalities do not share: with shared ones, naming what is seen was learnt half as fast (docs/LOG.md).
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(sharing="none", layers=4, width=128, heads=4, patch=4))
     mixture: MixtureConfig = field(
         default_factory=lambda: MixtureConfig(
             positions=2048,
-            # What each kind is called is learnt from stills, how a clip is told from few clips: both get more than their size.
-            source_weights=(("world/stills", 5.0), ("world/told", 3.0)),
-            weights=(("t2t", 1.0), ("t2v", 1.5), ("v2t", 1.0), ("v2v", 0.75), ("tv2v", 0.25)),
+            weights=(("t2t", 1.0), ("t2v", 2.6), ("v2t", 0.9), ("v2v", 0.4), ("tv2v", 0.2)),
+            # Stills teach what each kind is called, clips of seen kinds what it does, told ones how an outcome is put into words.
+            source_weights=(
+                ("t2v/world/stills", 2.5), ("t2v/world/clips", 2.5), ("t2v/world/told", 0.3),
+                ("v2t/world/stills", 2.0), ("v2t/world/clips", 0.4), ("v2t/world/told", 4.0),
+                ("v2v/world/clips", 2.0),
+            ),
         )
-    )
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=3e-3))
-    distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, lr=1e-3))
-    imagining: Imagining = field(default_factory=lambda: Imagining(samples=4))
-    distil: DistilConfig = field(default_factory=DistilConfig)
+    )  # fmt: skip
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5500, lr=5e-3, optimizer="muon"))
+    distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, lr=2e-3, optimizer="muon"))
+    imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, batch=256))
+    distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
     each: int = 2  # questions for every template, language, device and outcome
+    looked: int = 1  # of these, how many are also answered by looking at clips, which takes longer
     primary: str = "seen facts, direct: four minus captions, paired by seed"
 
 
@@ -140,8 +146,8 @@ def run_experiment(
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
-    if workers < 0 or config.each < 1 or any(seed < 0 for seed in seeds):
-        raise ConfigError("workers and seeds are not negative, and each is at least 1")
+    if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
+        raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
     for folder in (out, results):
         _declare(folder, config)
     jobs: dict[str, _Job] = {}
@@ -396,6 +402,7 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
     for group in GROUPS:
         questions = make_questions(world, group, config.each, world.languages)
         found[group] = {"direct": ask.ask(run.model, run.text, questions, progress)}
+        questions = make_questions(world, group, config.looked, world.languages)
         if sees:
             count, options = config.imagining.frames or ask.frames_of(run, world), ask.read_options(run)
             clips = ask.imagined(run.model, run.text, questions, replace(config.imagining, frames=count), progress)
@@ -410,6 +417,20 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
             for read_out in ("imagine", "shown"):
                 found[group][read_out].pop("votes")
     return found
+
+
+# Differences between arms, paired by seed; the first is the primary endpoint. (arm, arm it is compared with, group of facts)
+COMPARISONS = (
+    ("four", "captions", "seen"),
+    ("four", "text", "seen"),
+    ("four", "text-equal", "seen"),
+    ("distil", "captions", "seen"),
+    ("distil", "four", "seen"),
+    ("distil", "four-more", "seen"),
+    ("distil", "four", "read"),
+    ("oracle", "four", "seen"),
+)
+HARM = 0.02  # bits a byte of held-out text: what distil may cost and still count as harmless
 
 
 # ---- statistics ---------------------------------------------------------------------------------------------------
@@ -444,31 +465,47 @@ def summary(results: Path) -> dict[str, Any]:
         rows: dict[str, Any] = {"seeds": list(by_seed), "facts": {}}
         for group in GROUPS:
             for read_out in ("direct", "imagine", "shown", "drawn"):
-                values = {
-                    s: c["facts"][group][read_out]["all"]["accuracy"]
-                    for s, c in by_seed.items()
-                    if read_out in c["facts"][group]
-                }
-                if not values:
-                    continue
-                mean, half = interval(values.values())
-                row = {"accuracy": mean, "half": half, "n": len(values)}
-                base = {
-                    s: c["facts"][group]["direct"]["all"]["accuracy"]
-                    for s, c in cells.get("captions", {}).items()
-                    if s in values
-                }
-                if arm != "captions" and base:
-                    row["gain"], row["gain_half"] = interval(values[s] - base[s] for s in base)
-                rows["facts"].setdefault(group, {})[read_out] = row
-        text = [c["routes"]["t2t"]["bits_per_byte"] for c in by_seed.values() if "t2t" in c["routes"]]
+                values = _accuracies(by_seed, group, read_out)
+                if values:
+                    mean, half = interval(values.values())
+                    rows["facts"].setdefault(group, {})[read_out] = {"accuracy": mean, "half": half, "n": len(values)}
+        text = _text_bits(by_seed)
         if text:
-            rows["t2t"] = dict(zip(("bits_per_byte", "half"), interval(text), strict=True))
+            rows["t2t"] = dict(zip(("bits_per_byte", "half"), interval(text.values()), strict=True))
         rows["seconds"] = float(np.mean([c["seconds"] for c in by_seed.values()]))
         arms[arm] = rows
     first = next(iter(next(iter(cells.values())).values()))
-    chance = first["facts"]["seen"]["direct"]["all"]["chance"]
-    return {"chance": chance, "arms": arms, "primary": read_json(results / "experiment.json", "an experiment")["primary"]}
+    differences = []
+    for arm, base, group in COMPARISONS:
+        pair = _paired(*(_accuracies(cells.get(name, {}), group, "direct") for name in (arm, base)))
+        if pair:
+            differences.append({"arm": arm, "base": base, "group": group, **pair})
+    harm = _paired(*(_text_bits(cells.get(name, {})) for name in ("distil", "four")))
+    if harm:
+        harm["harmless"] = not math.isnan(harm["half"]) and harm["difference"] + harm["half"] < HARM
+    return {
+        "chance": first["facts"]["seen"]["direct"]["all"]["chance"],
+        "arms": arms,
+        "differences": differences,
+        "harm": harm,
+        "primary": read_json(results / "experiment.json", "an experiment")["primary"],
+    }
+
+
+def _accuracies(by_seed: dict[int, dict], group: str, read_out: str) -> dict[int, float]:
+    return {s: c["facts"][group][read_out]["all"]["accuracy"] for s, c in by_seed.items() if read_out in c["facts"][group]}
+
+
+def _text_bits(by_seed: dict[int, dict]) -> dict[int, float]:
+    return {s: c["routes"]["t2t"]["bits_per_byte"] for s, c in by_seed.items() if "t2t" in c["routes"]}
+
+
+def _paired(values: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
+    """Mean difference over the seeds that both have, and the half-width of its interval; empty where they have none."""
+    both = sorted(set(values) & set(base))
+    if not both:
+        return {}
+    return {**dict(zip(("difference", "half"), interval(values[s] - base[s] for s in both), strict=True)), "n": len(both)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -493,8 +530,16 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"{arm:<12}{len(rows['seeds']):>6}{cells}{cost:>20}")
     lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
     lines += [f"{arm}: {ARMS[arm].says}" for arm in found["arms"]]
-    gain = found["arms"].get("four", {}).get("facts", {}).get("seen", {}).get("direct", {})
-    if "gain" in gain:
-        half = "one seed, no interval" if math.isnan(gain["gain_half"]) else f"± {gain['gain_half']:.3f}"
-        lines.append(f"primary endpoint, {found['primary']}: {gain['gain']:+.3f} ({half})")
+    for k, row in enumerate(found["differences"]):
+        head = f"primary endpoint, {found['primary']}: " if k == 0 and row["base"] == "captions" else ""
+        what = "" if head else f"{row['group']} facts, direct: {row['arm']} minus {row['base']}: "
+        lines.append(f"{head}{what}{row['difference']:+.3f} ({_half(row, 3)})")
+    if found["harm"]:
+        row = found["harm"]
+        judged = "harmless" if row["harmless"] else "not shown to be harmless"
+        lines.append(f"text after distil: {row['difference']:+.4f} bits a byte ({_half(row, 4)}); {judged} within {HARM}")
     return "\n".join(lines)
+
+
+def _half(row: dict[str, Any], digits: int) -> str:
+    return "one seed, no interval" if math.isnan(row["half"]) else f"± {row['half']:.{digits}f}, {row['n']} seeds"

@@ -39,6 +39,7 @@ class Segment:
     modality: Modality
     data: np.ndarray
     wanted: bool
+    skip: int = 0  # frames of the clip that come before these and are left out; they keep their place in time
 
     def __post_init__(self) -> None:
         if self.modality == "text":
@@ -64,9 +65,9 @@ def text(ids: Iterable[int] | np.ndarray, wanted: bool = False) -> Segment:
     return Segment("text", np.asarray(ids, dtype=np.int64), wanted)
 
 
-def frames(codes: np.ndarray, wanted: bool = False) -> Segment:
-    """Codes (F, R, C, G) as a segment."""
-    return Segment("frames", np.asarray(codes, dtype=np.int64), wanted)
+def frames(codes: np.ndarray, wanted: bool = False, skip: int = 0) -> Segment:
+    """Codes (F, R, C, G) as a segment; the clip's first ``skip`` frames are not in it."""
+    return Segment("frames", np.asarray(codes, dtype=np.int64), wanted, skip)
 
 
 def group(codes: np.ndarray, patch: int) -> np.ndarray:
@@ -121,18 +122,19 @@ class Walk:
         start, self.end, self.time = self.end, self.end + positions, 0
         return start
 
-    def frames(self, count: int, rows: int, columns: int) -> tuple[int, int]:
-        """Pass over frames; returns their base on rows and columns, and their first place in time."""
+    def frames(self, count: int, rows: int, columns: int, skip: int = 0) -> tuple[int, int]:
+        """Pass over ``skip`` frames that are left out and ``count`` that are there; returns their base on rows and columns, and
+        their first place in time."""
         if not self.time:
             self.base = self.end
-        first, self.time = self.base + self.time, self.time + count
+        first, self.time = self.base + self.time + skip, self.time + skip + count
         self.end = self.base + max(self.time, rows, columns)
         return self.base, first
 
     def over(self, sequence: Sequence) -> Walk:
         """Pass over all segments of a sequence."""
         for s in sequence:
-            self.text(s.positions) if s.modality == "text" else self.frames(*s.data.shape[:3])
+            self.text(s.positions) if s.modality == "text" else self.frames(*s.data.shape[:3], s.skip)
         return self
 
 
@@ -183,7 +185,7 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
                 slots.append(np.tile(np.arange(r * c + 1), f))
                 # The begin mark sits on the first code's place; its embedding and slot tell the two apart.
                 grid = np.concatenate([np.zeros((1, 2), np.int64), np.stack(np.divmod(np.arange(r * c), c), axis=1)])
-                base, time = walk.frames(f, r, c)
+                base, time = walk.frames(f, r, c, segment.skip)
                 place = np.empty((f, r * c + 1, 3), np.int64)
                 place[:, :, 0] = time + np.arange(f)[:, None]
                 place[:, :, 1:] = base + grid

@@ -99,6 +99,24 @@ def test_every_sequence_is_of_its_stream_and_costs_what_was_planned(data):
         assert set(stream.source.held[stream.unit[:, 0]]) == {stream is mixed.held.get(stream.name)}
 
 
+def test_what_is_not_shown_has_to_be_foreseen(data):
+    """A share of t2v leaves the first frame out of what is wanted, a share of v2t shows nothing else; held-out clips are whole."""
+    mixed = mixture(data, foresee=0.5)
+    for route, fewer in (("t2v", (3, 2)), ("v2t", (3, 1))):
+        stream = next(s for s in mixed.streams if s.name == f"{route}/clip")
+        counts = []
+        for unit in range(len(stream.unit)):
+            clip = next(s for s in mixed.sequence(stream, unit, np.random.default_rng(unit)) if s.modality == "frames")
+            whole = next(s for s in mixture(data).sequence(stream, unit) if s.modality == "frames")
+            counts.append(len(clip.data))
+            kept = whole.data[clip.skip :] if route == "t2v" else whole.data[: len(clip.data)]
+            assert np.array_equal(clip.data, kept)
+            assert clip.skip == (route == "t2v" and len(clip.data) == 2)
+        assert set(counts) == set(fewer)
+    held = mixed.held["t2v/clip"]
+    assert all(len(mixed.sequence(held, u)[1].data) == 3 for u in range(len(held.unit)))
+
+
 def test_documents_are_cut_into_windows_that_predict_every_id_once(data):
     mixed = mixture(data)
     stream = next(s for s in mixed.streams if s.route == "t2t")

@@ -131,6 +131,9 @@ def test_a_clip_is_placed_alike_wherever_it_is_cut(rng):
     whole = pack([(frames(clip, True),)])["places"]
     for cut in (1, 2, 3):
         assert np.array_equal(pack([(frames(clip[:cut]), frames(clip[cut:], True))])["places"], whole)
+        assert np.array_equal(
+            pack([(frames(clip[cut:], True, skip=cut),)])["places"], whole[-len(whole) * (len(clip) - cut) // len(clip) :]
+        )
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

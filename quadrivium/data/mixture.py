@@ -33,7 +33,11 @@ class MixtureConfig:
     frames: int = 0  # frames of a clip that are used, a window drawn anew each epoch; 0: all
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
-    source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by source name
+    source_weights: tuple[
+        tuple[str, float], ...
+    ] = ()  # factors on that share, by source name, or by route/source for one route
+    # Share of captioned clips of which t2v wants only what follows the first frame, and v2t shows only that frame.
+    foresee: float = 0.0
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
 
     def __post_init__(self) -> None:
@@ -45,6 +49,8 @@ class MixtureConfig:
         for name, low in (("positions", 1), ("context", 2), ("frames", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
+        if not 0 <= self.foresee <= 1:
+            raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
         if self.frames == 1:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         for route, weight in self.weights:
@@ -156,7 +162,7 @@ class Mixture:
         if not self.streams:
             able = sorted({s.route for s in every}, key=ROUTES.index)
             raise DataError(f"{data.folder} cannot feed {', '.join(config.routes)}; it can feed {', '.join(able) or 'nothing'}")
-        unknown = {name for name, _ in config.source_weights} - {s.name for s in data.sources}
+        unknown = {name for name, _ in config.source_weights} - {s.name for s in data.sources} - {s.name for s in every}
         if unknown:
             known = ", ".join(s.name for s in data.sources)
             raise ConfigError(f"source_weights names {', '.join(sorted(unknown))}; the data has {known}")
@@ -172,7 +178,9 @@ class Mixture:
         told = [s for s in every if self.config.captions and s.route == "t2t" and s.source.frames.any()]
         for route in {s.route for s in every}:
             counted = [s for s in every if s.route == route and s not in told]
-            sizes = {s.name: s.length**self.config.balance * factors.get(s.source.name, 1.0) for s in counted}
+            sizes = {
+                s.name: s.length**self.config.balance * factors.get(s.name, factors.get(s.source.name, 1.0)) for s in counted
+            }
             for name, size in sizes.items():
                 share = self.config.positions * weights.get(route, 0.0) / max(total, 1e-9)
                 shares[name] = share * size / max(sum(sizes.values()), 1e-9)
@@ -215,10 +223,12 @@ class Mixture:
         if stream.route == "v2v":
             return (*shown, frames(clip[cut:], wanted=True))
         caption = self._enclose(source.text(item, part))[: self.config.context + 1]
+        # Names have to carry what happens where the frame that shows who is meant is left out.
+        ahead = rng is not None and len(clip) > 1 and self.config.foresee > 0 and rng.random() < self.config.foresee
         if stream.route == "t2v":
-            return (text(caption), frames(clip, wanted=True))
+            return (text(caption), frames(clip[ahead:], wanted=True, skip=int(ahead)))
         if stream.route == "v2t":
-            return (frames(clip), text(caption, wanted=True))
+            return (frames(clip[:1] if ahead else clip), text(caption, wanted=True))
         return (text(caption), *shown, frames(clip[cut:], wanted=True))
 
     def _enclose(self, ids: np.ndarray) -> np.ndarray:
