@@ -118,7 +118,7 @@ class ExperimentConfig:
             ),
         )
     )  # fmt: skip
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5500, lr=5e-3, optimizer="muon"))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, optimizer="muon"))
     distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, lr=2e-3, optimizer="muon"))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, batch=256))
     distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
