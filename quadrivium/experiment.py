@@ -49,6 +49,7 @@ from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
+from quadrivium.statistics import interval
 from quadrivium.train import TrainConfig, cores, train_routes
 from quadrivium.visual import VisualConfig
 
@@ -413,16 +414,6 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
 
 
 # ---- statistics ---------------------------------------------------------------------------------------------------
-
-
-def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of its t-interval; the half-width of a single value is not known (nan)."""
-    from scipy.stats import t
-
-    x = np.array(list(values), float)
-    if len(x) < 2:
-        return float(x.mean()), math.nan
-    return float(x.mean()), float(t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
 
 
 def read_cells(results: Path) -> dict[str, dict[int, dict]]:

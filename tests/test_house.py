@@ -17,6 +17,7 @@ HOUSE = (
     "errors",
     "config",
     "sequence",
+    "statistics",
     "pictures",
     "model",
     "data.machine",
