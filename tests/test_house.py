@@ -40,6 +40,7 @@ HOUSE = (
     "prepare",
     "samples",
     "export",
+    "grid",
     "experiment",
     "demo",
     "cli",
