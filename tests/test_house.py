@@ -43,6 +43,7 @@ HOUSE = (
     "grid",
     "experiment",
     "demo",
+    "transfer",
     "cli",
 )
 
@@ -88,7 +89,19 @@ def test_the_model_imports_torch_and_nothing_else():
 
 
 def test_the_commands_are_frozen():
-    assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "ask", "generate", "distil", "experiment", "export"]
+    assert list(COMMANDS) == [
+        "demo",
+        "world",
+        "prepare",
+        "train",
+        "eval",
+        "ask",
+        "generate",
+        "distil",
+        "experiment",
+        "transfer",
+        "export",
+    ]
 
 
 def test_help_and_version_are_quick_and_import_no_torch():
