@@ -26,6 +26,7 @@ COMMANDS = {
     "distil": "what the model imagines of a world, as ordinary text to train on",
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
     "transfer": "arms x seeds on your own data: did text gain from seeing? -> verdict",
+    "report": "results.json of transfer or experiment -> one page, self-contained",
     "export": "the text route as a Hugging Face folder",
 }
 
@@ -524,6 +525,23 @@ def _transfer() -> Callable[..., Any]:
     return transfer
 
 
+def _report() -> Callable[..., Any]:
+    import tyro
+
+    def report(results: tyro.conf.Positional[Path], out: Path | None = None) -> None:
+        """One self-contained page from results.json of transfer or experiment: verdict, intervals, ladder, routes, facts, cost.
+
+        Args:
+            results: results.json, or the folder that holds it.
+            out: page to write; report.html beside the results if not given.
+        """
+        from quadrivium.report import write_report
+
+        print(f"report written to {write_report(results, out)}")
+
+    return report
+
+
 def _demo() -> Callable[..., Any]:
     def demo(out: Path = Path("runs/demo")) -> None:
         """Can text answer what was only ever seen? A small world, four arms, a table, imagined scenes beside real ones.
@@ -551,5 +569,6 @@ _FACTORIES = {
     "distil": _distil,
     "experiment": _experiment,
     "transfer": _transfer,
+    "report": _report,
     "export": _export,
 }

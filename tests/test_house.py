@@ -44,6 +44,7 @@ HOUSE = (
     "experiment",
     "demo",
     "transfer",
+    "report",
     "cli",
 )
 
@@ -100,6 +101,7 @@ def test_the_commands_are_frozen():
         "distil",
         "experiment",
         "transfer",
+        "report",
         "export",
     ]
 
