@@ -93,7 +93,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
         ends = " to ".join(" ".join(filter(None, [bound[f"{k}_bound"], _number(rate[k], "+.2f")])) for k in ("low", "high"))
         sections.insert(1, _section("What a frame is worth", [], [], _curve(ladder),
             f"A frame is worth {said} ids of text (95 % interval {ends}): {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
-            f"{ladder['captions']:,} of them captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
+            f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
     if routes:
         head = ["route", "unit", "held-out", "order-0", "without source", "wrong source"]
         sections.append(_section("Routes of the arm four, first seed", head, routes))
@@ -103,7 +103,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
         sections.append(_section("Documents that gain most and least", ["document", "bits per byte saved"], shown))
     return {
         "title": "What text gained from seeing", "verdict": found["verdict"]["sentence"], "notes": notes, "sections": sections,
-        "command": found.get("command"), "versions": found["versions"], "config": json.dumps(found["config"], indent=1),
+        "samples": found.get("samples", {}), "command": found.get("command"), "versions": found["versions"], "config": json.dumps(found["config"], indent=1),
     }  # fmt: skip
 
 
@@ -147,6 +147,7 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         "verdict": said,
         "notes": [],
         "sections": sections,
+        "samples": {},
         "command": None,
         "versions": {},
         "config": "",
@@ -247,7 +248,9 @@ th { font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child, .words { text-align: left; }
 td.words { white-space: normal; min-width: 11rem; }
 svg { display: block; width: 100%; max-width: 36rem; height: auto; margin: .6rem 0; }
-section { break-inside: avoid; }
+img { max-width: 100%; height: auto; image-rendering: pixelated; }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
+table, svg, img { break-inside: avoid; }
 p.note { font-size: .9rem; margin: .4rem 0; }
 pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } .wide { overflow: visible; } details { display: none; } }
@@ -265,6 +268,9 @@ pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 {% endfor %}</tbody></table></div>{% endif %}
 </section>
 {% endfor %}
+{% if samples %}<section><h2>Held-out items: given, wanted, generated</h2>
+{% for route, png in samples.items() %}<h3>{{ route }}</h3><img alt="{{ route }}: given, wanted, generated" src="data:image/png;base64,{{ png }}">
+{% endfor %}</section>{% endif %}
 {% if command %}<section><h2>How it was made</h2><pre>{{ command }}</pre>
 <p class="note">{% for name, v in versions.items() %}{{ name }} {{ v }}{{ "" if loop.last else ", " }}{% endfor %}</p></section>{% endif %}
 {% if config %}<details><summary>Every option</summary><pre>{{ config }}</pre></details>{% endif %}

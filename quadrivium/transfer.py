@@ -12,6 +12,7 @@ first weights, the order, and which share of the documents is read.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import platform
@@ -35,6 +36,7 @@ from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs
 from quadrivium.model import Model, ModelConfig, cells
 from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.samples import write_samples
 from quadrivium.sequence import ROUTES
 from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, verdict
 from quadrivium.text import TextTokenizer
@@ -249,6 +251,8 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int)
     routes = evaluate.routes(
         loaded.model, _as_they_are(data, config, arm, loaded, seed), loaded.text.id_bytes, 100, progress=False
     )
+    if name == "four" and not (out / "samples").exists():  # of one seed
+        write_samples(loaded, _as_they_are(data, config, arm, loaded, seed), out / "samples", 4, progress=False)
     texts = [s for s in read.streams if s.route == "t2t"]
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
@@ -286,6 +290,7 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         "kind": "transfer", "primary": config.primary, "arms": arms, "gains": rows,
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
         "ladder": _ladder(costs, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
+        "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
         "documents": _documents(found), "config": json.loads(json.dumps(to_dict(config), default=str)),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
@@ -301,7 +306,7 @@ def sentence(judged: Any) -> str:
     if "text" in judged.gains:
         g = judged.gains["text"]
         ends = "one seed, no interval" if math.isnan(g.low) else f"95 % interval {g.low:+.4f} to {g.high:+.4f}, {g.n} seeds"
-        said += f" With all routes, held-out text costs {g.mean:+.4f} bits per byte less than with text alone ({ends})."
+        said += f" All routes save {g.mean:+.4f} bits per byte of held-out text over text alone ({ends})."
     return said
 
 

@@ -9,6 +9,7 @@ from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.model import ModelConfig
+from quadrivium.report import write_report
 from quadrivium.train import TrainConfig
 from quadrivium.transfer import TransferConfig, possible, run_transfer, table
 
@@ -34,6 +35,8 @@ def test_a_grid_ends_with_a_verdict_and_goes_on_from_its_cells(finished, data):
     written = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
     run_transfer([data], out, SMALL, seeds=(0,), arms=ARMS, progress=False)
     assert {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()} == written
+    assert {"t2v", "v2t", "v2v", "t2t"} <= set(found["samples"])
+    assert found["verdict"]["sentence"] in write_report(out).read_text()
     assert (
         json.loads((out / "results.json").read_text())["primary"] == json.loads((out / "transfer.json").read_text())["primary"]
     )
