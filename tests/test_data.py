@@ -217,6 +217,26 @@ def test_a_tape_read_in_pieces_is_the_tape_read_at_once(seed, low, pieces):
     assert [u for a, b in itertools.pairwise(marks) for u in stream.read(seed, a, b)] == stream.read(seed, low, low + 900)
 
 
+def test_held_out_items_are_no_prefix_of_a_sorted_folder(data):
+    """A limit takes a sample drawn once and for all, the same for every seed; by chance it is the first 4 of 8 once in 70."""
+    for name, held in mixture(data).held.items():
+        every = mixture(data).held_units(held, 10**6)
+        assert sorted(every) == list(range(len(held.unit)))
+        few = mixture(data, seed=1).held_units(held, 4)
+        assert list(few) == list(every[:4])
+        if len(every) > 7:
+            assert sorted(few) != list(range(4)), name
+
+
+def test_a_text_without_context_is_read_after_the_end_mark(data):
+    mixed = mixture(data)
+    for stream in mixed.streams:
+        for unit, (_, part) in enumerate(stream.unit):
+            for segment in mixed.sequence(stream, unit):
+                if segment.modality == "text" and (part == 0 or stream.route != "t2t"):
+                    assert segment.data[0] == END
+
+
 def test_split_is_by_group_and_near_its_share():
     held = [is_held(f"story {i}", 0.05) for i in range(4000)]
     assert 0.035 < np.mean(held) < 0.065  # four standard errors: a false alarm once in 16,000 hash functions

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from quadrivium.data.mixture import MixtureConfig
-from quadrivium.data.shards import Dataset
+from quadrivium.data.shards import Dataset, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.model import ModelConfig
 from quadrivium.report import write_report
 from quadrivium.train import TrainConfig
-from quadrivium.transfer import TransferConfig, possible, run_transfer, table
+from quadrivium.transfer import TransferConfig, _power, measure_speed, possible, run_transfer, table
 
 SMALL = TransferConfig(
     model=ModelConfig(layers=1, width=16, heads=1),
@@ -73,3 +73,14 @@ def test_data_without_frames_or_arms_that_do_not_exist_are_refused(data, tmp_pat
     blind.sources = [s for s in blind.sources if not s.frames.any()]
     with pytest.raises(DataError, match="pictures or clips"):
         possible(blind, SMALL)
+
+
+def test_a_budget_is_measured_and_says_what_it_can_detect(finished, data, tmp_path):
+    assert measure_speed(data, SMALL, 1, seconds=0.2) > 0
+    assert "no two seeds yet" in _power(finished[0], 5) and "5 seeds 1.68" in _power(finished[0], 5)
+    for arm, bits in (("text", (1.8, 1.9)), ("four", (1.7, 1.79))):
+        for seed, x in enumerate(bits):
+            write_json(tmp_path / "cells" / f"{arm}-seed-{seed}.json", {"arm": arm, "seed": seed, "bits_per_byte": x})
+    assert "in bits per byte" in _power(tmp_path, 5)
+    with pytest.raises(ConfigError, match="allow more"):
+        run_transfer([data], tmp_path / "new", SMALL, arms=("four",), budget=1e-7, progress=False)
