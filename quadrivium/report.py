@@ -224,7 +224,9 @@ def _curve(ladder: dict[str, Any]) -> str:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(tokens)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e6:.3g}M" if v >= 1e6 else f"{v / 1e3:.3g}k"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{v / 1e6:.3g}M" if v >= 1e6 else f"{v / 1e3:.3g}k" if v >= 1e3 else f"{v:.0f}")
+    )
     axes.set_xlabel("ids of unique text, text alone", color=_INK["ink"], fontsize=9)
     axes.set_ylabel("bits per byte", color=_INK["ink"], fontsize=9)
     return _svg(figure, "Cost of held-out text on a ladder of text")
@@ -248,7 +250,7 @@ th { font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child, .words { text-align: left; }
 td.words { white-space: normal; min-width: 11rem; }
 svg { display: block; width: 100%; max-width: 36rem; height: auto; margin: .6rem 0; }
-img { max-width: 100%; height: auto; image-rendering: pixelated; }
+img { max-width: 100%; height: auto; }
 h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 table, svg, img { break-inside: avoid; }
 p.note { font-size: .9rem; margin: .4rem 0; }

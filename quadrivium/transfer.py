@@ -75,6 +75,7 @@ ARMS: dict[str, Arm] = {
        for x in (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0)},
 }  # fmt: skip
 MAIN = ("text", *CONTROLS, "four")
+_START = 5.0  # seconds before a cell trains: imports, shards, first step
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def run_transfer(
         else:
             speed = measure_speed(folder, config, max(1, cores() // workers))
             weight = sum(_share(able[a]) for a, _ in grid_of) * config.mixture.positions
-            steps = int(0.9 * budget * 3600 * speed * workers / weight)  # a tenth is for measuring and starting
+            # A tenth is for measuring, and every process takes its seconds to start.
+            seconds = 0.9 * budget * 3600 * workers - _START * len(grid_of)
+            steps = int(seconds * speed / weight)
             if steps < 10:
                 raise ConfigError(
                     f"--budget {budget:g} hours give {steps} steps a cell; allow more, or fewer --arms or --seeds"
