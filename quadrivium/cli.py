@@ -25,6 +25,8 @@ COMMANDS = {
     "generate": "text, pictures or clips from text, pictures or clips",
     "distil": "what the model imagines of a world, as ordinary text to train on",
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
+    "transfer": "arms x seeds on your own data: did text gain from seeing? -> verdict",
+    "report": "results.json of transfer or experiment -> one page, self-contained",
     "export": "the text route as a Hugging Face folder",
 }
 
@@ -483,6 +485,63 @@ def _experiment() -> Callable[..., Any]:
     return experiment
 
 
+def _transfer() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.transfer import TransferConfig
+
+    def transfer(
+        data: tyro.conf.Positional[tuple[Path, ...]],
+        out: Path,
+        seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+        arms: tuple[str, ...] = (),
+        budget: float | None = None,
+        workers: int = 0,
+        config: Annotated[TransferConfig, tyro.conf.arg(name="")] = TransferConfig(),
+    ) -> None:
+        """What does held-out text gain from training on pictures and clips? Arms, controls and seeds on your own data.
+
+        Every finished cell is kept in OUT/cells, and the same command goes on from there. The verdict is "visual profit" only
+        if all routes beat text alone, more epochs, the captions as text, shuffled frames and noise frames.
+
+        Args:
+            data: a folder that prepare wrote, or raw folders to prepare into OUT/data.
+            out: folder to write.
+            seeds: the main arms take all of them, the others the first three.
+            arms: what is compared; all that the data can feed, if not given.
+            budget: hours for the whole grid; the steps of a cell follow from the speed measured here.
+            workers: cells at a time; 0: one a core.
+        """
+        import shlex
+
+        from quadrivium import transfer as run
+
+        if not data:
+            raise ConfigError("name a folder that prepare wrote, or raw folders")
+        command = shlex.join(["quadrivium", *sys.argv[1:]])
+        print(run.table(run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=command)))
+        print(f"cells: {out / 'cells'}; all numbers: {out / 'results.json'}")
+
+    return transfer
+
+
+def _report() -> Callable[..., Any]:
+    import tyro
+
+    def report(results: tyro.conf.Positional[Path], out: Path | None = None) -> None:
+        """One self-contained page from results.json of transfer or experiment: verdict, intervals, ladder, routes, facts, cost.
+
+        Args:
+            results: results.json, or the folder that holds it.
+            out: page to write; report.html beside the results if not given.
+        """
+        from quadrivium.report import write_report
+
+        print(f"report written to {write_report(results, out)}")
+
+    return report
+
+
 def _demo() -> Callable[..., Any]:
     def demo(out: Path = Path("runs/demo")) -> None:
         """Can text answer what was only ever seen? A small world, four arms, a table, imagined scenes beside real ones.
@@ -509,5 +568,7 @@ _FACTORIES = {
     "generate": _generate,
     "distil": _distil,
     "experiment": _experiment,
+    "transfer": _transfer,
+    "report": _report,
     "export": _export,
 }

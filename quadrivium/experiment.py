@@ -14,25 +14,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import quadrivium
-from quadrivium import ask, checkpoint, distil, evaluate
+from quadrivium import ask, distil, evaluate, grid
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
 from quadrivium.data.judge import judge_clips
@@ -43,12 +35,14 @@ from quadrivium.data.shards import Dataset, read_json, sha256, write_atomic, wri
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import GROUPS, WorldConfig, stream, write_world
 from quadrivium.distil import DistilConfig
-from quadrivium.errors import ConfigError, DataError, QuadriviumError, RunError
+from quadrivium.errors import ConfigError, DataError, RunError
+from quadrivium.grid import Job, run_jobs
 from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
+from quadrivium.statistics import interval
 from quadrivium.train import TrainConfig, cores, train_routes
 from quadrivium.visual import VisualConfig
 
@@ -148,165 +142,51 @@ def run_experiment(
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
     if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
         raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
+    declared = json.loads(json.dumps(to_dict(config), default=str))
+    declared["world"].pop("processes")
     for folder in (out, results):
-        _declare(folder, config)
-    jobs: dict[str, _Job] = {}
+        grid.declare(folder / "experiment.json", declared)
+    jobs: dict[str, Job] = {}
     for seed in seeds:
         for arm in arms:
             _plan(jobs, out, results, config, arm, seed)
     if jobs:
-        _run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
+        run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
     found = summary(results)
     write_json(out / "results.json", found)
     return found
 
 
-def _declare(folder: Path, config: ExperimentConfig) -> None:
-    """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes."""
-    path, now = folder / "experiment.json", json.loads(json.dumps(to_dict(config), default=str))
-    now["world"].pop("processes")
-    if not path.exists():
-        write_json(path, now)
-    elif (before := read_json(path, "an experiment")) != now:
-        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-        raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")
-
-
 # ---- cells --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Job:
-    name: str
-    work: Callable[..., None]
-    arguments: tuple
-    needs: tuple[str, ...]
-    cost: float  # positions, or what takes as long
-    run: Path | None = None  # where its progress is to be read
-
-
 def _plan(
-    jobs: dict[str, _Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int, needed: bool = False
+    jobs: dict[str, Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int, needed: bool = False
 ) -> None:
     """Add a cell, and what it needs, to ``jobs`` if it is not measured (or, ``needed`` by another arm, not trained) yet."""
     name, before = f"{arm}-seed-{seed}", ARMS[arm].after
     if name in jobs or ((results / f"{name}.json").is_file() and not needed):
         return
     needs = [_plan_data(jobs, out, config, seed)]
-    if before and not _finished(out / f"seed-{seed}" / before):
+    if before and not grid.finished(out / f"seed-{seed}" / before):
         _plan(jobs, out, results, config, before, seed, needed=True)
         needs.append(f"{before}-seed-{seed}")
     steps = (config.distil_train if before else config.train).steps or 0
     share = 1.0 if len(ARMS[arm].routes) > 1 or ARMS[arm].full or ARMS[arm].captions else 0.25
     arguments = (out, results, config, arm, seed)
     cost = share * config.mixture.positions * steps
-    jobs[name] = _Job(name, _cell, arguments, tuple(n for n in needs if n in jobs), cost, out / f"seed-{seed}" / arm)
+    jobs[name] = Job(name, _cell, arguments, tuple(n for n in needs if n in jobs), cost, out / f"seed-{seed}" / arm)
 
 
-def _plan_data(jobs: dict[str, _Job], out: Path, config: ExperimentConfig, seed: int) -> str:
+def _plan_data(jobs: dict[str, Job], out: Path, config: ExperimentConfig, seed: int) -> str:
     name, world = f"shards-seed-{seed}", f"world-seed-{seed}"
     if name not in jobs and not (out / f"seed-{seed}" / ".prepared").is_file():
         looks = out / "looks" / "data" / "tokenizers" / "visual" / "config.json"
         if "looks" not in jobs and not looks.is_file():
-            jobs["looks"] = _Job("looks", _looks, (out, config), (), 1e6)
-        jobs[world] = _Job(world, _world, (out, config, seed), (), 4e5)
-        jobs[name] = _Job(name, _data, (out, config, seed), (world, *(["looks"] if "looks" in jobs else [])), 2e5)
+            jobs["looks"] = Job("looks", _looks, (out, config), (), 1e6)
+        jobs[world] = Job(world, _world, (out, config, seed), (), 4e5)
+        jobs[name] = Job(name, _data, (out, config, seed), (world, *(["looks"] if "looks" in jobs else [])), 2e5)
     return name
-
-
-def _run_jobs(jobs: dict[str, _Job], workers: int, progress: bool) -> None:
-    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
-
-    The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
-    """
-    threads = max(1, cores() // workers)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
-    waiting, failed = dict(jobs), dict[str, str]()
-    done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
-    running: dict[int, tuple[_Job, Any]] = {}
-    total = sum(job.cost - before[name] for name, job in jobs.items())
-    bar = tqdm(total=total, unit="pos", unit_scale=True, disable=not progress, dynamic_ncols=True,
-               bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}")  # fmt: skip
-    try:
-        while waiting or running:
-            for name, job in list(waiting.items()):
-                if missing := [n for n in job.needs if n in failed]:
-                    failed[name] = f"needs {', '.join(missing)}"
-                    del waiting[name]
-                elif len(running) < workers and all(n in done for n in job.needs):
-                    process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
-                    process.start()
-                    running[process.sentinel] = (waiting.pop(name), process)
-            for sentinel in wait(list(running), timeout=2.0):
-                job, process = running.pop(sentinel)  # type: ignore[arg-type]
-                process.join()
-                if process.exitcode == 0:
-                    done.add(job.name)
-                else:
-                    failed[job.name] = _why(job.arguments[0], job.name, process.exitcode)
-                    bar.write(f"{job.name}: failed ({failed[job.name]})", file=sys.stderr)
-            at = sum(jobs[n].cost - before[n] for n in done)
-            at += sum(_progress(job) - before[job.name] for job, _ in running.values())
-            bar.set_postfix_str(", ".join(job.name for job, _ in running.values()), refresh=False)
-            bar.update(max(0.0, min(at, total) - bar.n))
-    finally:
-        bar.close()
-        for _, process in running.values():  # which save and leave; the same command goes on
-            process.terminate()
-        for _, process in running.values():
-            process.join()
-    if failed:
-        raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
-
-
-def _why(out: Path, name: str, code: int | None) -> str:
-    """The last line that a failed job wrote, or that the system ended it."""
-    log = out / "logs" / f"{name}.log"
-    if code is not None and code < 0:
-        return f"ended by signal {-code}; see {log}"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return f"{lines[-1][:300]} (see {log})" if lines else f"see {log}"
-
-
-def _progress(job: _Job) -> float:
-    """Positions that a job has trained, off the last line of its metrics."""
-    if job.run is None:
-        return 0.0
-    try:
-        with open(job.run / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 4000))
-            lines = [json.loads(line) for line in file.read().splitlines()[1:]]
-        return min(job.cost, max(line.get("positions", 0) for line in lines))
-    except (OSError, ValueError):
-        return 0.0
-
-
-def _work(work: Callable[..., None], arguments: tuple, name: str, threads: int) -> None:
-    """Run a job on so many threads, with what it prints in a file of its own. Ends with the process that started it."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # which `train.threads` respects
-    torch.set_num_threads(threads)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    log = arguments[0] / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        try:
-            work(*arguments)
-        except QuadriviumError as error:
-            print(error)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except Exception:
-            traceback.print_exc()
-            sys.exit(1)
-
-
-def _leave_with_parent() -> None:
-    """A cell that nobody waits for would hold its folder against the next sitting."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _looks(out: Path, config: ExperimentConfig) -> None:
@@ -352,11 +232,6 @@ def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
     options = replace(config.prepare, visual_tokenizer=tokenizers / "visual", text_tokenizer=tokenizers / "text")
     prepare([home / "world", home / extra], home / f"data-{extra}", options, progress=False)
     return home / f"data-{extra}"
-
-
-def _finished(run: Path) -> bool:
-    last = checkpoint.latest(run / "checkpoints")
-    return last is not None and bool(read_json(last / "state.json", "a checkpoint").get("finished"))
 
 
 def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: int) -> None:
@@ -436,23 +311,9 @@ HARM = 0.02  # bits a byte of held-out text: what distil may cost and still coun
 # ---- statistics ---------------------------------------------------------------------------------------------------
 
 
-def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of its t-interval; the half-width of a single value is not known (nan)."""
-    from scipy.stats import t
-
-    x = np.array(list(values), float)
-    if len(x) < 2:
-        return float(x.mean()), math.nan
-    return float(x.mean()), float(t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-
-
 def read_cells(results: Path) -> dict[str, dict[int, dict]]:
     """Arm -> seed -> finished cell."""
-    found: dict[str, dict[int, dict]] = {}
-    for path in sorted(results.glob("*-seed-*.json")):
-        cell = read_json(path, "a cell of an experiment")
-        found.setdefault(cell["arm"], {})[cell["seed"]] = cell
-    return {arm: dict(sorted(found[arm].items())) for arm in ARMS if arm in found}
+    return grid.read_cells(results, ARMS)
 
 
 def summary(results: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ HOUSE = (
     "errors",
     "config",
     "sequence",
+    "statistics",
     "pictures",
     "model",
     "data.machine",
@@ -39,8 +40,11 @@ HOUSE = (
     "prepare",
     "samples",
     "export",
+    "grid",
     "experiment",
     "demo",
+    "transfer",
+    "report",
     "cli",
 )
 
@@ -86,7 +90,20 @@ def test_the_model_imports_torch_and_nothing_else():
 
 
 def test_the_commands_are_frozen():
-    assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "ask", "generate", "distil", "experiment", "export"]
+    assert list(COMMANDS) == [
+        "demo",
+        "world",
+        "prepare",
+        "train",
+        "eval",
+        "ask",
+        "generate",
+        "distil",
+        "experiment",
+        "transfer",
+        "report",
+        "export",
+    ]
 
 
 def test_help_and_version_are_quick_and_import_no_torch():

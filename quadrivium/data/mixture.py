@@ -14,7 +14,8 @@ epoch; nothing has to be remembered to resume; and a stream that is taken away m
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -39,6 +40,10 @@ class MixtureConfig:
     # Share of captioned clips of which t2v wants only what follows the first frame, and v2t shows only that frame.
     foresee: float = 0.0
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
+    text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
+    # Frames that training reads, a control of what they add: as they are; those of another captioned item of the source with as
+    # many frames; or noise, every code drawn from what stands at its place in the source's frames, the same in every epoch.
+    scramble: Literal["none", "shuffled", "noise"] = "none"
 
     def __post_init__(self) -> None:
         for route in self.routes:
@@ -53,6 +58,8 @@ class MixtureConfig:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
         if self.frames == 1:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
+        if not 0 < self.text <= 1:
+            raise ConfigError(f"text is {self.text}; the share of the documents that is read lies above 0 and is at most 1")
         for route, weight in self.weights:
             if route not in ROUTES or not 0 <= weight < float("inf"):
                 raise ConfigError(
@@ -98,15 +105,25 @@ class Stream:
         return self._epochs[epoch]
 
 
-def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1) -> list[Stream]:
-    """Every (route, source) pair that the data can feed, over training items or held-out ones."""
+def read_documents(source: SourceData, share: float, seed: int) -> np.ndarray:
+    """Training documents (n,) of a source that make up ``share`` of their ids; at least one where there are any."""
+    documents = np.flatnonzero((source.frames == 0) & ~source.held)
+    if share == 1:
+        return documents
+    order = np.random.default_rng([seed, stable_hash(f"text/{source.name}")]).permutation(documents)
+    spent = np.cumsum(source.text_ids[source.text_first[order]])
+    return np.sort(order[: max(1, int(np.searchsorted(spent, share * (spent[-1] if len(spent) else 0), side="right")))])
+
+
+def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1, seed: int = 0) -> list[Stream]:
+    """Every (route, source) pair that the data can feed, over training items or held-out ones. ``seed`` draws a share of the text."""
     streams = []
     for source in data.sources:
         mine = np.flatnonzero(source.held == held)
         rows, columns = data.manifest["grid"]
         still = mine[source.frames[mine] == 1]
         clips = mine[source.frames[mine] > 1]
-        documents = mine[source.frames[mine] == 0]
+        documents = mine[source.frames[mine] == 0] if held else read_documents(source, config.text, seed)
         frame_cost = rows * columns // patch**2 + 1
 
         def per_text(items: np.ndarray, source: SourceData = source) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +174,7 @@ class Mixture:
     def __init__(self, data: Dataset, config: MixtureConfig, end: int, seed: int, patch: int = 1) -> None:
         """``end``: id of the text's end mark; ``patch``: side of the model's cells, in codes."""
         self.config, self.seed, self.end, self.patch = config, seed, end, patch
-        every = streams_of(data, config, held=False, patch=patch)
+        every = streams_of(data, config, held=False, patch=patch, seed=seed)
         self.streams = [s for s in every if s.route in config.routes]
         if not self.streams:
             able = sorted({s.route for s in every}, key=ROUTES.index)
@@ -167,7 +184,10 @@ class Mixture:
             known = ", ".join(s.name for s in data.sources)
             raise ConfigError(f"source_weights names {', '.join(sorted(unknown))}; the data has {known}")
         self.held = {s.name: s for s in streams_of(data, config, held=True, patch=patch) if s.route in config.routes}
-        self.shares = self._shares(every)
+        whole = every if config.text == 1 else streams_of(data, replace(config, text=1.0), held=False, patch=patch)
+        self.shares = self._shares(whole)  # less text is read more often, not more slowly
+        self._other: dict[str, np.ndarray] = {}  # source name -> item whose frames stand for each item's
+        self._pool: dict[str, np.ndarray] = {}  # source name -> frames that noise is drawn from
 
     def _shares(self, every: list[Stream]) -> dict[str, float]:
         """Positions a step of each stream. Normalised over all the data can feed, trained or not: no stream moves another."""
@@ -211,7 +231,7 @@ class Mixture:
             whole = self._enclose(source.text(item, 0))
             begin = part * self.config.context
             return (text(whole[begin : begin + self.config.context + 1], wanted=True),)
-        clip = group(source.codes(item), self.patch)
+        clip = group(self._frames(stream, item), self.patch)
         limit = self.config.frames or len(clip)
         if len(clip) > limit:
             begin = int(rng.integers(len(clip) - limit + 1)) if rng else (len(clip) - limit) // 2
@@ -230,6 +250,33 @@ class Mixture:
         if stream.route == "v2t":
             return (frames(clip[:1] if ahead else clip), text(caption, wanted=True))
         return (text(caption), *shown, frames(clip[cut:], wanted=True))
+
+    def _frames(self, stream: Stream, item: int) -> np.ndarray:
+        """Codes (F, R, C) that stand for an item's: its own, except while training on scrambled ones."""
+        source, how = stream.source, self.config.scramble
+        if how == "none" or source.held[item]:
+            return source.codes(item)
+        if how == "shuffled":
+            return source.codes(int(self._others(source)[item]) if stream.route != "v2v" else item)
+        if source.name not in self._pool:
+            items = np.flatnonzero((source.frames > 0) & ~source.held)
+            chosen = np.random.default_rng([self.seed, stable_hash(f"pool/{source.name}")]).permutation(items)[:1000]
+            self._pool[source.name] = np.concatenate([source.codes(int(i)) for i in chosen])
+        pool = self._pool[source.name]
+        shape = (int(source.frames[item]), *pool.shape[1:])
+        draw = np.random.default_rng([self.seed, stable_hash(f"noise/{source.name}"), item]).integers(len(pool), size=shape)
+        return pool[draw, np.arange(shape[1])[:, None], np.arange(shape[2])]
+
+    def _others(self, source: SourceData) -> np.ndarray:
+        """For every captioned training item another one, of as many frames: a ring through each length, in an order drawn by seed."""
+        if source.name not in self._other:
+            other, rng = np.arange(len(source)), np.random.default_rng([self.seed, stable_hash(f"shuffled/{source.name}")])
+            captioned = (source.frames > 0) & (source.texts > 0) & ~source.held
+            for length in np.unique(source.frames[captioned]):
+                ring = rng.permutation(np.flatnonzero(captioned & (source.frames == length)))
+                other[ring] = np.roll(ring, 1)
+            self._other[source.name] = other
+        return self._other[source.name]
 
     def _enclose(self, ids: np.ndarray) -> np.ndarray:
         return np.concatenate([[self.end], ids, [self.end]]).astype(np.int64)

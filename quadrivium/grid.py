@@ -1,0 +1,158 @@
+"""Grids of training runs: arms x seeds, every cell a process and a file of its own.
+
+An experiment declares what it measures before the first run, plans jobs for the cells that are not measured yet, and reads
+all cells back. Cells are JSON files ARM-seed-S.json, so a grid can be finished over several sittings and machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from quadrivium import checkpoint
+from quadrivium.data.shards import read_json, write_json
+from quadrivium.errors import QuadriviumError, RunError
+from quadrivium.train import cores
+
+
+def declare(path: Path, now: dict[str, Any]) -> None:
+    """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes."""
+    if not path.exists():
+        write_json(path, now)
+    elif (before := read_json(path, "an experiment")) != now:
+        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")
+
+
+def read_cells(results: Path, arms: Iterable[str]) -> dict[str, dict[int, dict]]:
+    """Arm -> seed -> finished cell, arms in the order of ``arms``."""
+    found: dict[str, dict[int, dict]] = {}
+    for path in sorted(results.glob("*-seed-*.json")):
+        cell = read_json(path, "a cell of an experiment")
+        found.setdefault(cell["arm"], {})[cell["seed"]] = cell
+    return {arm: dict(sorted(found[arm].items())) for arm in arms if arm in found}
+
+
+def finished(run: Path) -> bool:
+    last = checkpoint.latest(run / "checkpoints")
+    return last is not None and bool(read_json(last / "state.json", "a checkpoint").get("finished"))
+
+
+@dataclass
+class Job:
+    """One process: what it does, with which arguments (the first is the folder for its log), and after which others."""
+
+    name: str
+    work: Callable[..., None]
+    arguments: tuple
+    needs: tuple[str, ...]
+    cost: float  # positions, or what takes as long
+    run: Path | None = None  # where its progress is to be read
+
+
+def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
+    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
+
+    The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
+    """
+    threads = max(1, cores() // workers)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
+    waiting, failed = dict(jobs), dict[str, str]()
+    done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
+    running: dict[int, tuple[Job, Any]] = {}
+    total = sum(job.cost - before[name] for name, job in jobs.items())
+    bar = tqdm(total=total, unit="pos", unit_scale=True, disable=not progress, dynamic_ncols=True,
+               bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}")  # fmt: skip
+    try:
+        while waiting or running:
+            for name, job in list(waiting.items()):
+                if missing := [n for n in job.needs if n in failed]:
+                    failed[name] = f"needs {', '.join(missing)}"
+                    del waiting[name]
+                elif len(running) < workers and all(n in done for n in job.needs):
+                    process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
+                    process.start()
+                    running[process.sentinel] = (waiting.pop(name), process)
+            for sentinel in wait(list(running), timeout=2.0):
+                job, process = running.pop(sentinel)  # type: ignore[arg-type]
+                process.join()
+                if process.exitcode == 0:
+                    done.add(job.name)
+                else:
+                    failed[job.name] = _why(job.arguments[0], job.name, process.exitcode)
+                    bar.write(f"{job.name}: failed ({failed[job.name]})", file=sys.stderr)
+            at = sum(jobs[n].cost - before[n] for n in done)
+            at += sum(_progress(job) - before[job.name] for job, _ in running.values())
+            bar.set_postfix_str(", ".join(job.name for job, _ in running.values()), refresh=False)
+            bar.update(max(0.0, min(at, total) - bar.n))
+    finally:
+        bar.close()
+        for _, process in running.values():  # which save and leave; the same command goes on
+            process.terminate()
+        for _, process in running.values():
+            process.join()
+    if failed:
+        raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
+
+
+def _why(out: Path, name: str, code: int | None) -> str:
+    """The last line that a failed job wrote, or that the system ended it."""
+    log = out / "logs" / f"{name}.log"
+    if code is not None and code < 0:
+        return f"ended by signal {-code}; see {log}"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return f"{lines[-1][:300]} (see {log})" if lines else f"see {log}"
+
+
+def _progress(job: Job) -> float:
+    """Positions that a job has trained, off the last line of its metrics."""
+    if job.run is None:
+        return 0.0
+    try:
+        with open(job.run / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4000))
+            lines = [json.loads(line) for line in file.read().splitlines()[1:]]
+        return min(job.cost, max(line.get("positions", 0) for line in lines))
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _work(work: Callable[..., None], arguments: tuple, name: str, threads: int) -> None:
+    """Run a job on so many threads, with what it prints in a file of its own. Ends with the process that started it."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # which `train.threads` respects
+    torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    log = arguments[0] / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            work(*arguments)
+        except QuadriviumError as error:
+            print(error)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def _leave_with_parent() -> None:
+    """A cell that nobody waits for would hold its folder against the next sitting."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

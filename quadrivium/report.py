@@ -1,0 +1,280 @@
+"""results.json of `transfer` or `experiment` -> one self-contained page: the verdict first, then what it rests on.
+
+Needs matplotlib and jinja2 (`pip install 'quadrivium[report]'`). Pictures are inline SVG whose colours are variables of the page,
+so that one picture serves light, dark and paper. Nothing but the results file is read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from quadrivium.data.shards import read_json, write_atomic
+from quadrivium.errors import ConfigError, RunError
+
+# Drawn in these colours, shown in the page's: name of the variable -> stand-in.
+_INK = {"ink": "#010203", "soft": "#040506", "mark": "#070809"}
+
+
+def write_report(results: Path, out: Path | None = None) -> Path:
+    """Write the page (by default report.html beside the results) and return its path. ``results``: the file, or its folder."""
+    path = results / "results.json" if results.is_dir() else results
+    found = read_json(path, "results of an experiment")
+    if "arms" not in found:
+        raise RunError(f"{path}: holds no arms; give the results.json of quadrivium transfer or quadrivium experiment")
+    try:
+        page = render(found)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path}: results of another version, or damaged ({error!r}); run the same experiment command again"
+        ) from None
+    out = out or path.with_name("report.html")
+    write_atomic(out, page.encode())
+    return out
+
+
+def render(found: dict[str, Any]) -> str:
+    """The page as a string."""
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigError("a report needs matplotlib and jinja2: pip install 'quadrivium[report]'") from None
+    view = _transfer(found) if found.get("kind") == "transfer" else _experiment(found)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = _number
+    return environment.from_string(_PAGE).render(**view)
+
+
+def _number(value: float | None, shape: str = ".4f") -> str:
+    return "–" if value is None else format(value, shape).replace("-", "−")
+
+
+def _transfer(found: dict[str, Any]) -> dict[str, Any]:
+    arms, gains, ladder = found["arms"], found["gains"], found["ladder"]
+    rows = [
+        [
+            a,
+            r["says"],
+            len(r["seeds"]),
+            _interval(r["bits_per_byte"], r["half"]),
+            _number(r["epochs"], ".1f"),
+            _number(r["seconds"], ",.0f"),
+        ]
+        for a, r in arms.items()
+    ]
+    compared = [
+        [a, g["n"], _number(g["mean"], "+.4f"), f"{_number(g['low'], '+.4f')} to {_number(g['high'], '+.4f')}", _number(g["p"], ".3f"),
+         _number(g["holm"], ".3f"), _number(g["detectable"])]
+        for a, g in gains.items()
+    ]  # fmt: skip
+    unit = {"t": "bits_per_byte", "v": "bits_per_frame"}
+    routes = []
+    for name, row in found["routes"].items():
+        shape = ".3f" if name[-1] == "t" else ".1f"
+        keys = (unit[name[-1]], "order0", "without_source", "wrong_source")
+        routes.append([name, unit[name[-1]].replace("bits_per_", "bits/"), *(_number(row.get(k), shape) for k in keys)])
+    notes = [f"Primary endpoint, declared before the first run: {found['primary']}."]
+    often = [a for a, r in arms.items() if r["epochs"] > 4]
+    if often:
+        notes.append(f"Read their text more than four times: {', '.join(often)}.")
+    sections = [
+        _section("What four routes gain over each arm", ["arm", "seeds", "gain", "95 % interval", "p", "p (Holm)", "detectable"], compared,
+                 _forest([(a, g["mean"], g["low"], g["high"]) for a, g in gains.items()], "bits per byte saved by all routes", 0.0),
+                 "Held-out text, paired by seed. Right of the line: all four routes are better. Holm over all but the declared comparisons."),
+        _section("Arms", ["arm", "reads", "seeds", "bits per byte", "epochs of text", "seconds a cell"], rows),
+    ]  # fmt: skip
+    if ladder:
+        rate, bound = ladder["tokens_per_frame"], ladder["effective"]
+        said = " ".join(filter(None, [bound["tokens_bound"], _number(rate["tokens"], "+.2f")]))
+        ends = " to ".join(" ".join(filter(None, [bound[f"{k}_bound"], _number(rate[k], "+.2f")])) for k in ("low", "high"))
+        sections.insert(1, _section("What a frame is worth", [], [], _curve(ladder),
+            f"A frame is worth {said} ids of text (95 % interval {ends}): {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
+            f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
+    if routes:
+        head = ["route", "unit", "held-out", "order-0", "without source", "wrong source"]
+        sections.append(_section("Routes of the arm four, first seed", head, routes))
+    if documents := found["documents"]:
+        some = documents if len(documents) <= 10 else [*documents[:5], *documents[-5:]]
+        shown = [[d["document"], _number(d["gain"], "+.4f")] for d in some]
+        sections.append(_section("Documents that gain most and least", ["document", "bits per byte saved"], shown))
+    return {
+        "title": "What text gained from seeing", "verdict": found["verdict"]["sentence"], "notes": notes, "sections": sections,
+        "samples": found.get("samples", {}), "command": found.get("command"), "versions": found["versions"], "config": json.dumps(found["config"], indent=1),
+    }  # fmt: skip
+
+
+def _experiment(found: dict[str, Any]) -> dict[str, Any]:
+    from quadrivium.experiment import ARMS
+
+    arms, rows = found["arms"], []
+    groups, outs = ("read", "seen", "both", "neither"), ("direct", "imagine", "shown", "drawn")
+    columns = [(g, o) for g in groups for o in outs if any(o in r["facts"].get(g, {}) for r in arms.values())]
+    columns = [c for c in columns if c[1] == "direct" or c[0] == "seen"]
+    for arm, r in arms.items():
+        cells = [r["facts"].get(g, {}).get(o) for g, o in columns]
+        text = r.get("t2t")
+        rows.append([arm, len(r["seeds"]), *("–" if c is None else _interval(c["accuracy"], c["half"], ".3f") for c in cells),
+                     "–" if text is None else _interval(text["bits_per_byte"], text["half"])])  # fmt: skip
+    seen = [(a, r["facts"].get("seen", {}).get("direct")) for a, r in arms.items()]
+    points = [
+        (a, c["accuracy"], *((None, None) if c["half"] is None else (c["accuracy"] - c["half"], c["accuracy"] + c["half"])))
+        for a, c in seen
+        if c
+    ]
+    gain = arms.get("four", {}).get("facts", {}).get("seen", {}).get("direct", {})
+    if gain.get("gain") is None:
+        said = "Undecided: the arms four and captions have no common seed yet."
+    elif gain["gain_half"] is None:
+        said = f"Undecided, one seed has no interval: {found['primary']}: {_number(gain['gain'], '+.3f')}."
+    else:
+        low, high = gain["gain"] - gain["gain_half"], gain["gain"] + gain["gain_half"]
+        word = "Gain" if low > 0 else "Loss" if high < 0 else "No difference detected"
+        said = f"{word}: {found['primary']}: {_number(gain['gain'], '+.3f')} (95 % interval {_number(low, '+.3f')} to {_number(high, '+.3f')})."
+    head = ["arm", "seeds", *(g if o == "direct" else f"{g}, {o}" for g, o in columns), "text, bits per byte"]
+    cost = [[a, ARMS[a].says if a in ARMS else "", _number(r["seconds"], ",.0f")] for a, r in arms.items()]
+    sections = [
+        _section("Facts that were only ever seen, asked in text", [], [], _forest(points, "accuracy, direct", found["chance"]),
+                 f"The line is chance, {found['chance']:.3f}. Intervals: 95 %, over seeds."),
+        _section("Facts, by what was given of their kinds", head, rows),
+        _section("Arms and cost", ["arm", "reads", "seconds a cell"], cost),
+    ]  # fmt: skip
+    return {
+        "title": "Can text answer what was only ever seen?",
+        "verdict": said,
+        "notes": [],
+        "sections": sections,
+        "samples": {},
+        "command": None,
+        "versions": {},
+        "config": "",
+    }
+
+
+def _interval(mean: float, half: float | None, shape: str = ".4f") -> str:
+    return _number(mean, shape) + ("" if half is None else f" ± {_number(half, shape)}")
+
+
+def _section(title: str, head: list[str], rows: list[list], picture: str = "", note: str = "") -> dict[str, Any]:
+    return {"title": title, "head": head, "rows": rows, "picture": picture, "note": note}
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, height), layout="constrained")  # narrow: its letters are still read on a phone
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_INK["soft"])
+    axes.tick_params(colors=_INK["ink"], labelsize=9)
+    return figure, axes
+
+
+def _svg(figure: Any, says: str) -> str:
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": says}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    for name, colour in _INK.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg[svg.index("<svg") :])
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{says}"', 1)
+
+
+def _forest(points: list[tuple], label: str, line: float) -> str:
+    """Estimates with intervals, a row each; ``line`` is what they are compared with. One without an interval is hollow."""
+    if not points:
+        return ""
+    figure, axes = _figure(0.9 + 0.26 * len(points))
+    axes.axvline(line, color=_INK["soft"], linewidth=1)
+    for y, (_, mean, low, high) in enumerate(points):
+        if low is not None:
+            axes.plot([low, high], [y, y], color=_INK["mark"], linewidth=2, solid_capstyle="round")
+        axes.plot(
+            [mean], [y], "o", markersize=5, color=_INK["mark"], markerfacecolor=_INK["mark"] if low is not None else "none"
+        )
+    axes.set_yticks(range(len(points)), [p[0] for p in points])
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(label, color=_INK["ink"], fontsize=9)
+    return _svg(figure, label)
+
+
+def _curve(ladder: dict[str, Any]) -> str:
+    import numpy as np
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure, axes = _figure(2.6)
+    tokens, c = np.array(ladder["tokens"]), ladder["effective"]["curve"]
+    x = np.geomspace(tokens.min(), tokens.max(), 100)
+    axes.plot(x, c["floor"] + c["scale"] * (x / c["unit"]) ** -c["exponent"], color=_INK["soft"], linewidth=1.5)
+    axes.plot(tokens, ladder["costs"], "o", color=_INK["ink"], markersize=5)
+    axes.axhline(ladder["four"], color=_INK["mark"], linewidth=2)
+    axes.annotate("all routes", (tokens.max(), ladder["four"]), color=_INK["mark"], fontsize=9, ha="right", va="bottom")
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(tokens)
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{v / 1e6:.3g}M" if v >= 1e6 else f"{v / 1e3:.3g}k" if v >= 1e3 else f"{v:.0f}")
+    )
+    axes.set_xlabel("ids of unique text, text alone", color=_INK["ink"], fontsize=9)
+    axes.set_ylabel("bits per byte", color=_INK["ink"], fontsize=9)
+    return _svg(figure, "Cost of held-out text on a ladder of text")
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --ink: #1b1e23; --soft: #8a919c; --mark: #0b62c4; --page: #fff; --line: #dde1e7; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ec; --soft: #868e9a; --mark: #6db3ff; --page: #14161a; --line: #31353c; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 54rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1rem; font-weight: 400; color: var(--soft); margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; break-after: avoid; }
+.verdict { font-size: 1.35rem; line-height: 1.35; border-left: 4px solid var(--mark); padding-left: .8rem; margin: 0 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child, .words { text-align: left; }
+td.words { white-space: normal; min-width: 11rem; }
+svg { display: block; width: 100%; max-width: 36rem; height: auto; margin: .6rem 0; }
+img { max-width: 100%; height: auto; }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
+table, svg, img { break-inside: avoid; }
+p.note { font-size: .9rem; margin: .4rem 0; }
+pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } .wide { overflow: visible; } details { display: none; } }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p class="verdict">{{ verdict }}</p>
+{% for note in notes %}<p class="note">{{ note }}</p>
+{% endfor %}
+{% for s in sections %}
+<section><h2>{{ s.title }}</h2>
+{{ s.picture | safe }}
+{% if s.note %}<p class="note">{{ s.note }}</p>{% endif %}
+{% if s.rows %}<div class="wide"><table><thead><tr>{% for h in s.head %}<th{% if h == "reads" %} class="words"{% endif %}>{{ h }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in s.rows %}<tr>{% for cell in row %}<td{% if s.head[loop.index0] == "reads" %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% endif %}
+</section>
+{% endfor %}
+{% if samples %}<section><h2>Held-out items: given, wanted, generated</h2>
+{% for route, png in samples.items() %}<h3>{{ route }}</h3><img alt="{{ route }}: given, wanted, generated" src="data:image/png;base64,{{ png }}">
+{% endfor %}</section>{% endif %}
+{% if command %}<section><h2>How it was made</h2><pre>{{ command }}</pre>
+<p class="note">{% for name, v in versions.items() %}{{ name }} {{ v }}{{ "" if loop.last else ", " }}{% endfor %}</p></section>{% endif %}
+{% if config %}<details><summary>Every option</summary><pre>{{ config }}</pre></details>{% endif %}
+</body></html>
+"""

@@ -1,0 +1,248 @@
+"""Statistics of experiments over seeds: paired intervals, what could have been detected, exchange rates, the verdict.
+
+The seed is the unit of every claim about training: two arms are compared by their differences seed by seed, with a
+t-interval (five seeds resampled by percentiles cover too little). Errors over items of one run, clustered by group, are
+`evaluate.ratio`. Costs are in bits, so less is better, and a gain is the cost of the other arm minus that of this one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+LEVEL = 0.95  # of every interval
+POWER = 0.8  # at which an effect counts as detectable
+
+# The arms that the verdict compares "four" with, and what a tie with each would mean.
+COMPUTE, CAPTION, VISUAL, NONE = "compute or regularisation profit", "caption profit", "visual profit", "none detected"
+CONTROLS = {"text-equal": COMPUTE, "captions": CAPTION, "shuffled": COMPUTE, "noise": COMPUTE}
+
+
+def interval(values: Iterable[float], level: float = LEVEL) -> tuple[float, float]:
+    """Mean and half-width of its t-interval; the half-width of a single value is not known (nan)."""
+    x = np.array(list(values), float)
+    if len(x) < 2:
+        return float(x.mean()), math.nan
+    return float(x.mean()), _critical(len(x), level) * float(x.std(ddof=1)) / math.sqrt(len(x))
+
+
+@cache
+def _critical(n: int, level: float) -> float:
+    """Half-width of the interval of ``n`` values, in standard errors."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + level / 2, n - 1))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference paired by seed: its mean, the ends of its interval, its standard deviation over ``n`` seeds, and the
+    two-sided p-value of no difference. What one seed cannot tell is nan."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+    p: float
+    n: int
+
+    @property
+    def above(self) -> bool:
+        """Whether the whole interval lies above 0; false where there is none."""
+        return self.low > 0
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that so many seeds, scattering so much, find with `POWER`."""
+        return detectable(self.sd, self.n)
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = LEVEL) -> Contrast:
+    """a - b over the seeds that both have. Raises ValueError where they share none."""
+    from scipy.special import stdtr  # the t-distribution
+
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        raise ValueError("two arms without a common seed cannot be compared")
+    x = np.array([a[s] - b[s] for s in seeds], float)
+    mean, half = interval(x, level)
+    if len(x) < 2:
+        return Contrast(mean, math.nan, math.nan, math.nan, math.nan, 1)
+    sd = float(x.std(ddof=1))
+    p = 2 * float(stdtr(len(x) - 1, -abs(mean) / (sd / math.sqrt(len(x))))) if sd else float(mean == 0)
+    return Contrast(mean, mean - half, mean + half, sd, p, len(x))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted so that the chance of one false alarm among all is what it says (Holm 1979); nan stays nan."""
+    known = sorted((value, name) for name, value in p.items() if not math.isnan(value))
+    adjusted, worst = dict(p), 0.0
+    for rank, (value, name) in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * value))
+        adjusted[name] = worst
+    return adjusted
+
+
+def power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
+    """How often an interval of ``n`` paired seeds whose differences scatter by ``sd`` lies on the side of a true ``effect``."""
+    from scipy.stats import nct
+
+    if n < 2 or not sd > 0:
+        return math.nan
+    return float(nct.sf(_critical(n, level), n - 1, abs(effect) / sd * math.sqrt(n)))
+
+
+def detectable(sd: float, n: int, level: float = LEVEL) -> float:
+    """The effect for which `power` is `POWER`, in the unit of ``sd``; nan for a single seed."""
+    return sd * _standard(n, level) if n > 1 else math.nan
+
+
+@cache
+def _standard(n: int, level: float) -> float:
+    from scipy.optimize import brentq
+
+    return float(brentq(lambda effect: power(effect, 1.0, n, level) - POWER, 1e-6, 1e3))
+
+
+# ---- what a frame is worth in text --------------------------------------------------------------------------------
+
+_EXPONENTS = np.geomspace(0.02, 4.0, 400)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """L(D) = floor + scale (D / unit)^-exponent, fitted to costs on a ladder of unique text (Hernandez et al. 2021)."""
+
+    floor: float
+    scale: float
+    exponent: float
+    unit: float
+
+    def __call__(self, tokens: np.ndarray) -> np.ndarray:
+        """Cost at amounts of text."""
+        return self.floor + self.scale * (np.asarray(tokens, float) / self.unit) ** -self.exponent
+
+
+def fit_ladder(tokens: np.ndarray, costs: np.ndarray) -> Curve:
+    """Least squares with floor and scale not negative. ``tokens`` (R,) of at least 3 different rungs, ``costs`` (R,)."""
+    tokens, costs = np.asarray(tokens, float), np.asarray(costs, float)
+    if len(np.unique(tokens)) < 3:
+        raise ValueError("a curve of three unknowns needs at least three rungs")
+    floor, scale, exponent = (float(x[0]) for x in _fit(tokens, costs[None]))
+    return Curve(floor, scale, exponent, _unit(tokens))
+
+
+def _unit(tokens: np.ndarray) -> float:
+    return float(np.exp(np.log(tokens).mean()))
+
+
+def _fit(tokens: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Floor, scale and exponent (M,) of M ladders (M, R) at once: for every exponent of a grid the rest is linear."""
+    u = (tokens / _unit(tokens)) ** -_EXPONENTS[:, None]  # (G, R)
+    n, su, suu = u.shape[1], u.sum(1), (u**2).sum(1)
+    sl, sll, sul = costs.sum(1)[:, None], (costs**2).sum(1)[:, None], costs @ u.T  # (M, 1), (M, 1), (M, G)
+    scale = (n * sul - su * sl) / (n * suu - su**2)
+    floor = (sl - scale * su) / n
+    flat, bare = scale < 0, floor < 0
+    scale = np.where(flat, 0.0, np.where(bare, sul / suu, scale))
+    floor = np.where(flat, sl / n, np.where(bare, 0.0, floor))
+    error = sll - 2 * (floor * sl + scale * sul) + n * floor**2 + 2 * floor * scale * su + scale**2 * suu
+    best = error.argmin(1)
+    rows = np.arange(len(costs))
+    return floor[rows, best], scale[rows, best], _EXPONENTS[best]
+
+
+def _invert(tokens: np.ndarray, costs: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The amount of text (M,) at which each ladder (M, R) reaches its target (M,), cut off at the ends of the ladder."""
+    floor, scale, exponent = _fit(tokens, costs)
+    rest = (target - floor) / np.maximum(scale, 1e-300)
+    with np.errstate(over="ignore", divide="ignore"):
+        reached = _unit(tokens) * np.where(rest > 0, rest, np.nan) ** (-1 / exponent)
+    # Below the floor no amount of text is enough: the upper end, beyond which nothing was measured.
+    return np.clip(np.where(rest > 0, reached, np.inf), tokens.min(), tokens.max())
+
+
+def effective_text(
+    tokens: np.ndarray, costs: np.ndarray, target: np.ndarray, level: float = LEVEL, draws: int = 2000
+) -> dict[str, Any]:
+    """How much text alone would reach the costs ``target`` (S,) of S seeds, off their ladders: ``costs`` (S, R) at ``tokens`` (R,).
+
+    The interval is a parametric bootstrap over seeds: means of the seeds' (ladder, target) vectors are drawn from their
+    multivariate t-distribution, which gives the exact t-interval wherever the answer is linear in them, and the curve is
+    fitted again each time. Nothing is extrapolated: a number at an end of the ladder is only a bound, and says so.
+
+    Returns ``tokens``, ``low``, ``high`` (nan for one seed), each with ``*_bound`` "", "at least" or "at most"; ``curve``; ``n``.
+    """
+    tokens, costs, target = np.asarray(tokens, float), np.atleast_2d(np.asarray(costs, float)), np.asarray(target, float)
+    curve = fit_ladder(tokens, costs.mean(0))
+    found: dict[str, Any] = {"n": len(target), "curve": asdict(curve)}
+    values = {"tokens": float(_invert(tokens, costs.mean(0)[None], target.mean(keepdims=True))[0])}
+    if len(target) > 1:
+        x = np.concatenate([costs, target[:, None]], axis=1)  # (S, R + 1)
+        n, rng = len(x), np.random.default_rng(0)
+        spread = rng.standard_normal((draws, n)) @ (x - x.mean(0)) / math.sqrt(n * (n - 1))
+        drawn = x.mean(0) + spread / np.sqrt(rng.chisquare(n - 1, (draws, 1)) / (n - 1))
+        ends = np.quantile(_invert(tokens, drawn[:, :-1], drawn[:, -1]), [(1 - level) / 2, (1 + level) / 2])
+        values |= {"low": float(ends[0]), "high": float(ends[1])}
+    else:
+        values |= {"low": math.nan, "high": math.nan}
+    for name, value in values.items():
+        bound = "at least" if value >= tokens.max() else "at most" if value <= tokens.min() else ""
+        found |= {name: value, f"{name}_bound": bound}
+    return found
+
+
+# ---- the verdict --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``words``: one of `VISUAL`, `CAPTION`, `COMPUTE`, `NONE`, or "undecided" with the reason in ``why``."""
+
+    words: str
+    why: str
+    gains: dict[str, Contrast]  # other arm -> its cost minus that of "four"
+    detectable: float  # smallest gain that every comparison would have found with `POWER`
+
+
+def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = tuple(CONTROLS)) -> Verdict:
+    """What text gained from seeing. ``costs``: arm -> seed -> bits per byte of held-out text; ``controls``: those that the data allows.
+
+    X *beats* Y: the 95 % interval of cost(Y) - cost(X), paired by seed, lies above 0.
+    X ~ four: X beats "text" as "four" does, and "four" does not beat X.
+
+    1. "four" does not beat "text": none detected.
+    2. "four" beats every control: visual profit. All must hold at once, so no correction for their number is due.
+    3. text-equal ~ four: compute or regularisation profit (before captions, since "captions" has that compute too).
+    4. captions ~ four: caption profit (before shuffled and noise, since these read the captions too).
+    5. shuffled ~ four or noise ~ four: compute or regularisation profit.
+    6. Otherwise something was gained and none of the reasons could be told apart: none detected.
+    """
+    controls = list(controls)
+    missing = [arm for arm in ("text", "four", *controls) if not costs.get(arm)]
+    gains = {
+        arm: paired(costs[arm], costs["four"])
+        for arm in ("text", *controls)
+        if costs.get(arm) and costs.get("four") and costs[arm].keys() & costs["four"].keys()
+    }
+    known = [g.detectable for g in gains.values()]
+    least = max(known) if known and not any(map(math.isnan, known)) else math.nan
+    if missing:
+        return Verdict("undecided", f"not measured yet: {', '.join(missing)}", gains, least)
+    if len(gains) <= len(controls) or any(g.n < 2 for g in gains.values()):
+        return Verdict("undecided", "an interval takes at least two seeds of each arm", gains, least)
+    if not gains["text"].above:
+        worse = gains["text"].high < 0
+        return Verdict(NONE, "text is worse with pictures than alone" if worse else "", gains, least)
+    if all(g.above for g in gains.values()):
+        return Verdict(VISUAL, "", gains, least)
+    for arm in sorted(controls, key=("text-equal", "captions", "shuffled", "noise").index):
+        if not gains[arm].above and paired(costs["text"], costs[arm]).above:
+            return Verdict(CONTROLS[arm], f"{arm} does as well", gains, least)
+    close = ", ".join(arm for arm in controls if not gains[arm].above)
+    return Verdict(NONE, f"text alone is beaten, but {close} can be told apart from neither", gains, least)

@@ -1,0 +1,380 @@
+"""The transfer experiment on anybody's data: what does held-out text gain from training on pictures and clips?
+
+    OUT/data                  shards, where raw folders were given
+    OUT/transfer.json         what is measured, written before the first run
+    OUT/seed-S/ARM            a run
+    OUT/cells/ARM-seed-S.json what a finished cell measured; the grid goes on from these files
+    OUT/results.json          arms, comparisons, ladder, exchange rate, verdict: all that a report needs
+
+Arms differ in what they read, and in nothing else: same first weights, tokenizers, steps and order of text. A seed draws the
+first weights, the order, and which share of the documents is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import quadrivium
+from quadrivium import evaluate, grid
+from quadrivium.checkpoint import Run
+from quadrivium.config import to_dict
+from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, streams_of
+from quadrivium.data.shards import MANIFEST, Dataset, write_json
+from quadrivium.errors import ConfigError, DataError, RunError
+from quadrivium.grid import Job, run_jobs
+from quadrivium.model import Model, ModelConfig, cells
+from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.samples import write_samples
+from quadrivium.sequence import ROUTES
+from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, verdict
+from quadrivium.text import TextTokenizer
+from quadrivium.train import RouteTask, TrainConfig, autocast, cores, train_routes
+from quadrivium.visual import VisualTokenizer
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one training condition reads."""
+
+    says: str  # for people
+    routes: tuple[str, ...] = ROUTES
+    full: bool = False  # text gets the whole compute of all routes: more epochs
+    captions: bool = False  # captions are read as text, without pictures
+    scramble: Literal["none", "shuffled", "noise"] = "none"
+    text: float = 1.0  # unique text, in units of that of the other arms
+
+
+def _without(*gone: str) -> tuple[str, ...]:
+    return tuple(r for r in ROUTES if r not in gone)
+
+
+ARMS: dict[str, Arm] = {
+    "text": Arm("A0: text alone", ("t2t",)),
+    "text-equal": Arm("A1: text alone, at the compute of all routes", ("t2t",), full=True),
+    "four": Arm("A2: all routes"),
+    "captions": Arm("A3: text and captions, no pixels, at the compute of all routes", ("t2t",), captions=True),
+    "shuffled": Arm("A4: all routes, frames shuffled across captions", scramble="shuffled"),
+    "noise": Arm("A5: all routes, codes of frames drawn at random by place", scramble="noise"),
+    "unpaired": Arm("text, and frames without captions", ("t2t", "v2v")),
+    "no-t2v": Arm("without text to frames", _without("t2v", "tv2v")),
+    "no-v2t": Arm("without frames to text", _without("v2t")),
+    "no-v2v": Arm("without frames to frames", _without("v2v", "tv2v")),
+    **{f"text-x{x:g}": Arm(f"A6: text alone, {x:g} times as much of it", ("t2t",), text=x)
+       for x in (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0)},
+}  # fmt: skip
+MAIN = ("text", *CONTROLS, "four")
+_START = 5.0  # seconds before a cell trains: imports, shards, first step
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Size of one cell. The primary endpoint is declared here, before any run."""
+
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)  # of raw folders
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=4))
+    mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=2048))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000))
+    text: float = 0.25  # share of the documents that arms read, D; the ladder then reaches from D/4 to all of them
+    limit: int = 400  # held-out windows of text of each source
+    primary: str = "held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.text <= 1 or self.limit < 1 or not self.train.steps:
+            raise ConfigError("text lies above 0 and is at most 1, limit is positive, and --train.steps is a number")
+
+
+def possible(data: Dataset, config: TransferConfig) -> dict[str, Arm]:
+    """The arms that the data can feed. Raises DataError where text or frames are missing altogether."""
+    fed = {s.route for s in streams_of(data, config.mixture, held=False)}
+    if "t2t" not in fed or not fed - {"t2t"}:
+        raise DataError(
+            f"{data.folder} needs documents of text and, beside them, pictures or clips; it feeds {', '.join(sorted(fed))}"
+        )
+    if "t2t" not in {s.route for s in streams_of(data, config.mixture, held=True)}:
+        raise DataError(f"{data.folder} holds no text out; prepare more documents or a larger share with --prepare.held")
+    ladder = [x for x in (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0) if x * config.text <= 1]
+    ladder = [x for x in ladder if x >= 0.25] if 4.0 in ladder else ladder  # five rungs with "text" itself
+    found = {}
+    for name, arm in ARMS.items():
+        captioned = arm.captions or arm.scramble == "shuffled" or name in ("no-t2v", "no-v2t")
+        if (captioned and "v2t" not in fed) or (name in ("unpaired", "no-v2v") and "v2v" not in fed):
+            continue
+        if arm.text == 1.0 or arm.text in ladder:
+            found[name] = arm
+    return found
+
+
+def run_transfer(
+    paths: list[Path],
+    out: Path,
+    config: TransferConfig | None = None,
+    seeds: Iterable[int] = range(5),
+    arms: Iterable[str] = (),
+    budget: float | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run the cells that OUT/cells does not hold yet; returns `summary`. ``arms``: all that the data can feed, if empty: the main
+    ones on every seed, the rest on the first three. ``budget``: hours, which choose the steps of a new grid."""
+    config, out, seeds = config or TransferConfig(), out.resolve(), list(seeds)
+    if (paths[0] / MANIFEST).is_file():
+        if len(paths) > 1:
+            raise ConfigError(f"{paths[0]} is prepared already; give it alone, or the raw folders")
+        folder = paths[0].resolve()
+    else:
+        folder = out / "data"
+        prepare(paths, folder, config.prepare, progress)
+    data = Dataset(folder)
+    able = possible(data, config)
+    for arm in arms:
+        if arm not in able:
+            raise ConfigError(f"arm {arm!r} is unknown or not for this data; arms are {', '.join(able)}")
+    grid_of = [(a, s) for a in (list(arms) or able) for i, s in enumerate(seeds) if list(arms) or a in MAIN or i < 3]
+    workers = workers or min(cores(), len(grid_of))
+    plan = out / "transfer.json"
+    if budget is not None:
+        if plan.is_file():
+            print("the grid has its size already; --budget changes nothing", file=sys.stderr)
+            config = replace(config, train=replace(config.train, steps=json.loads(plan.read_text())["train"]["steps"]))
+        else:
+            speed = measure_speed(folder, config, max(1, cores() // workers))
+            weight = sum(_share(able[a]) for a, _ in grid_of) * config.mixture.positions
+            # A tenth is for measuring, and every process takes its seconds to start.
+            seconds = 0.9 * budget * 3600 * workers - _START * len(grid_of)
+            steps = int(seconds * speed / weight)
+            if steps < 10:
+                raise ConfigError(
+                    f"--budget {budget:g} hours give {steps} steps a cell; allow more, or fewer --arms or --seeds"
+                )
+            config = replace(config, train=replace(config.train, steps=steps))
+            print(
+                f"{speed:.0f} positions a second and process, {workers} at a time: {len(grid_of)} cells of {steps} steps",
+                file=sys.stderr,
+            )
+    declared = json.loads(json.dumps(to_dict(config), default=str))
+    grid.declare(plan, {**declared, "data": str(folder), "controls": [c for c in CONTROLS if c in able]})
+    if budget is not None:
+        print(_power(out, len(seeds)), file=sys.stderr)
+    jobs = {}
+    for arm, seed in grid_of:
+        name = f"{arm}-seed-{seed}"
+        if not (out / "cells" / f"{name}.json").is_file():
+            cost = _share(able[arm]) * config.mixture.positions * (config.train.steps or 0)
+            jobs[name] = Job(name, _cell, (out, folder, config, arm, seed), (), cost, out / f"seed-{seed}" / arm)
+    if jobs:
+        run_jobs(jobs, workers, progress)
+    found = summary(out, data, config) | {"command": command}
+    write_json(out / "results.json", found)
+    return found
+
+
+def _share(arm: Arm) -> float:
+    """Compute of an arm's step, of that of all routes."""
+    return 1.0 if len(arm.routes) > 2 or arm.full or arm.captions else 0.2 * len(arm.routes)
+
+
+def measure_speed(folder: Path, config: TransferConfig, threads: int, seconds: float = 8.0) -> float:
+    """Positions a second of one process that trains all routes."""
+    torch.set_num_threads(threads)
+    data, text = Dataset(folder), TextTokenizer.load(folder / "tokenizers" / "text")
+    visual = VisualTokenizer.load(folder / "tokenizers" / "visual")
+    shape = cells(replace(config.model, vocab=text.size), visual.rows, visual.columns, visual.n_codes).resolve()
+    task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes)
+    done, step, began = 0, 0, time.monotonic()
+    while step < 3 or time.monotonic() - began < seconds:
+        batch = task.batch(step)
+        with autocast(config.train.precision, torch.device("cpu")):
+            loss, _ = task.loss(batch)
+        loss.backward()
+        task.model.zero_grad()
+        if step == 0:  # the first step warms up
+            began = time.monotonic()
+        else:
+            done += task.positions(batch)[0]
+        step += 1
+    return done / (time.monotonic() - began)
+
+
+def _power(out: Path, n: int) -> str:
+    """What so many seeds can detect, in the scatter between seeds seen so far."""
+    found = grid.read_cells(out / "cells", MAIN)
+    bits = {a: {s: c["bits_per_byte"] for s, c in by.items()} for a, by in found.items()}
+    known = [
+        paired(bits[a], bits["four"]).sd for a in bits if a != "four" and len(bits[a].keys() & bits.get("four", {}).keys()) > 1
+    ]
+    sd, unit = (
+        (max(known), "bits per byte") if known else (1.0, "standard deviations of a paired difference (no two seeds yet)")
+    )
+    sizes = ", ".join(f"{k} seeds {detectable(sd, k):.3g}" for k in sorted({3, 5, max(n, 2)}))
+    return f"minimal detectable effect of each comparison at 80 % power, in {unit}: {sizes}"
+
+
+def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int) -> None:
+    """Train one arm on one seed, measure held-out text and the arm's routes, write the cell."""
+    arm, run, began = ARMS[name], out / f"seed-{seed}" / name, time.monotonic()
+    mixture = replace(
+        config.mixture, routes=arm.routes, captions=arm.captions, scramble=arm.scramble, text=config.text * arm.text
+    )
+    if arm.full:
+        mixture = replace(mixture, weights=tuple((r, float(r == "t2t")) for r in ROUTES))
+    schedule = replace(config.train, seed=seed)
+    state = train_routes(folder, run, config.model, mixture, schedule, resume=(run / "config.json").exists(), progress=False)
+    if not state["finished"]:
+        raise RunError(f"{run} was stopped; the same command goes on")
+    loaded, data = Run(run), Dataset(folder)
+    plain = Mixture(data, replace(config.mixture, routes=("t2t",)), loaded.text.end, seed, loaded.patch)
+    read = Mixture(data, mixture, loaded.text.end, seed, loaded.patch)
+    bits: list[np.ndarray] = []
+    size: list[np.ndarray] = []
+    groups: list[np.ndarray] = []
+    documents: dict[str, list[float]] = {}
+    for held in plain.held.values():
+        chosen = plain.held_units(held, config.limit)
+        sequences = [plain.sequence(held, u) for u in chosen]
+        bits.append(evaluate.bits(loaded.model, sequences))
+        size.append(np.array([evaluate.units(s, loaded.text.id_bytes) for s in sequences]))
+        groups.append(held.source.group[held.unit[chosen, 0]])
+        for unit, b, n in zip(chosen, bits[-1], size[-1], strict=True):
+            row = documents.setdefault(held.source.key(int(held.unit[unit, 0])), [0.0, 0])
+            row[0], row[1] = row[0] + float(b), row[1] + int(n)
+    mean, error = evaluate.ratio(np.concatenate(bits), np.concatenate(size), np.concatenate(groups))
+    routes = evaluate.routes(
+        loaded.model, _as_they_are(data, config, arm, loaded, seed), loaded.text.id_bytes, 100, progress=False
+    )
+    if name == "four" and not (out / "samples").exists():  # of one seed
+        write_samples(loaded, _as_they_are(data, config, arm, loaded, seed), out / "samples", 4, progress=False)
+    texts = [s for s in read.streams if s.route == "t2t"]
+    write_json(out / "cells" / f"{name}-seed-{seed}.json", {
+        "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
+        "epochs": max(state["step"] * read.shares[s.name] / s.length for s in texts),
+        "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
+        "threads": torch.get_num_threads(),
+    })  # fmt: skip
+
+
+def _as_they_are(data: Dataset, config: TransferConfig, arm: Arm, run: Run, seed: int) -> Mixture:
+    """The arm's routes over frames as they are."""
+    return Mixture(data, replace(config.mixture, routes=arm.routes), run.text.end, seed, run.patch)
+
+
+def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
+    """Everything a report needs of the cells in OUT/cells."""
+    found = grid.read_cells(out / "cells", ARMS)
+    if not found:
+        raise DataError(f"{out / 'cells'}: no finished cell here")
+    costs = {arm: {s: c["bits_per_byte"] for s, c in by.items()} for arm, by in found.items()}
+    arms: dict[str, Any] = {}
+    for arm, by in found.items():
+        mean, half = interval(costs[arm].values())
+        arms[arm] = {"says": ARMS[arm].says, "bits_per_byte": mean, "half": half, "seeds": costs[arm]}
+        for key in ("epochs", "positions", "seconds"):
+            arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
+    gains = {
+        a: paired(costs[a], costs["four"]) for a in costs if a != "four" and costs[a].keys() & costs.get("four", {}).keys()
+    }
+    rest = holm({a: g.p for a, g in gains.items() if a not in MAIN})
+    able = possible(data, config)
+    judged = verdict(costs, [c for c in CONTROLS if c in able])
+    rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
+    result = {
+        "kind": "transfer", "primary": config.primary, "arms": arms, "gains": rows,
+        "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
+        "ladder": _ladder(costs, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
+        "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
+        "documents": _documents(found), "config": json.loads(json.dumps(to_dict(config), default=str)),
+        "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }  # fmt: skip
+    return result
+
+
+def sentence(judged: Any) -> str:
+    """The verdict in one sentence, in its fixed words."""
+    words = judged.words
+    if words == NONE and not math.isnan(judged.detectable):
+        words += f", minimal detectable effect {judged.detectable:.4f} bits per byte"
+    said = words[0].upper() + words[1:] + (f" ({judged.why})" if judged.why else "") + "."
+    if "text" in judged.gains:
+        g = judged.gains["text"]
+        ends = "one seed, no interval" if math.isnan(g.low) else f"95 % interval {g.low:+.4f} to {g.high:+.4f}, {g.n} seeds"
+        said += f" All routes save {g.mean:+.4f} bits per byte of held-out text over text alone ({ends})."
+    return said
+
+
+def _ladder(costs: dict[str, dict[int, float]], data: Dataset, config: TransferConfig) -> dict[str, Any] | None:
+    """The text ladder, and how many ids of text a frame is worth, captions counted as text. None with fewer than three rungs."""
+    rungs = {ARMS[a].text: a for a in costs if a == "text" or a.startswith("text-x")}
+    if len(rungs) < 3 or "four" not in costs:
+        return None
+    seeds = sorted(set.intersection(*(set(costs[a]) for a in [*rungs.values(), "four"])))
+    if not seeds:
+        return None
+
+    def ids(share: float) -> int:  # of seed 0; another seed's documents add up to nearly the same
+        return sum(int(s.text_ids[s.text_first[read_documents(s, share, 0)]].sum()) for s in data.sources)
+
+    order = sorted(rungs)
+    tokens = np.array([ids(min(1.0, config.text * x)) for x in order], float)
+    if len(np.unique(tokens)) < 3:
+        return None
+    table = np.array([[costs[rungs[x]][s] for x in order] for s in seeds])
+    found = effective_text(tokens, table, np.array([costs["four"][s] for s in seeds]))
+    captions = frames = 0
+    for s in data.sources:
+        mine = np.flatnonzero((s.frames > 0) & ~s.held)
+        frames += int(s.frames[mine].sum())
+        captions += sum(int(s.text_ids[s.text_first[i] : s.text_first[i] + s.texts[i]].sum()) for i in mine)
+    own = ids(config.text) + captions
+    rate = {k: (found[k] - own) / frames for k in ("tokens", "low", "high")}
+    return {"tokens": tokens.tolist(), "costs": table.mean(0).tolist(), "four": float(np.mean([costs["four"][s] for s in seeds])),
+            "read": own, "captions": captions, "frames": frames, "effective": found, "tokens_per_frame": rate}  # fmt: skip
+
+
+def _documents(found: dict[str, dict[int, dict]]) -> list[dict[str, Any]]:
+    """Held-out documents by what "four" saves on them over "text", in bits per byte, mean over common seeds."""
+    both = found.get("four", {}).keys() & found.get("text", {}).keys()
+    gains: dict[str, list[float]] = {}
+    for s in both:
+        four, text = found["four"][s]["documents"], found["text"][s]["documents"]
+        for key in four:
+            gains.setdefault(key, []).append((text[key][0] - four[key][0]) / max(four[key][1], 1))
+    return sorted(({"document": k, "gain": float(np.mean(v))} for k, v in gains.items()), key=lambda r: -r["gain"])
+
+
+def table(found: dict[str, Any]) -> str:
+    """Lines for people: the verdict, then an arm a line."""
+    lines = [
+        found["verdict"]["sentence"],
+        "",
+        f"{'arm':<14}{'seeds':>6}{'bits/byte':>20}{'four is better by':>30}{'epochs':>8}",
+    ]
+    for arm, row in found["arms"].items():
+        half = "" if row["half"] is None or math.isnan(row["half"]) else f" ± {row['half']:.4f}"
+        cost, g = f"{row['bits_per_byte']:.4f}{half}", found["gains"].get(arm)
+        gain = (
+            "-"
+            if g is None
+            else f"{g['mean']:+.4f}" + ("" if math.isnan(g["low"]) else f" ({g['low']:+.4f} to {g['high']:+.4f})")
+        )
+        lines.append(f"{arm:<14}{len(row['seeds']):>6}{cost:>20}{gain:>30}{row['epochs']:>8.1f}")
+    if found["ladder"]:
+        rate, bound = found["ladder"]["tokens_per_frame"], found["ladder"]["effective"]["tokens_bound"]
+        lines.append(
+            f"a frame is worth {bound + ' ' if bound else ''}{rate['tokens']:+.2f} ids of text ({rate['low']:+.2f} to {rate['high']:+.2f})"
+        )
+    often = [a for a, r in found["arms"].items() if r["epochs"] > 4]
+    if often:
+        lines.append(f"read their text more than 4 times: {', '.join(often)}")
+    return "\n".join([*lines, "", *(f"{a}: {r['says']}" for a, r in found["arms"].items())])
