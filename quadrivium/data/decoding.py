@@ -10,6 +10,7 @@ processor time. That is a time which a busy machine does not change: whether an 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -102,10 +103,8 @@ class Decoder:
             return 0
         assert process.stdin is not None and process.stdout is not None
         process.stdout.close()
-        try:
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             return process.wait(0.5)  # one that died has its own status; one that waits leaves at the end of its input
         except subprocess.TimeoutExpired:
