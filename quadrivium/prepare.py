@@ -30,8 +30,8 @@ from quadrivium.data import shards
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, one_line, scan
-from quadrivium.errors import ConfigError, DataError, ItemError, RunError
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, scan
+from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, fit, threads
@@ -363,7 +363,7 @@ class _Preparation:
         self._skipped()
 
 
-def _blank(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _blank(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """A memory-mapped file of zeros whose space is taken at once: on a full disk, writing into a hole ends the process."""
     try:
         made = np.lib.format.open_memmap(path, "w+", np.uint8, shape)

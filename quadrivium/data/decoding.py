@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from quadrivium.data.sources import Item, Limits, ReadOptions, one_line, read_clips
-from quadrivium.errors import ItemError, RunError
+from quadrivium.data.sources import Item, Limits, ReadOptions, read_clips
+from quadrivium.errors import ItemError, RunError, one_line
 
 _SERVE = "import sys; sys.path.append(sys.argv[1]); from quadrivium.data.decoding import serve; serve(*sys.argv[2:])"
 _WAIT = 20  # a decoder that only waits, on a dead network drive for one, is given so many times its limit
