@@ -55,7 +55,7 @@ from tests.conftest import SAVING, ball, write_folder
 SHAPE = ModelConfig(layers=2, width=32, heads=2, patch=2)
 MIX = MixtureConfig(positions=300, context=32)
 TRAIN = TrainConfig(steps=12, save_every=1, log_every=1, keep=2)
-TINY = replace(SAVING, visual_train=replace(SAVING.visual_train, steps=12))
+TINY = replace(SAVING, sample_frames=200, visual_train=replace(SAVING.visual_train, steps=12))
 
 
 def say(**found: Any) -> None:
@@ -579,9 +579,18 @@ def broken(root: Path) -> None:
         listed = {
             Path(json.loads(line)["item"].replace(":", "#")).name for line in (out / "skipped.jsonl").read_text().splitlines()
         }
-        assert listed == bad, (listed, bad)
-        assert (used == 200 - n_bad) if share < 0.05 else ("12 of 200 items" in said), (used, said)
-        say(claim=f"{share:.0%} broken", items=200, broken=n_bad, listed=len(listed), exactly=True, used=used, said=said[-90:])
+        enough = listed == bad if share < 0.05 else listed <= bad and len(listed) > 10  # it stops at the eleventh, not the last
+        assert enough, (listed, bad)
+        assert (used == 200 - n_bad) if share < 0.05 else ("of 200 items cannot be used" in said), (used, said)
+        say(
+            claim=f"{share:.0%} broken",
+            items=200,
+            broken=n_bad,
+            listed=len(listed),
+            all_of_them_broken=True,
+            used=used,
+            said=said[-90:],
+        )
 
 
 def len_of(data: Dataset) -> int:
@@ -695,16 +704,16 @@ def system(root: Path, sizes: int) -> None:
     out, killed = root / "worker", 0
     child = fork(lambda: prepare([folder], out, TINY, progress=False) and None)
     while os.waitpid(child, os.WNOHANG)[0] == 0:
-        for line in Path(f"/proc/{child}/task/{child}/children").read_text().split() + threads_children(child):
+        for line in decoders_of(child):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(line), signal.SIGKILL)
                 killed += 1
-        time.sleep(0.7)
+        time.sleep(2)
     assert result(out) == result(root / "plain-prepare") and not (out / "skipped.jsonl").read_text()
     say(claim="prepare whose decoders are killed again and again", decoders_killed=killed, bit_equal=True)
 
 
-def threads_children(parent: int) -> list[str]:
+def decoders_of(parent: int) -> list[str]:
     with contextlib.suppress(OSError):
         return [
             c for t in os.listdir(f"/proc/{parent}/task") for c in Path(f"/proc/{parent}/task/{t}/children").read_text().split()

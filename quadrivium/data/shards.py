@@ -194,6 +194,8 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
                 continue
             begin, end = entry["data_offsets"]
             kind, shape = np.dtype(_NUMPY[entry["dtype"]]), tuple(entry["shape"])
+            if not all(isinstance(n, int) and n >= 0 for n in shape):
+                raise ValueError(f"shape of array {name}")
             if not 0 <= begin <= end <= len(data) or end - begin != kind.itemsize * int(np.prod(shape, dtype=object)):
                 raise ValueError(f"array {name}")
             arrays[name] = (
