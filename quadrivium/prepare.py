@@ -11,10 +11,10 @@ Whatever stops it, the same command goes on: finished tokenizers and shards stan
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,10 +27,11 @@ from tqdm import tqdm
 from quadrivium import checkpoint
 from quadrivium.config import to_dict
 from quadrivium.data import shards
+from quadrivium.data.decoding import Decoders
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, ReadOptions, Source, fingerprint, read_clips, scan
-from quadrivium.errors import ConfigError, DataError, ItemError, RunError
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, scan
+from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, fit, threads
@@ -42,6 +43,7 @@ class PrepareConfig:
     """How sources become shards."""
 
     read: ReadOptions = field(default_factory=ReadOptions)
+    limits: Limits = field(default_factory=Limits)
     vocab: int = 8192  # ids of the text tokenizer
     text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
@@ -76,7 +78,7 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
         raise RunError(f"{out} is a file; --out is a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
         raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
-    sources = [source for path in paths for source in scan(path, config.read)]
+    sources = [source for path in paths for source in scan(path, config.read, config.limits)]
     names = [s.name for s in sources]
     for name in names:
         if names.count(name) > 1:
@@ -84,13 +86,13 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
     if not any(s.items for s in sources):
         raise DataError(f"no usable items in {', '.join(map(str, paths))}; give folders that hold text, pictures or videos")
     threads()
-    with checkpoint.locked(out):
-        return _Preparation(sources, out, config, progress).go()
+    with checkpoint.locked(out), Decoders(config.read, config.limits) as decoders:
+        return _Preparation(sources, out, config, progress, decoders).go()
 
 
 class _Preparation:
-    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool) -> None:
-        self.sources, self.out, self.config, self.progress = sources, out, config, progress
+    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool, decoders: Decoders) -> None:
+        self.sources, self.out, self.config, self.progress, self.decoders = sources, out, config, progress, decoders
         self.total = sum(len(s.items) + len(s.problems) for s in sources)
         options = to_dict(config)
         # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
@@ -105,7 +107,7 @@ class _Preparation:
         }
         path = out / MANIFEST
         if path.exists():
-            before = read_json(path, "a prepared data folder")
+            before = read_json(path, "a prepared data folder", most=1 << 30)
             if before.get("version") != shards.VERSION or before.get("options") != self.options:
                 old = before.get("options") or {}
                 differ = [k for k in self.options if old.get(k) != self.options[k]]
@@ -208,9 +210,9 @@ class _Preparation:
                 each = max(1, min(8, -(-quota // len(media))))
                 chosen += [(index, media[j], each) for j in order[:quota]]
             wanted = config.sample_frames
-            frames = np.lib.format.open_memmap(work / "frames.npy", "w+", np.uint8, (wanted, size, size, 3))
+            frames = _blank(work / "frames.npy", (wanted, size, size, 3))
             filled, of, held = 0, [], []
-            reader = _read_all([i for _, i, _ in chosen], config.read)
+            reader = self.decoders.read_all([i for _, i, _ in chosen])
             for (index, item, each), clips in zip(
                 chosen,
                 tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress),
@@ -229,12 +231,17 @@ class _Preparation:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})
         state = read_json(done, "a frame sample")
-        source_of, is_out = np.array(state["of"]), np.array(state["held"], bool)
+        try:
+            source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
+            frames = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]
+            if frames.dtype != np.uint8 or frames.shape != (len(is_out), size, size, 3):
+                raise ValueError(f"frames are {frames.dtype} {frames.shape}")
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+            raise RunError(f"{work}: damaged ({error}); delete this folder and give the same command again") from None
         if not is_out.any() or is_out.all():  # a handful of pictures: the last one in ten stands for what is held out
             is_out = (
                 np.arange(len(source_of)) % 10 == 9 if len(source_of) > 9 else np.arange(len(source_of)) == len(source_of) - 1
             )
-        frames = np.load(work / "frames.npy", mmap_mode="r")[: len(source_of)]
         return frames, source_of, is_out, [s.name for s in sources]
 
     def _done(self, which: str, entry: dict[str, Any]) -> None:
@@ -262,7 +269,7 @@ class _Preparation:
         self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None, grid: tuple[int, int]
     ) -> dict[str, Any]:
         config, mark = self.config, fingerprint([source], self.config.read)
-        before = self.before.get(source.name, {})
+        before, limits = self.before.get(source.name, {}), to_dict(config.limits)
         written = before.get("shards", []) if before.get("fingerprint") == mark else []
         slug = (
             "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60]
@@ -274,13 +281,15 @@ class _Preparation:
             for number, start in enumerate(chunks):
                 items = source.items[start : start + config.shard_items]
                 kept = next((e for e in written if e["number"] == number and e["count"] == len(items)), None)
+                if kept and kept["problems"] and kept.get("limits") != limits:
+                    kept = None  # what was refused may be allowed now
                 if kept is None or not self._whole(kept):
                     problems: list[dict[str, str]] = []
                     records = list(self._records(items, text, visual, grid, problems, bar))
                     kept = shards.write_shard(
                         self.out / "shards" / f"{slug}-{number:05d}.safetensors", records, text.dtype, grid
                     )
-                    kept |= {"number": number, "count": len(items), "problems": problems}
+                    kept |= {"number": number, "count": len(items), "problems": problems, "limits": limits}
                     kept["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
                 else:
                     bar.update(len(items))
@@ -306,7 +315,7 @@ class _Preparation:
         bar: tqdm,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
-        reader = _read_all(items, self.config.read)
+        reader = self.decoders.read_all(items)
         while batch := list(islice(zip(items, reader, strict=False), 64)):
             items = items[len(batch) :]
             texts = iter(text.encode_all([t for item, _ in batch for t in item.texts]))
@@ -319,7 +328,7 @@ class _Preparation:
                 key, group = item.key, stable_hash(f"{item.source}/{item.group}")
                 held = is_held(item.group, self.config.held)
                 if isinstance(read, ItemError):
-                    problems.append({"source": item.source, "item": item.key, "reason": str(read)})
+                    problems.append({"source": item.source, "item": one_line(item.key), "reason": str(read)})
                 elif item.kind == "text":
                     for t in mine:
                         yield Record(key, group, held, (t,), np.zeros((0, *grid), np.uint16))
@@ -340,7 +349,7 @@ class _Preparation:
     def _skipped(self) -> None:
         """Write one line for every item that was skipped."""
         found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
-        manifest = read_json(self.out / MANIFEST, "a prepared data folder")
+        manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
         found += [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
         lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in found)
         shards.write_atomic(self.out / "skipped.jsonl", lines.encode("utf-8", "replace"))
@@ -359,24 +368,15 @@ class _Preparation:
         self._skipped()
 
 
-def _read_all(items: list[Item], options: ReadOptions, ahead: int = 32) -> Iterator[list[np.ndarray] | ItemError]:
-    """Decode items in order on two threads (the decoders release the interpreter), at most ``ahead`` before they are used."""
-
-    def read(item: Item) -> list[np.ndarray] | ItemError:
-        if item.kind == "text":
-            return []
-        try:
-            return read_clips(item, options)
-        except ItemError as error:
-            return error
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(read, i) for i in items[:ahead]]
-        for i in range(len(items)):
-            result = waiting.pop(0).result()
-            if i + ahead < len(items):
-                waiting.append(pool.submit(read, items[i + ahead]))
-            yield result
+def _blank(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped file of zeros whose space is taken at once: on a full disk, writing into a hole ends the process."""
+    try:
+        made = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return made
+    except OSError as error:
+        raise shards.unwritten(path, error) from None
 
 
 def _at_most(texts: Any, characters: int) -> Iterator[str]:

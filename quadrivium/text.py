@@ -6,6 +6,7 @@ ids, and the ids' bytes add up to the string's UTF-8 bytes, so costs in bits per
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from quadrivium.data.shards import write_atomic
+from quadrivium.data.shards import read_json, write_atomic
 from quadrivium.errors import ConfigError, RunError
 
 END = "<|endoftext|>"  # opens and closes every document; the name that GPT-2 and Qwen use
 _FILE = "tokenizer.json"
+_MOST = 1 << 22  # ids; tables are sized by the largest, so a file of a few bytes could ask for gigabytes
+_BATCH = 1 << 20  # characters that are encoded at once: the library takes about a hundred bytes for each
 
 
 class TextTokenizer:
@@ -35,7 +38,9 @@ class TextTokenizer:
         tokenizer.no_truncation()
         # Ids may have gaps (some published tokenizers do), so the table is sized by the largest.
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self.size = max(vocabulary.values()) + 1
+        self.size = max(vocabulary.values(), default=0) + 1
+        if self.size > _MOST:
+            raise ConfigError(f"the text tokenizer has an id {self.size - 1:,}; ids above {_MOST:,} are not served")
         marks = tokenizer.get_added_tokens_decoder()
         end = next((t for t in (END, "</s>", "<|end_of_text|>", "<|im_end|>") if t in vocabulary), None)
         if end is None:
@@ -74,9 +79,11 @@ class TextTokenizer:
         if not file.is_file():
             raise RunError(f"{file}: no text tokenizer here; give a tokenizer.json or the folder that holds one")
         try:
-            layout = json.loads(file.read_text(encoding="utf-8"))
+            layout = read_json(file, "a text tokenizer", most=1 << 28)
             tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and where it panics not even that
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise RunError(f"{file}: not a readable tokenizer.json ({_one_line(error)})") from None
         if "ByteLevel" not in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")]):
             raise ConfigError(f"{file}: not a byte-level tokenizer, so bits per byte would not be exact; use a byte-level BPE")
@@ -92,8 +99,12 @@ class TextTokenizer:
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of many strings at once, without marks; several times faster than one by one."""
-        encoded = self._tokenizer.encode_batch(list(_printable(texts)), add_special_tokens=False)
-        return [np.asarray(e.ids, dtype=self.dtype) for e in encoded]
+        ids: list[np.ndarray] = []
+        begins = itertools.accumulate((len(t) for t in texts), initial=0)
+        for _, part in itertools.groupby(zip(texts, begins, strict=False), lambda p: p[1] // _BATCH):
+            encoded = self._tokenizer.encode_batch(list(_printable(t for t, _ in part)), add_special_tokens=False)
+            ids += [np.asarray(e.ids, dtype=self.dtype) for e in encoded]
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """String of ids; marks leave nothing, bytes that are no UTF-8 leave the replacement character."""

@@ -25,6 +25,7 @@ HOUSE = (
     "data.world",
     "data.questions",
     "data.sources",
+    "data.decoding",
     "data.judge",
     "data.shards",
     "data.mixture",
