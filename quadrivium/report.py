@@ -125,15 +125,15 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         for a, c in seen
         if c
     ]
-    gain = arms.get("four", {}).get("facts", {}).get("seen", {}).get("direct", {})
-    if gain.get("gain") is None:
+    gain = next((d for d in found["differences"] if (d["arm"], d["base"], d["group"]) == ("four", "captions", "seen")), None)
+    if gain is None:
         said = "Undecided: the arms four and captions have no common seed yet."
-    elif gain["gain_half"] is None:
-        said = f"Undecided, one seed has no interval: {found['primary']}: {_number(gain['gain'], '+.3f')}."
+    elif gain["half"] is None:
+        said = f"Undecided, one seed has no interval: {found['primary']}: {_number(gain['difference'], '+.3f')}."
     else:
-        low, high = gain["gain"] - gain["gain_half"], gain["gain"] + gain["gain_half"]
+        low, high = gain["difference"] - gain["half"], gain["difference"] + gain["half"]
         word = "Gain" if low > 0 else "Loss" if high < 0 else "No difference detected"
-        said = f"{word}: {found['primary']}: {_number(gain['gain'], '+.3f')} (95 % interval {_number(low, '+.3f')} to {_number(high, '+.3f')})."
+        said = f"{word}: {found['primary']}: {_number(gain['difference'], '+.3f')} (95 % interval {_number(low, '+.3f')} to {_number(high, '+.3f')})."
     head = ["arm", "seeds", *(g if o == "direct" else f"{g}, {o}" for g, o in columns), "text, bits per byte"]
     cost = [[a, ARMS[a].says if a in ARMS else "", _number(r["seconds"], ",.0f")] for a, r in arms.items()]
     sections = [

@@ -134,7 +134,11 @@ class Walk:
     def over(self, sequence: Sequence) -> Walk:
         """Pass over all segments of a sequence."""
         for s in sequence:
-            self.text(s.positions) if s.modality == "text" else self.frames(*s.data.shape[:3], s.skip)
+            if s.modality == "text":
+                self.text(s.positions)
+            else:
+                count, rows, columns, _ = s.data.shape
+                self.frames(count, rows, columns, s.skip)
         return self
 
 

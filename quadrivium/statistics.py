@@ -111,7 +111,7 @@ def _standard(n: int, level: float) -> float:
 
 # ---- what a frame is worth in text --------------------------------------------------------------------------------
 
-_EXPONENTS = np.geomspace(0.02, 4.0, 400)
+_EXPONENTS = np.geomspace(0.02, 4.0, 1600)
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,8 @@ TRANSFER = {
     "versions": {"torch": "2"},
     "command": "quadrivium transfer mine --out there",
 }  # fmt: skip
-FACTS = {
-    g: {"direct": {"accuracy": 0.5, "half": 0.1, "n": 5, "gain": 0.2, "gain_half": 0.1}}
-    for g in ("read", "seen", "both", "neither")
-}
-WORLD = {"chance": 1 / 3, "primary": "seen, direct", "arms": {"four": {"seeds": [0], "facts": FACTS, "seconds": 3.0,
+FACTS = {g: {"direct": {"accuracy": 0.5, "half": 0.1, "n": 5}} for g in ("read", "seen", "both", "neither")}
+WORLD = {"chance": 1 / 3, "differences": [], "harm": {}, "primary": "seen, direct", "arms": {"four": {"seeds": [0], "facts": FACTS, "seconds": 3.0,
          "t2t": {"bits_per_byte": 1.0, "half": None}}}}  # fmt: skip
 
 
@@ -76,8 +73,8 @@ def test_a_page_is_written_from_the_file_alone_and_needs_nothing_else(tmp_path):
     [(0.2, 0.1, "Gain:"), (0.2, 0.3, "No difference detected"), (-0.2, 0.1, "Loss:"), (0.2, None, "one seed")],
 )
 def test_an_experiment_is_rendered_with_its_facts(gain, half, words):
-    facts = {**FACTS, "seen": {"direct": {**FACTS["seen"]["direct"], "gain": gain, "gain_half": half}}}
-    page = render({**WORLD, "arms": {"four": {**WORLD["arms"]["four"], "facts": facts}}})
+    row = {"arm": "four", "base": "captions", "group": "seen", "difference": gain, "half": half, "n": 5}
+    page = render({**WORLD, "differences": [row]})
     assert words in page and "0.500 ± 0.100" in page and "0.333" in page
 
 
