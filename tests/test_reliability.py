@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from safetensors.torch import load_file, save_file
 
 from quadrivium import checkpoint
 from quadrivium.data import shards
@@ -24,7 +25,7 @@ from quadrivium.data.shards import Dataset, map_shard, read_json, write_atomic, 
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
-from quadrivium.train import RouteTask, TrainConfig, fit, train_routes
+from quadrivium.train import RouteTask, TrainConfig, fit, make_optimizers, train_routes
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -333,6 +334,29 @@ def test_headers_of_shards_that_are_no_headers(tmp_path, header):
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(RunError, match="damaged shard"):
         map_shard(tmp_path / "x.safetensors")
+
+
+def test_a_manifest_that_names_an_impossible_file(data, tmp_path):
+    """Found by mutation: a name longer than the system takes."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    manifest = read_json(copy / "manifest.json", "a data folder")
+    manifest["sources"][0]["shards"][0]["file"] = "x" * 5000
+    write_json(copy / "manifest.json", manifest)
+    with pytest.raises(RunError, match="damaged"):
+        Dataset(copy)
+
+
+def test_moments_without_their_step_are_damage(data, tmp_path):
+    """Found by mutation: torch loads them and fails with a KeyError."""
+    config = TrainConfig(steps=2, save_every=2)
+    learner = task(data)
+    fit(learner, config, tmp_path, progress=False)
+    path = checkpoint.latest(tmp_path / "checkpoints")
+    moments = load_file(path / "optimizer.safetensors")
+    save_file({k: v for k, v in moments.items() if k != next(iter(moments))}, path / "optimizer.safetensors")
+    with pytest.raises(RunError, match="moments are missing"):
+        checkpoint.load(path, learner.model, make_optimizers(learner.model, config))
 
 
 def test_what_a_damaged_file_puts_into_a_message_is_printable(run):
