@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file, save_file
 
 from quadrivium import checkpoint
+from quadrivium import prepare as preparing
 from quadrivium.data import shards
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, map_shard, read_json, write_atomic, write_json
@@ -27,6 +28,7 @@ from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.train import RouteTask, TrainConfig, fit, make_optimizers, train_routes
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
 SHAPE = ModelConfig(layers=2, width=32, heads=2, patch=2)
@@ -200,6 +202,29 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_written(data, tm
     monkeypatch.undo()
     assert read_json(tmp_path / "a.json", "a thing") == {"kept": 1} and last(tmp_path) == before
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_frames_take_their_space_before_they_are_written(tmp_path, monkeypatch):
+    """Writing into a hole of a file for which the disk has no room ends the process (SIGBUS), with no sentence."""
+    made = preparing._blank(tmp_path / "frames.npy", (64, 64, 64, 3))
+    assert made.shape == (64, 64, 64, 3) and (tmp_path / "frames.npy").stat().st_blocks * 512 >= 64 * 64 * 64 * 3
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RunError, match=r"frames\.npy: could not be written \(No space left"):
+        preparing._blank(tmp_path / "frames.npy", (64, 64, 64, 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\0\x02\0{}"])
+def test_a_damaged_frame_sample_is_one_sentence(folder, tmp_path, content):
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".lock").touch()
+    write_json(tmp_path / ".work" / "sample.json", {"of": [0, 0], "held": [False, True]})
+    (tmp_path / ".work" / "frames.npy").write_bytes(content)
+    with pytest.raises(RunError, match=r"\.work: damaged"):
+        preparing.prepare([folder], tmp_path, TINY, progress=False)
 
 
 def test_of_two_started_at_once_one_keeps_the_folder(data, tmp_path):
