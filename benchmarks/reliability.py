@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -68,6 +69,7 @@ def fork(work: Callable[[], Any], quiet: bool = True) -> int:
     child = os.fork()
     if child:
         return child
+    errors = os.dup(2)
     status = 1
     try:
         if quiet:
@@ -76,7 +78,7 @@ def fork(work: Callable[[], Any], quiet: bool = True) -> int:
             os.dup2(nothing, 2)
         status = int(work() or 0)
     except BaseException:
-        traceback.print_exc()
+        os.write(errors, traceback.format_exc().encode())
     finally:
         os._exit(status)
 
@@ -248,9 +250,9 @@ def twisted(raw: bytes, chance: random.Random) -> bytes:
         if chance.random() < 0.2:
             del parent[key]
         elif isinstance(parent, dict) and chance.random() < 0.1:
-            parent[chance.choice(("file", "__class__", "text_xx", "x" * 300))] = chance.choice(NASTY)
+            parent[chance.choice(("file", "__class__", "text_xx", "x" * 300))] = copy.deepcopy(chance.choice(NASTY))
         else:
-            parent[key] = chance.choice(NASTY)
+            parent[key] = copy.deepcopy(chance.choice(NASTY))
     lines[which] = json.dumps(value).encode()
     return b"\n".join(lines)
 
@@ -456,7 +458,18 @@ def watched(
     allowed = tuple(
         map(
             str,
-            (home, outcome, sys.prefix, sys.base_prefix, Path(checkpoint.__file__).parents[1], "/proc", "/dev", "/sys", "/usr"),
+            (
+                home,
+                root / "found",
+                outcome,
+                sys.prefix,
+                sys.base_prefix,
+                Path(checkpoint.__file__).parents[1],
+                "/proc",
+                "/dev",
+                "/sys",
+                "/usr",
+            ),
         )
     )
     outside: list[str] = []
@@ -779,7 +792,7 @@ def pickles(root: Path) -> None:
                 shutil.copytree(source, home)
                 (home / path.relative_to(source)).write_bytes(raw)
                 for read in readers(home, folder):
-                    with contextlib.suppress(QuadriviumError, UnicodeDecodeError):
+                    with contextlib.suppress(QuadriviumError):
                         read()
                 tried += 1
         for name in ("frames.npy", "sample.json"):

@@ -166,6 +166,8 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
                 mine = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
                 if mine:
                     state[i] = mine
+            if len({frozenset(fields) for fields in state.values()}) > 1:  # torch would take it and fail at the next step
+                raise RunError(f"{path / _OPTIMIZER}: moments are missing; delete {path} and resume")
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return read_json(path / _STATE, "a checkpoint")
 

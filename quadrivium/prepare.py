@@ -114,7 +114,10 @@ class _Preparation:
                 raise RunError(
                     f"{out} was prepared with another {', '.join(differ) or 'version'}; choose another --out or delete it"
                 )
-            self.before = {s["name"]: s for s in before.get("sources", [])}
+            try:
+                self.before = {s["name"]: s for s in before.get("sources", [])}
+            except (KeyError, TypeError):
+                raise RunError(f"{path}: damaged; delete it and give the same command again") from None
             self.was_complete = bool(before.get("complete"))
             self.manifest["tokenizers"] = before.get("tokenizers", {})
             self.manifest["grid"] = before.get("grid", [0, 0])
@@ -210,7 +213,7 @@ class _Preparation:
                 each = max(1, min(8, -(-quota // len(media))))
                 chosen += [(index, media[j], each) for j in order[:quota]]
             wanted = config.sample_frames
-            frames = _blank(work / "frames.npy", (wanted, size, size, 3))
+            blank = _blank(work / "frames.npy", (wanted, size, size, 3))
             filled, of, held = 0, [], []
             reader = self.decoders.read_all([i for _, i, _ in chosen])
             for (index, item, each), clips in zip(
@@ -222,11 +225,11 @@ class _Preparation:
                     continue  # it is counted when it is encoded
                 every = np.concatenate(clips)
                 picked = every[np.linspace(0, len(every) - 1, min(each, len(every))).round().astype(int)][: wanted - filled]
-                frames[filled : filled + len(picked)] = picked
+                blank[filled : filled + len(picked)] = picked
                 filled += len(picked)
                 of += [index] * len(picked)
                 held += [is_held(item.group, config.held)] * len(picked)
-            frames.flush()
+            blank.flush()
             if not filled:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})

@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from safetensors.torch import load_file, save_file
 
 from quadrivium import checkpoint
+from quadrivium import prepare as preparing
 from quadrivium.data import shards
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, map_shard, read_json, write_atomic, write_json
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
-from quadrivium.train import RouteTask, TrainConfig, fit, train_routes
+from quadrivium.train import RouteTask, TrainConfig, fit, make_optimizers, train_routes
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
 SHAPE = ModelConfig(layers=2, width=32, heads=2, patch=2)
@@ -201,6 +204,29 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_written(data, tm
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_frames_take_their_space_before_they_are_written(tmp_path, monkeypatch):
+    """Writing into a hole of a file for which the disk has no room ends the process (SIGBUS), with no sentence."""
+    made = preparing._blank(tmp_path / "frames.npy", (64, 64, 64, 3))
+    assert made.shape == (64, 64, 64, 3) and (tmp_path / "frames.npy").stat().st_blocks * 512 >= 64 * 64 * 64 * 3
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RunError, match=r"frames\.npy: could not be written \(No space left"):
+        preparing._blank(tmp_path / "frames.npy", (64, 64, 64, 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\0\x02\0{}"])
+def test_a_damaged_frame_sample_is_one_sentence(folder, tmp_path, content):
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".lock").touch()
+    write_json(tmp_path / ".work" / "sample.json", {"of": [0, 0], "held": [False, True]})
+    (tmp_path / ".work" / "frames.npy").write_bytes(content)
+    with pytest.raises(RunError, match=r"\.work: damaged"):
+        preparing.prepare([folder], tmp_path, TINY, progress=False)
+
+
 def test_of_two_started_at_once_one_keeps_the_folder(data, tmp_path):
     command = [sys.executable, "-m", "quadrivium", "train", str(data), "--out", str(tmp_path / "run"), "--steps", "30",
                "--positions", "300", "--context", "32", "--layers", "2", "--width", "32", "--heads", "2", "--patch", "2"]  # fmt: skip
@@ -333,6 +359,29 @@ def test_headers_of_shards_that_are_no_headers(tmp_path, header):
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(RunError, match="damaged shard"):
         map_shard(tmp_path / "x.safetensors")
+
+
+def test_a_manifest_that_names_an_impossible_file(data, tmp_path):
+    """Found by mutation: a name longer than the system takes."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    manifest = read_json(copy / "manifest.json", "a data folder")
+    manifest["sources"][0]["shards"][0]["file"] = "x" * 5000
+    write_json(copy / "manifest.json", manifest)
+    with pytest.raises(RunError, match="damaged"):
+        Dataset(copy)
+
+
+def test_moments_without_their_step_are_damage(data, tmp_path):
+    """Found by mutation: torch loads them and fails with a KeyError."""
+    config = TrainConfig(steps=2, save_every=2)
+    learner = task(data)
+    fit(learner, config, tmp_path, progress=False)
+    path = checkpoint.latest(tmp_path / "checkpoints")
+    moments = load_file(path / "optimizer.safetensors")
+    save_file({k: v for k, v in moments.items() if k != next(iter(moments))}, path / "optimizer.safetensors")
+    with pytest.raises(RunError, match="moments are missing"):
+        checkpoint.load(path, learner.model, make_optimizers(learner.model, config))
 
 
 def test_what_a_damaged_file_puts_into_a_message_is_printable(run):
