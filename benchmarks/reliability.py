@@ -615,20 +615,21 @@ def len_of(data: Dataset) -> int:
 
 def told(work: Callable[[], Any], log: Path) -> tuple[int, str]:
     """Status and words of a command in a child, as the command line would end it."""
-
-    def job() -> int:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        try:
-            work()
-        except QuadriviumError as error:
-            print(f"quadrivium: {error}", file=sys.stderr, flush=True)
-            return 2
-        return 0
-
-    status = finish(fork(job, quiet=False))
+    status = finish(fork(lambda: told_to(log, work), quiet=False))
     return status, log.read_text(errors="replace")
+
+
+def told_to(log: Path, work: Callable[[], Any]) -> int:
+    """Status of a command run here, as the command line would end it; what it says goes to ``log``."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        work()
+    except QuadriviumError as error:
+        print(f"quadrivium: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
 
 
 @contextlib.contextmanager
@@ -732,17 +733,6 @@ def decoders_of(parent: int) -> list[str]:
             c for t in os.listdir(f"/proc/{parent}/task") for c in Path(f"/proc/{parent}/task/{t}/children").read_text().split()
         ]
     return []
-
-
-def told_to(log: Path, work: Callable[[], Any]) -> int:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 2)
-    try:
-        work()
-    except QuadriviumError as error:
-        print(f"quadrivium: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
 
 
 # -------------------------------------------------------------------------------------------------------- pickle

@@ -26,7 +26,6 @@ import torch
 import quadrivium
 from quadrivium import ask, distil, evaluate, grid
 from quadrivium.checkpoint import Run
-from quadrivium.config import to_dict
 from quadrivium.data.judge import judge_clips
 from quadrivium.data.machine import DEVICES, LOOKS
 from quadrivium.data.mixture import Mixture, MixtureConfig
@@ -36,31 +35,22 @@ from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import GROUPS, WorldConfig, stream, write_world
 from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, DataError, RunError
-from quadrivium.grid import Job, run_jobs
+from quadrivium.grid import Job, run_jobs, without
 from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
-from quadrivium.sequence import ROUTES
-from quadrivium.statistics import interval
+from quadrivium.statistics import interval, paired
 from quadrivium.train import TrainConfig, cores, train_routes
 from quadrivium.visual import VisualConfig
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What one training condition reads."""
+class Arm(grid.Arm):
+    """What one training condition reads, and after what."""
 
-    says: str  # for people
-    routes: tuple[str, ...] = ROUTES
-    full: bool = False  # text gets the whole compute of all routes: more epochs
-    captions: bool = False  # captions are read as text, without pictures
     extra: str = ""  # one more folder of text: "oracle" or "distil"
     after: str = ""  # go on from this arm's run
-
-
-def _without(*gone: str) -> tuple[str, ...]:
-    return tuple(r for r in ROUTES if r not in gone)
 
 
 ARMS: dict[str, Arm] = {
@@ -71,10 +61,10 @@ ARMS: dict[str, Arm] = {
     "four-more": Arm("all routes, for as many steps more as distil takes", after="four"),
     "distil": Arm("all routes, then its own imaginations as text", extra="distil", after="four"),
     "oracle": Arm("all routes, and the seen facts written down", extra="oracle"),
-    "no-t2t": Arm("without text to text", _without("t2t")),
-    "no-t2v": Arm("without text to frames", _without("t2v", "tv2v")),
-    "no-v2t": Arm("without frames to text", _without("v2t")),
-    "no-v2v": Arm("without frames to frames", _without("v2v", "tv2v")),
+    "no-t2t": Arm("without text to text", without("t2t")),
+    "no-t2v": Arm("without text to frames", without("t2v", "tv2v")),
+    "no-v2t": Arm("without frames to text", without("v2t")),
+    "no-v2v": Arm("without frames to frames", without("v2v", "tv2v")),
 }
 
 
@@ -142,7 +132,7 @@ def run_experiment(
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
     if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
         raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
-    declared = json.loads(json.dumps(to_dict(config), default=str))
+    declared = grid.plain(config)
     declared["world"].pop("processes")
     for folder in (out, results):
         grid.declare(folder / "experiment.json", declared)
@@ -172,9 +162,8 @@ def _plan(
         _plan(jobs, out, results, config, before, seed, needed=True)
         needs.append(f"{before}-seed-{seed}")
     steps = (config.distil_train if before else config.train).steps or 0
-    share = 1.0 if len(ARMS[arm].routes) > 1 or ARMS[arm].full or ARMS[arm].captions else 0.25
     arguments = (out, results, config, arm, seed)
-    cost = share * config.mixture.positions * steps
+    cost = ARMS[arm].share * config.mixture.positions * steps
     jobs[name] = Job(name, _cell, arguments, tuple(n for n in needs if n in jobs), cost, out / f"seed-{seed}" / arm)
 
 
@@ -239,9 +228,6 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
     measured = (results / f"{name}-seed-{seed}.json").is_file()  # then only the run is wanted, by another arm
-    mixture = replace(config.mixture, routes=arm.routes, captions=arm.captions)
-    if arm.full:
-        mixture = replace(mixture, weights=tuple((r, float(r == "t2t")) for r in ROUTES))
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":
         path = home / "distil" / "corpus.jsonl"
@@ -250,7 +236,7 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     state = train_routes(
-        data, run, config.model, mixture, schedule, resume=(run / "config.json").exists(), progress=False,
+        data, run, config.model, arm.mixture(config.mixture), schedule, resume=(run / "config.json").exists(), progress=False,
         init=home / arm.after if arm.after else None,
     )  # fmt: skip
     if not state["finished"]:
@@ -317,7 +303,7 @@ def read_cells(results: Path) -> dict[str, dict[int, dict]]:
 
 
 def summary(results: Path) -> dict[str, Any]:
-    """Means over seeds with t-intervals, by arm, group of facts and read-out, and paired differences from the arm "captions"."""
+    """Means over seeds with t-intervals, by arm, group of facts and read-out; paired differences, the primary one among them."""
     cells = read_cells(results)
     if not cells:
         raise DataError(f"{results}: no finished cell here")
@@ -340,7 +326,8 @@ def summary(results: Path) -> dict[str, Any]:
     for arm, base, group in COMPARISONS:
         pair = _paired(*(_accuracies(cells.get(name, {}), group, "direct") for name in (arm, base)))
         if pair:
-            differences.append({"arm": arm, "base": base, "group": group, **pair})
+            declared = (arm, base, group) == COMPARISONS[0]
+            differences.append({"arm": arm, "base": base, "group": group, "primary": declared, **pair})
     harm = _paired(*(_text_bits(cells.get(name, {})) for name in ("distil", "four")))
     if harm:
         harm["harmless"] = not math.isnan(harm["half"]) and harm["difference"] + harm["half"] < HARM
@@ -363,10 +350,10 @@ def _text_bits(by_seed: dict[int, dict]) -> dict[int, float]:
 
 def _paired(values: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
     """Mean difference over the seeds that both have, and the half-width of its interval; empty where they have none."""
-    both = sorted(set(values) & set(base))
-    if not both:
+    if not values.keys() & base.keys():
         return {}
-    return {**dict(zip(("difference", "half"), interval(values[s] - base[s] for s in both), strict=True)), "n": len(both)}
+    found = paired(values, base)
+    return {"difference": found.mean, "half": found.high - found.mean, "n": found.n}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -391,10 +378,11 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"{arm:<12}{len(rows['seeds']):>6}{cells}{cost:>20}")
     lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
     lines += [f"{arm}: {ARMS[arm].says}" for arm in found["arms"]]
-    for k, row in enumerate(found["differences"]):
-        head = f"primary endpoint, {found['primary']}: " if k == 0 and row["base"] == "captions" else ""
-        what = "" if head else f"{row['group']} facts, direct: {row['arm']} minus {row['base']}: "
-        lines.append(f"{head}{what}{row['difference']:+.3f} ({_half(row, 3)})")
+    for row in found["differences"]:
+        what = f"primary endpoint, {found['primary']}"
+        if not row["primary"]:
+            what = f"{row['group']} facts, direct: {row['arm']} minus {row['base']}"
+        lines.append(f"{what}: {row['difference']:+.3f} ({_half(row, 3)})")
     if found["harm"]:
         row = found["harm"]
         judged = "harmless" if row["harmless"] else "not shown to be harmless"

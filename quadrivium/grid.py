@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -23,9 +23,42 @@ import torch
 from tqdm import tqdm
 
 from quadrivium import checkpoint
+from quadrivium.config import to_dict
+from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json, write_json
 from quadrivium.errors import QuadriviumError, RunError
+from quadrivium.sequence import ROUTES
 from quadrivium.train import cores
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one training condition reads."""
+
+    says: str  # for people
+    routes: tuple[str, ...] = ROUTES
+    full: bool = False  # text gets the whole compute of all routes: more epochs
+    captions: bool = False  # captions are read as text, without pictures
+
+    def mixture(self, config: MixtureConfig) -> MixtureConfig:
+        """What this arm reads of what all arms could read."""
+        weights = tuple((r, float(r == "t2t")) for r in ROUTES) if self.full else config.weights
+        return replace(config, routes=self.routes, captions=self.captions, weights=weights)
+
+    @property
+    def share(self) -> float:
+        """Compute of a step, of that of all routes; for estimates of time."""
+        return 1.0 if len(self.routes) > 2 or self.full or self.captions else 0.2 * len(self.routes)
+
+
+def without(*gone: str) -> tuple[str, ...]:
+    """All routes but these."""
+    return tuple(r for r in ROUTES if r not in gone)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON keeps it."""
+    return json.loads(json.dumps(to_dict(config), default=str))
 
 
 def declare(path: Path, now: dict[str, Any]) -> None:

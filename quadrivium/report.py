@@ -125,7 +125,7 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         for a, c in seen
         if c
     ]
-    gain = next((d for d in found["differences"] if (d["arm"], d["base"], d["group"]) == ("four", "captions", "seen")), None)
+    gain = next((d for d in found["differences"] if d["primary"]), None)
     if gain is None:
         said = "Undecided: the arms four and captions have no common seed yet."
     elif gain["half"] is None:

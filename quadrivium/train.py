@@ -7,7 +7,6 @@ schedule a function of the step, so a run that is killed and resumed gives the n
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
@@ -180,10 +179,8 @@ class RouteTask:
 
     def items(self, step: int) -> list[str]:
         """Source, item and route of every sequence of a step's batch, in its order."""
-        named = copy.copy(self.mixture)  # the same draw, asked for names instead of sequences
-        named.sequence = lambda stream, unit, rng=None: (stream, unit)  # type: ignore[method-assign,assignment,return-value]
-        drawn: Any = named.step(step)
-        return [f"{s.source.name}/{s.source.key(int(s.unit[u][0]))} ({s.route})" for s, u in drawn]
+        drawn = self.mixture.units(step)
+        return [f"{s.source.name}/{s.source.key(int(s.unit[u][0]))} ({s.route})" for s, u, _ in drawn]
 
     def evaluate(self) -> dict[str, float]:
         self.model.eval()

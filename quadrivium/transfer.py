@@ -13,7 +13,6 @@ first weights, the order, and which share of the documents is read.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import platform
 import sys
@@ -29,15 +28,13 @@ import torch
 import quadrivium
 from quadrivium import evaluate, grid
 from quadrivium.checkpoint import Run
-from quadrivium.config import to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, streams_of
-from quadrivium.data.shards import MANIFEST, Dataset, write_json
+from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
-from quadrivium.grid import Job, run_jobs
+from quadrivium.grid import Job, run_jobs, without
 from quadrivium.model import Model, ModelConfig, cells
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
-from quadrivium.sequence import ROUTES
 from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, verdict
 from quadrivium.text import TextTokenizer
 from quadrivium.train import RouteTask, TrainConfig, autocast, cores, train_routes
@@ -45,21 +42,18 @@ from quadrivium.visual import VisualTokenizer
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(grid.Arm):
     """What one training condition reads."""
 
-    says: str  # for people
-    routes: tuple[str, ...] = ROUTES
-    full: bool = False  # text gets the whole compute of all routes: more epochs
-    captions: bool = False  # captions are read as text, without pictures
     scramble: Literal["none", "shuffled", "noise"] = "none"
     text: float = 1.0  # unique text, in units of that of the other arms
 
+    def mixture(self, config: MixtureConfig) -> MixtureConfig:
+        """What this arm reads of what all arms could read."""
+        return replace(super().mixture(config), scramble=self.scramble, text=config.text * self.text)
 
-def _without(*gone: str) -> tuple[str, ...]:
-    return tuple(r for r in ROUTES if r not in gone)
 
-
+RUNGS = (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0)  # of the ladder of text, besides 1
 ARMS: dict[str, Arm] = {
     "text": Arm("A0: text alone", ("t2t",)),
     "text-equal": Arm("A1: text alone, at the compute of all routes", ("t2t",), full=True),
@@ -68,11 +62,11 @@ ARMS: dict[str, Arm] = {
     "shuffled": Arm("A4: all routes, frames shuffled across captions", scramble="shuffled"),
     "noise": Arm("A5: all routes, codes of frames drawn at random by place", scramble="noise"),
     "unpaired": Arm("text, and frames without captions", ("t2t", "v2v")),
-    "no-t2v": Arm("without text to frames", _without("t2v", "tv2v")),
-    "no-v2t": Arm("without frames to text", _without("v2t")),
-    "no-v2v": Arm("without frames to frames", _without("v2v", "tv2v")),
+    "no-t2v": Arm("without text to frames", without("t2v", "tv2v")),
+    "no-v2t": Arm("without frames to text", without("v2t")),
+    "no-v2v": Arm("without frames to frames", without("v2v", "tv2v")),
     **{f"text-x{x:g}": Arm(f"A6: text alone, {x:g} times as much of it", ("t2t",), text=x)
-       for x in (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0)},
+       for x in RUNGS},
 }  # fmt: skip
 MAIN = ("text", *CONTROLS, "four")
 _START = 5.0  # seconds before a cell trains: imports, shards, first step
@@ -104,7 +98,7 @@ def possible(data: Dataset, config: TransferConfig) -> dict[str, Arm]:
         )
     if "t2t" not in {s.route for s in streams_of(data, config.mixture, held=True)}:
         raise DataError(f"{data.folder} holds no text out; prepare more documents or a larger share with --prepare.held")
-    ladder = [x for x in (0.0625, 0.125, 0.25, 0.5, 2.0, 4.0) if x * config.text <= 1]
+    ladder = [x for x in RUNGS if x * config.text <= 1]
     ladder = [x for x in ladder if x >= 0.25] if 4.0 in ladder else ladder  # five rungs with "text" itself
     found = {}
     for name, arm in ARMS.items():
@@ -148,10 +142,10 @@ def run_transfer(
     if budget is not None:
         if plan.is_file():
             print("the grid has its size already; --budget changes nothing", file=sys.stderr)
-            config = replace(config, train=replace(config.train, steps=json.loads(plan.read_text())["train"]["steps"]))
+            config = replace(config, train=replace(config.train, steps=read_json(plan, "an experiment")["train"]["steps"]))
         else:
             speed = measure_speed(folder, config, max(1, cores() // workers))
-            weight = sum(_share(able[a]) for a, _ in grid_of) * config.mixture.positions
+            weight = sum(able[a].share for a, _ in grid_of) * config.mixture.positions
             # A tenth is for measuring, and every process takes its seconds to start.
             seconds = 0.9 * budget * 3600 * workers - _START * len(grid_of)
             steps = int(seconds * speed / weight)
@@ -164,26 +158,20 @@ def run_transfer(
                 f"{speed:.0f} positions a second and process, {workers} at a time: {len(grid_of)} cells of {steps} steps",
                 file=sys.stderr,
             )
-    declared = json.loads(json.dumps(to_dict(config), default=str))
-    grid.declare(plan, {**declared, "data": str(folder), "controls": [c for c in CONTROLS if c in able]})
+    grid.declare(plan, {**grid.plain(config), "data": str(folder), "controls": [c for c in CONTROLS if c in able]})
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
     jobs = {}
     for arm, seed in grid_of:
         name = f"{arm}-seed-{seed}"
         if not (out / "cells" / f"{name}.json").is_file():
-            cost = _share(able[arm]) * config.mixture.positions * (config.train.steps or 0)
+            cost = able[arm].share * config.mixture.positions * (config.train.steps or 0)
             jobs[name] = Job(name, _cell, (out, folder, config, arm, seed), (), cost, out / f"seed-{seed}" / arm)
     if jobs:
         run_jobs(jobs, workers, progress)
     found = summary(out, data, config) | {"command": command}
     write_json(out / "results.json", found)
     return found
-
-
-def _share(arm: Arm) -> float:
-    """Compute of an arm's step, of that of all routes."""
-    return 1.0 if len(arm.routes) > 2 or arm.full or arm.captions else 0.2 * len(arm.routes)
 
 
 def measure_speed(folder: Path, config: TransferConfig, threads: int, seconds: float = 8.0) -> float:
@@ -225,11 +213,7 @@ def _power(out: Path, n: int) -> str:
 def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int) -> None:
     """Train one arm on one seed, measure held-out text and the arm's routes, write the cell."""
     arm, run, began = ARMS[name], out / f"seed-{seed}" / name, time.monotonic()
-    mixture = replace(
-        config.mixture, routes=arm.routes, captions=arm.captions, scramble=arm.scramble, text=config.text * arm.text
-    )
-    if arm.full:
-        mixture = replace(mixture, weights=tuple((r, float(r == "t2t")) for r in ROUTES))
+    mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
     state = train_routes(folder, run, config.model, mixture, schedule, resume=(run / "config.json").exists(), progress=False)
     if not state["finished"]:
@@ -289,15 +273,14 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     able = possible(data, config)
     judged = verdict(costs, [c for c in CONTROLS if c in able])
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
-    result = {
+    return {
         "kind": "transfer", "primary": config.primary, "arms": arms, "gains": rows,
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
         "ladder": _ladder(costs, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
-        "documents": _documents(found), "config": json.loads(json.dumps(to_dict(config), default=str)),
+        "documents": _documents(found), "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
-    return result
 
 
 def sentence(judged: Any) -> str:

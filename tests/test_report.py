@@ -73,7 +73,7 @@ def test_a_page_is_written_from_the_file_alone_and_needs_nothing_else(tmp_path):
     [(0.2, 0.1, "Gain:"), (0.2, 0.3, "No difference detected"), (-0.2, 0.1, "Loss:"), (0.2, None, "one seed")],
 )
 def test_an_experiment_is_rendered_with_its_facts(gain, half, words):
-    row = {"arm": "four", "base": "captions", "group": "seen", "difference": gain, "half": half, "n": 5}
+    row = {"arm": "four", "base": "captions", "group": "seen", "primary": True, "difference": gain, "half": half, "n": 5}
     page = render({**WORLD, "differences": [row]})
     assert words in page and "0.500 ± 0.100" in page and "0.333" in page
 

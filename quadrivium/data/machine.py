@@ -230,8 +230,8 @@ class _Machine:
             self.polygons.append((body, points, colour))
         return body
 
-    def slide(self, x0: float, y0: float, x1: float, y1: float, bend: float = 9.0) -> None:
-        """A ramp from (x0, y0) down to (x1, y1), filled below."""
+    def slide(self, x0: float, y0: float, x1: float, y1: float, bend: float) -> None:
+        """A ramp from (x0, y0) down to (x1, y1) with a foot of half-length ``bend``, filled below."""
         curve = _slope(x0, y0, x1, y1, bend)
         track = [(x0 - 20, y0), *curve]
         pieces = [pymunk.Segment(self.space.static_body, a, b, 0.0) for a, b in pairwise(track)]

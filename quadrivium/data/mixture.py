@@ -34,10 +34,9 @@ class MixtureConfig:
     frames: int = 0  # frames of a clip that are used, a window drawn anew each epoch; 0: all
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
-    source_weights: tuple[
-        tuple[str, float], ...
-    ] = ()  # factors on that share, by source name, or by route/source for one route
-    # Share of captioned clips of which t2v wants only what follows the first frame, and v2t shows only that frame.
+    source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
+    # Share of captioned clips of which t2v wants only what follows the first frame, and v2t shows only that frame. Left out
+    # frames count as read, so that an epoch stays an epoch.
     foresee: float = 0.0
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
     text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
@@ -210,16 +209,20 @@ class Mixture:
 
     def step(self, step: int) -> list[Sequence]:
         """Sequences of one step, a pure function of (seed, step)."""
+        return [
+            self.sequence(stream, unit, np.random.default_rng([self.seed, stable_hash(stream.name), epoch, unit]))
+            for stream, unit, epoch in self.units(step)
+        ]
+
+    def units(self, step: int) -> list[tuple[Stream, int, int]]:
+        """Stream, unit and epoch of every sequence of a step, in its order."""
         found = []
         for stream in self.streams:
             share = self.shares[stream.name]
             # A phase of its own, so that streams with long units do not all fire at step 0.
             phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
             low, high = (phase + int(i * share) for i in (step, step + 1))
-            for unit, epoch in stream.read(self.seed, low, high):
-                found.append(
-                    self.sequence(stream, unit, np.random.default_rng([self.seed, stable_hash(stream.name), epoch, unit]))
-                )
+            found += [(stream, unit, epoch) for unit, epoch in stream.read(self.seed, low, high)]
         return found
 
     def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:
