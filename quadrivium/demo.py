@@ -32,9 +32,9 @@ def small(config: ExperimentConfig) -> ExperimentConfig:
         config,
         world=replace(config.world, clips=3000, told=2000, stills=4000, narrations=3000),
         prepare=replace(config.prepare, visual_train=replace(config.prepare.visual_train, steps=5000)),
-        train=replace(config.train, steps=1200),
-        distil_train=replace(config.distil_train, steps=250),
-        distil=replace(config.distil, limit=200),
+        train=replace(config.train, steps=1100),
+        distil_train=replace(config.distil_train, steps=200),
+        distil=replace(config.distil, limit=100),
         each=1,
     )
 
