@@ -24,11 +24,19 @@ _FONTS = (  # Pillow's own font has no Japanese; these are where common systems 
 
 def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font of ``size`` pixels; for text beyond Latin, one that has its letters where the system keeps one."""
-    if any(ord(c) > 0x24F for c in text):
-        for path in _FONTS:
-            if Path(path).is_file():
-                return ImageFont.truetype(path, size)
-    return ImageFont.load_default(size)
+    path = _japanese() if any(ord(c) > 0x24F for c in text) else None
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+
+
+def legible(text: str) -> str:
+    """The text, or a sentence in its place where it would come out as boxes: no font here has Japanese letters."""
+    if any(ord(c) > 0x2E7F for c in text) and _japanese() is None:
+        return "(Japanese: no font for it on this machine; the text stands in the page or file beside)"
+    return text
+
+
+def _japanese() -> str | None:
+    return next((path for path in _FONTS if Path(path).is_file()), None)
 
 
 def save_png(frames: np.ndarray, path: Path, scale: int = 1) -> None:
@@ -64,6 +72,7 @@ def sheet(rows: Seq[Seq[Cell]], heads: Seq[str], title: str, scale: int = 2, tex
     """A table of frames and texts as one picture; a cell of several frames shows them side by side."""
     pad, size = 8, 13
     columns = len(heads)
+    rows = [[legible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
 
     def lines(text: str) -> list[str]:
         wide = any(ord(c) > 0x2E7F for c in text)  # Japanese letters are twice as wide and have no spaces to break at

@@ -1,0 +1,20 @@
+"""Pictures for people: what no font can draw is said, not drawn as boxes."""
+
+import numpy as np
+
+from quadrivium import pictures
+
+
+def test_letters_that_no_font_has_are_named_and_others_are_left(monkeypatch):
+    monkeypatch.setattr(pictures, "_FONTS", ())
+    assert "no font" in pictures.legible("坂の上") and pictures.legible("a ramp, naïve") == "a ramp, naïve"
+    monkeypatch.setattr(pictures, "_FONTS", (__file__,))  # anything that is there counts as a font
+    assert pictures.legible("坂の上") == "坂の上"
+
+
+def test_a_sheet_holds_texts_frames_and_gaps(monkeypatch):
+    monkeypatch.setattr(pictures, "_FONTS", ())
+    image = np.asarray(
+        pictures.sheet([["坂の上", None, np.full((2, 8, 8, 3), 7, np.uint8)]], ("a", "b", "c"), "title", scale=2)
+    )
+    assert (image == 7).all(-1).sum() == 2 * 16 * 16
