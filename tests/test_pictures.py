@@ -15,6 +15,6 @@ def test_letters_that_no_font_has_are_named_and_others_are_left(monkeypatch):
 def test_a_sheet_holds_texts_frames_and_gaps(monkeypatch):
     monkeypatch.setattr(pictures, "_FONTS", ())
     image = np.asarray(
-        pictures.sheet([["坂の上", None, np.full((2, 8, 8, 3), 7, np.uint8)]], ("a", "b", "c"), "title", scale=2)
+        pictures.sheet([["坂の上", None, np.tile(np.uint8((7, 200, 90)), (2, 8, 8, 1))]], ("a", "b", "c"), "title", scale=2)
     )
-    assert (image == 7).all(-1).sum() == 2 * 16 * 16
+    assert (image == (7, 200, 90)).all(-1).sum() == 2 * 16 * 16
