@@ -134,12 +134,20 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         low, high = gain["difference"] - gain["half"], gain["difference"] + gain["half"]
         word = "Gain" if low > 0 else "Loss" if high < 0 else "No difference detected"
         said = f"{word}: {found['primary']}: {_number(gain['difference'], '+.3f')} (95 % interval {_number(low, '+.3f')} to {_number(high, '+.3f')})."
+    differ = [
+        [d["arm"], d["base"], d["group"], d["n"], _interval(d["difference"], d["half"], "+.3f")] for d in found["differences"]
+    ]
+    harm = ""
+    if row := found["harm"]:
+        judged = "harmless" if row["harmless"] else "not shown to be harmless"
+        harm = f"Held-out text after distil: {_interval(row['difference'], row['half'], '+.4f')} bits a byte, {judged}."
     head = ["arm", "seeds", *(g if o == "direct" else f"{g}, {o}" for g, o in columns), "text, bits per byte"]
     cost = [[a, ARMS[a].says if a in ARMS else "", _number(r["seconds"], ",.0f")] for a, r in arms.items()]
     sections = [
         _section("Facts that were only ever seen, asked in text", [], [], _forest(points, "accuracy, direct", found["chance"]),
                  f"The line is chance, {found['chance']:.3f}. Intervals: 95 %, over seeds."),
         _section("Facts, by what was given of their kinds", head, rows),
+        _section("Differences between arms, paired by seed", ["arm", "minus", "facts, direct", "seeds", "difference"], differ, note=harm),
         _section("Arms and cost", ["arm", "reads", "seconds a cell"], cost),
     ]  # fmt: skip
     return {
