@@ -25,7 +25,7 @@ COMMANDS = {
     "generate": "text, pictures or clips from text, pictures or clips",
     "distil": "what the model imagines of a world, as ordinary text to train on",
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
-    "export": "the text route as a Hugging Face folder",
+    "export": "the text route, or the whole model, as a Hugging Face folder",
 }
 
 HELP = """quadrivium {version}: one model, four routes between text and vision, and the measure of what text gained.
@@ -191,7 +191,8 @@ def _train() -> Callable[..., Any]:
         model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
         mixture: Annotated[MixtureConfig, tyro.conf.arg(name="")] = MixtureConfig(),
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
-        init: Path | None = None,
+        init: str | None = None,
+        init_vision: Literal["copy", "fresh"] = "copy",
         resume: bool = False,
         device: Device = "auto",
     ) -> int:
@@ -202,13 +203,15 @@ def _train() -> Callable[..., Any]:
         Args:
             data: folder that prepare wrote.
             out: run folder to write.
-            init: run whose weights (and shape) to begin with, on data prepared with the same tokenizers.
+            init: what to begin with, on data prepared with its tokenizers: a run, or a Qwen3, Qwen2 or Llama model as a folder
+                or hub id (Qwen/Qwen3-0.6B), which fills the text stream; a low --lr, such as 1e-4, keeps what it knows.
+            init_vision: visual weights that are apart (--sharing) begin as copies of the model's, or fresh.
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), init=init)
+        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision)
         return 0 if state["finished"] else 130
 
     return train
@@ -435,17 +438,31 @@ def _distil() -> Callable[..., Any]:
 def _export() -> Callable[..., Any]:
     import tyro
 
-    def export(run: tyro.conf.Positional[Path], out: Path) -> None:
-        """Write the text route as a Hugging Face Qwen3 folder that transformers loads without any code of this project.
+    def export(
+        run: tyro.conf.Positional[Path],
+        out: Path,
+        part: Annotated[Literal["text", "full"], tyro.conf.arg(name="part")] = "text",
+        push: str | None = None,
+    ) -> None:
+        """Write a run as a Hugging Face folder.
+
+        text: the text route as a plain Qwen3, Qwen2 or Llama that transformers, and what reads its folders, loads without code of ours.
+        full: the whole model with its code, for from_pretrained(..., trust_remote_code=True), and a processor for pictures and clips.
 
         Args:
             run: run folder that train wrote.
             out: folder to write; it has to be new or empty.
+            part: what to write.
+            push: also upload the folder to this repository of the Hugging Face hub, made private where it is new.
         """
-        from quadrivium.export import export_text
+        from quadrivium import export as exporting
 
-        export_text(_run(run, "cpu"), out)
-        print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}') loads it")
+        loaded = _run(run, "cpu")
+        exporting.export_full(loaded, out) if part == "full" else exporting.export_text(loaded, out)
+        more = ", trust_remote_code=True" if part == "full" else ""
+        print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}'{more}) loads it")
+        if push:
+            print(f"uploaded to {exporting.push(out, push)}")
 
     return export
 

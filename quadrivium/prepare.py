@@ -31,6 +31,7 @@ from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
 from quadrivium.data.sources import Item, ReadOptions, Source, fingerprint, read_clips, scan
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError
+from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, fit, threads
@@ -43,7 +44,7 @@ class PrepareConfig:
 
     read: ReadOptions = field(default_factory=ReadOptions)
     vocab: int = 8192  # ids of the text tokenizer
-    text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one
+    text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one; its folder, or a hub id
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
     visual: VisualConfig = field(default_factory=VisualConfig)
     # No weight decay: nothing is repeated often enough here to be learned by heart. Muon multiplies matrices in bf16: where the
@@ -145,7 +146,7 @@ class _Preparation:
         if "text" in self.manifest["tokenizers"]:
             return TextTokenizer.load(folder)
         if config.text_tokenizer:
-            tokenizer = TextTokenizer.load(config.text_tokenizer)
+            tokenizer = TextTokenizer.load(fetch(config.text_tokenizer, ["tokenizer.json"]))
         else:
             training = (t for s in self.sources for i in s.items if not is_held(i.group, config.held) for t in i.texts)
             budget = 200_000_000  # characters; a vocabulary of thousands of ids does not change with more
