@@ -220,27 +220,56 @@ def _train() -> Callable[..., Any]:
 def _evaluate() -> Callable[..., Any]:
     import tyro
 
-    def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, limit: int = 256, device: Device = "auto") -> None:
+    def evaluate(
+        run: tyro.conf.Positional[Path],
+        data: Path | None = None,
+        limit: int = 256,
+        lm_eval: tuple[str, ...] = (),
+        lm_eval_data: Path | None = None,
+        lm_eval_limit: int | None = None,
+        device: Device = "auto",
+    ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
         For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+
+        With --lm-eval, lm-evaluation-harness scores the text route in memory instead. Made here: world (world_read, ...), coda,
+        verbphysics (verbphysics_size, ...), blimp_strict, with shuffled answers and ties that count 1/k, on files in
+        --lm-eval-data; every other task by the name that the harness gives it.
 
         Args:
             run: run folder that train wrote.
             data: data folder; the one it was trained on, if not given.
             limit: held-out sequences of each route and source.
+            lm_eval: tasks or groups of lm-evaluation-harness.
+            lm_eval_data: folder that holds coda, verbphysics, blimp or world; for world also the world's own folder.
+            lm_eval_limit: documents of each task, a sample; all, if not given.
         """
         from quadrivium import evaluate as measure
-        from quadrivium.data.shards import write_json
+        from quadrivium.data.shards import read_json, write_json
 
+        path = run / "results.json"
+        before = read_json(path, "results of quadrivium eval") if path.is_file() else {}
+        if lm_eval:
+            from quadrivium import harness
+
+            alone = _run(run, device)
+            found = harness.scores(alone, lm_eval, lm_eval_data, lm_eval_limit)
+            old = before.get("lm_eval", {})
+            tasks = {**(old["tasks"] if old.get("step") == alone.step else {}), **found}
+            write_json(path, {**before, "lm_eval": {"step": alone.step, "tasks": tasks}})
+            print(harness.table(found))
+            print(f"results written to {path}")
+            return
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         context = measure.visual_context(loaded.model, mixed, limit)
-        write_json(run / "results.json", {**results, "findings": {"visual_context": context}, "step": loaded.step})
+        kept = {k: v for k, v in before.items() if k == "lm_eval"}
+        write_json(path, {**kept, **results, "findings": {"visual_context": context}, "step": loaded.step})
         print(measure.table(results))
         if context:
             print(f"\n{measure.context_table(context)}")
-        print(f"results written to {run / 'results.json'}")
+        print(f"results written to {path}")
 
     return evaluate
 

@@ -121,7 +121,7 @@ def _words(run: Run, out: Path) -> None:
     """The text tokenizer, and the mark that opens and closes a text."""
     end = run.text.end
     write_json(out / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
-    run.text.save(out)
+    run.text.save(out, opened=True)
     names: dict[str, Any] = dict.fromkeys(("eos_token", "bos_token", "pad_token"), run.text.end_name)
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_json(out / "tokenizer_config.json", names)

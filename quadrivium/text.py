@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from quadrivium.data.shards import write_atomic
 from quadrivium.errors import ConfigError, RunError
@@ -91,9 +91,13 @@ class TextTokenizer:
                               "use a byte-level BPE")  # fmt: skip
         return cls(tokenizer)
 
-    def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json``, whole or not at all."""
-        write_atomic(folder / _FILE, self._tokenizer.to_str(pretty=True).encode())
+    def save(self, folder: Path, opened: bool = False) -> None:
+        """Write ``tokenizer.json``, whole or not at all; ``opened``: others who read it are to open a text with the end mark."""
+        written = Tokenizer.from_str(self._tokenizer.to_str())
+        if opened:
+            mark = [(self.end_name, self.end)]
+            written.post_processor = processors.TemplateProcessing(f"{self.end_name} $A", f"{self.end_name} $A $B", mark)
+        write_atomic(folder / _FILE, written.to_str(pretty=True).encode())
 
     def same(self, other: TextTokenizer) -> bool:
         """Whether both give the same ids for every text."""

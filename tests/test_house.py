@@ -39,6 +39,8 @@ HOUSE = (
     "train",
     "prepare",
     "samples",
+    "tasks.documents",
+    "harness",
     "export",
     "remote.configuration_quadrivium",
     "remote.modeling_quadrivium",

@@ -235,7 +235,7 @@ def test_init_train_export_load(family, folder, tmp_path, capsys):
 
     words = "The red ball"
     ids = run.text.encode(words)
-    assert tokenizer.encode(words, add_special_tokens=False) == ids.tolist()
+    assert tokenizer.encode(words) == [run.text.end, *ids.tolist()]
     ours = generate(run.model, [(text([run.text.end, *ids]),)], "text", run.text.end, sampling=Sampling(0.0, max_ids=24))[0]
     prompt = torch.tensor([[run.text.end, *ids.tolist()]])
     made = loaded.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24)[0]
