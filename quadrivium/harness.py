@@ -122,7 +122,7 @@ def scores(run: Run, names: Seq[str], folder: Path | None = None, limit: int | N
     if unknown:
         raise ConfigError(f"lm-eval knows no task {', '.join(unknown)}; those made here are "
                           f"{', '.join(sorted(t for t in manager((), None).all_tasks))}")  # fmt: skip
-    done = simple_evaluate(model, tasks=list(names), task_manager=index, limit=limit, log_samples=False, bootstrap_iters=0)
+    done = simple_evaluate(model, tasks=list(names), task_manager=index, limit=limit, log_samples=False, bootstrap_iters=1000)
     counts = {name: n["effective"] for name, n in done["n-samples"].items()}
     found: dict[str, Any] = {}
     for name, row in {**done["results"], **done.get("groups", {})}.items():
