@@ -14,7 +14,6 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,9 +26,10 @@ from tqdm import tqdm
 from quadrivium import checkpoint
 from quadrivium.config import to_dict
 from quadrivium.data import shards
+from quadrivium.data.decoding import Decoders
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, ReadOptions, Source, fingerprint, read_clips, scan
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, one_line, scan
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError
 from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
@@ -43,6 +43,7 @@ class PrepareConfig:
     """How sources become shards."""
 
     read: ReadOptions = field(default_factory=ReadOptions)
+    limits: Limits = field(default_factory=Limits)
     vocab: int = 8192  # ids of the text tokenizer
     text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one; its folder, or a hub id
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
@@ -77,7 +78,7 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
         raise RunError(f"{out} is a file; --out is a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
         raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
-    sources = [source for path in paths for source in scan(path, config.read)]
+    sources = [source for path in paths for source in scan(path, config.read, config.limits)]
     names = [s.name for s in sources]
     for name in names:
         if names.count(name) > 1:
@@ -85,13 +86,13 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
     if not any(s.items for s in sources):
         raise DataError(f"no usable items in {', '.join(map(str, paths))}; give folders that hold text, pictures or videos")
     threads()
-    with checkpoint.locked(out):
-        return _Preparation(sources, out, config, progress).go()
+    with checkpoint.locked(out), Decoders(config.read, config.limits) as decoders:
+        return _Preparation(sources, out, config, progress, decoders).go()
 
 
 class _Preparation:
-    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool) -> None:
-        self.sources, self.out, self.config, self.progress = sources, out, config, progress
+    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool, decoders: Decoders) -> None:
+        self.sources, self.out, self.config, self.progress, self.decoders = sources, out, config, progress, decoders
         self.total = sum(len(s.items) + len(s.problems) for s in sources)
         options = to_dict(config)
         # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
@@ -211,7 +212,7 @@ class _Preparation:
             wanted = config.sample_frames
             frames = np.lib.format.open_memmap(work / "frames.npy", "w+", np.uint8, (wanted, size, size, 3))
             filled, of, held = 0, [], []
-            reader = _read_all([i for _, i, _ in chosen], config.read)
+            reader = self.decoders.read_all([i for _, i, _ in chosen])
             for (index, item, each), clips in zip(
                 chosen,
                 tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress),
@@ -307,7 +308,7 @@ class _Preparation:
         bar: tqdm,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
-        reader = _read_all(items, self.config.read)
+        reader = self.decoders.read_all(items)
         while batch := list(islice(zip(items, reader, strict=False), 64)):
             items = items[len(batch) :]
             texts = iter(text.encode_all([t for item, _ in batch for t in item.texts]))
@@ -320,7 +321,7 @@ class _Preparation:
                 key, group = item.key, stable_hash(f"{item.source}/{item.group}")
                 held = is_held(item.group, self.config.held)
                 if isinstance(read, ItemError):
-                    problems.append({"source": item.source, "item": item.key, "reason": str(read)})
+                    problems.append({"source": item.source, "item": one_line(item.key), "reason": str(read)})
                 elif item.kind == "text":
                     for t in mine:
                         yield Record(key, group, held, (t,), np.zeros((0, *grid), np.uint16))
@@ -358,26 +359,6 @@ class _Preparation:
         self.manifest["complete"] = True
         write_json(self.out / MANIFEST, self.manifest)
         self._skipped()
-
-
-def _read_all(items: list[Item], options: ReadOptions, ahead: int = 32) -> Iterator[list[np.ndarray] | ItemError]:
-    """Decode items in order on two threads (the decoders release the interpreter), at most ``ahead`` before they are used."""
-
-    def read(item: Item) -> list[np.ndarray] | ItemError:
-        if item.kind == "text":
-            return []
-        try:
-            return read_clips(item, options)
-        except ItemError as error:
-            return error
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(read, i) for i in items[:ahead]]
-        for i in range(len(items)):
-            result = waiting.pop(0).result()
-            if i + ahead < len(items):
-                waiting.append(pool.submit(read, items[i + ahead]))
-            yield result
 
 
 def _at_most(texts: Any, characters: int) -> Iterator[str]:

@@ -24,6 +24,7 @@ HOUSE = (
     "data.world",
     "data.questions",
     "data.sources",
+    "data.decoding",
     "data.judge",
     "data.shards",
     "data.mixture",

@@ -96,6 +96,21 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one item may cost. Beyond that it is skipped and listed like a damaged one; raises ConfigError below 1."""
+
+    seconds: float = 30.0  # processor time that decoding one picture or video may take
+    memory: int = 2 << 30  # bytes that a decoder may take
+    row_bytes: int = 1 << 24  # a longer row of a .jsonl, .tsv or .csv file is refused before it is parsed
+    document_bytes: int = 1 << 22  # a longer document is refused before it is tokenized
+
+    def __post_init__(self) -> None:
+        for name, least in (("seconds", 0.1), ("memory", 1 << 28), ("row_bytes", 1), ("document_bytes", 1)):
+            if not least <= getattr(self, name) < 1 << 62:
+                raise ConfigError(f"limits.{name} is {getattr(self, name)!r}; it has to be at least {least:,}")
+
+
+@dataclass(frozen=True)
 class Item:
     """One picture, video or text document, not yet decoded."""
 
@@ -128,30 +143,30 @@ class Source:
 
     def refuse(self, item: str, reason: object) -> None:
         """Record that an item cannot be used."""
-        self.problems.append(Problem(self.name, _line(item), _line(reason)))
+        self.problems.append(Problem(self.name, one_line(item), one_line(reason)))
 
 
-def scan(path: Path, options: ReadOptions) -> list[Source]:
+def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[Source]:
     """All sources under a folder or file, in a fixed order; raises DataError where there is nothing to read."""
     path = Path(os.path.abspath(path))
     if not path.exists():
-        raise DataError(f"{_line(path)} does not exist; check the path")
+        raise DataError(f"{one_line(path)} does not exist; check the path")
     if path.name in METADATA:
         path = path.parent
-    name, real = _line(path.name or "root"), Path(os.path.realpath(path))
+    name, real = one_line(path.name or "root"), Path(os.path.realpath(path))
     if path.is_dir():
-        return _scan_folder(real, name, options)
+        return _scan_folder(real, name, options, limits)
     source = Source(name, Path(os.path.realpath(path.parent)))
     if path.suffix.lower() in TEXTS:
-        _read_texts(source, [path.name], options)
+        _read_texts(source, [path.name], options, limits)
     elif _kind(path.name):
         _list_media(source, [path.name])
     else:
-        raise DataError(f"{_line(path)} cannot be read as data; give a folder or one of {_endings(TEXTS | IMAGES | VIDEOS)}")
+        raise DataError(f"{one_line(path)} cannot be read as data; give a folder or one of {_endings(TEXTS | IMAGES | VIDEOS)}")
     return [source]
 
 
-def _scan_folder(root: Path, name: str, options: ReadOptions) -> list[Source]:
+def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) -> list[Source]:
     described: list[Path] = []  # folders with metadata
     texts: list[str] = []
     media: list[str] = []
@@ -182,7 +197,7 @@ def _scan_folder(root: Path, name: str, options: ReadOptions) -> list[Source]:
             else:
                 other[ending or "without ending"] += 1
 
-    ignored = ", ".join(f"{n} {_line(ending)}" for ending, n in other.most_common(8))
+    ignored = ", ".join(f"{n} {one_line(ending)}" for ending, n in other.most_common(8))
     several = len(described) + bool(media) + bool(texts) > 1
     sources: list[Source] = []
 
@@ -193,14 +208,14 @@ def _scan_folder(root: Path, name: str, options: ReadOptions) -> list[Source]:
         return sources[-1]
 
     for owner in described:
-        _read_metadata(new(_line(owner.relative_to(root)), owner), options)
+        _read_metadata(new(one_line(owner.relative_to(root)), owner), options, limits)
     if media:
         _list_media(new("media", root), media)
     if texts:
-        _read_texts(new("text", root), texts, options)
+        _read_texts(new("text", root), texts, options, limits)
     if not sources:
         why = f"; {walk_problems[0][0]} {walk_problems[0][1]}" if walk_problems else f" (ignored: {ignored})" if ignored else ""
-        raise DataError(_line(f"{root} holds nothing to read{why}; put {_endings(TEXTS)} text, pictures or videos there"))
+        raise DataError(one_line(f"{root} holds nothing to read{why}; put {_endings(TEXTS)} text, pictures or videos there"))
     for item, reason in walk_problems:
         sources[-1].refuse(item, reason)
     if ignored:
@@ -208,16 +223,16 @@ def _scan_folder(root: Path, name: str, options: ReadOptions) -> list[Source]:
     return sources
 
 
-def _read_metadata(source: Source, options: ReadOptions) -> None:
+def _read_metadata(source: Source, options: ReadOptions, limits: Limits) -> None:
     """Fill a media source from the rows of its metadata file."""
     metadata = next(source.path / name for name in METADATA if os.path.lexists(source.path / name))
     try:
         _locate(source.path, metadata.name)
     except ItemError as error:
-        raise DataError(f"{_line(metadata)} cannot be read: {error}") from error
+        raise DataError(f"{one_line(metadata)} cannot be read: {error}") from error
     listed: set[str] = set()
     columns: dict[str, None] = {}
-    for line, row in _rows(source, metadata, options):
+    for line, row in _rows(source, metadata, options, limits):
         where = f"{metadata.name}:{line}"
         columns.update(dict.fromkeys(c for c in row if isinstance(c, str)))
         try:
@@ -233,14 +248,14 @@ def _read_metadata(source: Source, options: ReadOptions) -> None:
             if kind is None:
                 raise ItemError(f"the name ends in none of {_endings(IMAGES | VIDEOS)}")
             file = _locate(source.path, name)
-            source.items.append(Item(source.name, key, _group(row, key), kind, _texts(row), file))
-        except ItemError as error:
+            source.items.append(Item(source.name, key, _group(row, key), kind, _texts(row, limits), file))
+        except (ItemError, RecursionError) as error:  # what could just be parsed may be nested too deeply to be quoted
             source.refuse(where, error)
-    found = _line(", ".join(columns) or "none", 120)
+    found = one_line(", ".join(columns) or "none", 120)
     if "file_name" not in columns:
         why = f", {source.problems[0].item} {source.problems[0].reason}" if source.problems else ""
         cure = "give each row the path of its picture or clip, or rename the file if it lists something else"
-        raise DataError(_line(f"{metadata}: no row has the column file_name (found: {found}{why}); {cure}", 600))
+        raise DataError(one_line(f"{metadata}: no row has the column file_name (found: {found}{why}); {cure}", 600))
     if not any(_CAPTION.fullmatch(column) for column in columns):
         source.notes.append(f"read without captions, as {metadata.name} has no column text (found: {found})")
     unlisted = sum(
@@ -262,7 +277,7 @@ def _list_media(source: Source, keys: list[str]) -> None:
             source.refuse(key, error)
 
 
-def _read_texts(source: Source, keys: list[str], options: ReadOptions) -> None:
+def _read_texts(source: Source, keys: list[str], options: ReadOptions, limits: Limits) -> None:
     """Fill a text source: a document for each cut of a .txt file, for each row of a .jsonl or .tsv file."""
     for name in keys:
         new: list[Item] = []
@@ -271,23 +286,27 @@ def _read_texts(source: Source, keys: list[str], options: ReadOptions) -> None:
             file = _locate(source.path, name)
             if file.suffix.lower() == ".txt":
                 text = _sound("".join(line for _, line in _lines(file, options)))
-                for i, document in enumerate(_documents(text, options.doc_bytes), 1):
-                    new.append(Item(source.name, f"{name}#{i}", f"{name}#{i}", "text", (document,), file))
-                if not new:
+                documents = _documents(text, options.doc_bytes)
+                for i, document in enumerate(documents, 1):
+                    try:
+                        new.append(Item(source.name, f"{name}#{i}", f"{name}#{i}", "text", (_brief(document, limits),), file))
+                    except ItemError as error:
+                        source.refuse(f"{name}#{i}", error)
+                if not documents:
                     raise ItemError("holds no text")
             else:
-                for line, row in _rows(source, file, options):
+                for line, row in _rows(source, file, options, limits):
                     key = f"{name}#{line}"
                     with_text = with_text or any(_CAPTION.fullmatch(column) for column in row)
                     try:
-                        texts = _texts(row)
+                        texts = _texts(row, limits)
                         # Translations side by side: were one language always first, none would learn to begin with the other.
                         turned = file.suffix.lower() == ".tsv" and line % 2 == 0
                         document = "\n".join(reversed(texts) if turned else texts)
                         if not document:
                             raise ItemError("holds no text")
                         new.append(Item(source.name, key, _group(row, key), "text", (document,), file))
-                    except ItemError as error:
+                    except (ItemError, RecursionError) as error:
                         source.refuse(key, error)
                 if not with_text:  # a file of another sort: one line for the file, not one for each row
                     first = next((f" ({p.item} {p.reason})" for p in source.problems[problems:]), "")
@@ -319,7 +338,7 @@ def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
     as lone surrogates, which `_sound` refuses, so that they cost one item and not the file."""
     try:
         if file.stat().st_size > options.max_text_bytes:
-            raise DataError(f"{_line(file)} is larger than max_text_bytes ({options.max_text_bytes:,}); split it")
+            raise DataError(f"{one_line(file)} is larger than max_text_bytes ({options.max_text_bytes:,}); split it")
         with open(file, "rb") as stream:
             for number, raw in enumerate(stream, 1):
                 line = raw.decode("utf-8", "surrogateescape")
@@ -327,10 +346,10 @@ def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
                     line = line.removeprefix("\ufeff")
                 yield number, line[:-2] + "\n" if line.endswith("\r\n") else line
     except OSError as error:
-        raise DataError(f"{_line(file)} cannot be read: {error.strerror}") from error
+        raise DataError(f"{one_line(file)} cannot be read: {error.strerror}") from error
 
 
-def _rows(source: Source, file: Path, options: ReadOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered rows of a .jsonl, .csv or .tsv file as dictionaries; rows that cannot be parsed become problems.
 
     A .tsv file is one document a row. If a cell of its first row is called ``text`` or ``text_<lang>``, that row names the
@@ -339,16 +358,20 @@ def _rows(source: Source, file: Path, options: ReadOptions) -> Iterator[tuple[in
     lines = _lines(file, options)
     where = os.path.relpath(file, source.path)
     if file.suffix.lower() == ".csv":
-        csv.field_size_limit(2**31 - 1)  # a long description is no damage
+        csv.field_size_limit(min(limits.row_bytes, 2**31 - 1))  # the module's own limit is shorter than a long description
         reader = csv.DictReader(line for _, line in lines)
         try:
             yield from ((reader.line_num, row) for row in reader)
         except csv.Error as error:
-            raise DataError(f"{_line(file)}: line {reader.line_num} is not CSV ({error}); mend it") from error
+            raise DataError(f"{one_line(file)}: line {reader.line_num} is not CSV ({error}); mend it") from error
         return
     header: list[str] | None = None
     for number, line in lines:
         if not line.strip(" \r\n"):
+            continue
+        if len(line) > limits.row_bytes:
+            reason = f"is longer than limits.row_bytes ({limits.row_bytes:,}); split it or allow more"
+            source.refuse(f"{where}:{number}", reason)
             continue
         if file.suffix.lower() == ".tsv":
             cells = line.rstrip("\n").split("\t")
@@ -368,7 +391,7 @@ def _rows(source: Source, file: Path, options: ReadOptions) -> Iterator[tuple[in
             source.refuse(f"{where}:{number}", 'is not a JSON object such as {"text": "..."}')
 
 
-def _texts(row: dict[str, Any]) -> tuple[str, ...]:
+def _texts(row: dict[str, Any], limits: Limits) -> tuple[str, ...]:
     """Every text of a row: ``text`` and each ``text_<lang>``, strings or lists of strings; null and blank ones dropped."""
     found = []
     for column, value in row.items():
@@ -379,7 +402,7 @@ def _texts(row: dict[str, Any]) -> tuple[str, ...]:
                 continue
             if not isinstance(text, str):
                 raise ItemError(f"{column} is {text!r:.60}; it must be a string or a list of strings")
-            if _sound(text).strip():
+            if _brief(_sound(text), limits).strip():
                 found.append(text.removeprefix("\ufeff").replace("\r\n", "\n"))
     return tuple(found)
 
@@ -397,6 +420,13 @@ def _sound(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ItemError(f"is not UTF-8 at character {error.start}; save it as UTF-8") from None
+    return text
+
+
+def _brief(text: str, limits: Limits) -> str:
+    """The text itself; raises ItemError where a tokenizer would need gigabytes for it."""
+    if 4 * len(text) > limits.document_bytes and len(text.encode()) > limits.document_bytes:
+        raise ItemError(f"is a text longer than limits.document_bytes ({limits.document_bytes:,}); cut it or allow more")
     return text
 
 
@@ -435,7 +465,7 @@ def _endings(endings: frozenset[str]) -> str:
     return " ".join(sorted(endings))
 
 
-def _line(text: object, most: int = 300) -> str:
+def one_line(text: object, most: int = 300) -> str:
     """Printable on one line of a UTF-8 file, whatever the file name or the library's message holds."""
     flat = "".join(c if c.isprintable() else " " for c in str(text).encode("utf-8", "backslashreplace").decode())
     flat = " ".join(flat.split())
@@ -487,11 +517,13 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
             raise ItemError("holds no frame")
     except Exception as error:  # Pillow and FFmpeg raise a dozen types on damaged files; the cause stays attached
         reason = str(error)
-        if isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
+        if isinstance(error, MemoryError):
+            reason = "needs more memory than there is"
+        elif isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
             reason = f"cannot be read ({error.strerror})"
         elif not isinstance(error, ItemError):
             reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
-        raise ItemError(_line(f"{item.file}: {reason}; mend, replace or remove the file", 600)) from error
+        raise ItemError(one_line(f"{item.file}: {reason}; mend, replace or remove the file", 600)) from error
     clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
     return clips if len(clips) == 1 or len(clips[-1]) >= min(2, options.clip_frames) else clips[:-1]
 
@@ -531,6 +563,7 @@ def _frames(stream: IO[bytes], options: ReadOptions) -> Generator[np.ndarray, No
 
 def _picture_frames(picture: Image.Image, options: ReadOptions, due: Callable[[float], bool]) -> Iterator[np.ndarray]:
     seconds = 0.0
+    _check_pixels(*picture.size, options)  # as stored: `draft` changes the size, and not what a progressive JPEG takes
     picture.draft(None, (2 * options.size, 2 * options.size))  # JPEG only: decode at a fraction of the size
     for index in count():
         _check_pixels(*picture.size, options)
@@ -567,6 +600,7 @@ def _video_frames(stream: IO[bytes], options: ReadOptions, due: Callable[[float]
             raise ItemError("holds video in a codec that is not known here; re-encode it, for example as H.264 mp4")
         video.thread_type = "NONE"  # each thread would hold full frames of its own, and files are read one by one
         _check_pixels(video.width, video.height, options)
+        video.codec_context.options = {"max_pixels": str(options.max_pixels)}  # also where a later frame is larger
         convert = VideoReformatter()  # one for all frames: a new one for each costs ten times the decoding
         start: float | None = None
         for index, frame in enumerate(container.decode(video)):
