@@ -18,7 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 COMMANDS = {
     "demo": "can text answer what was only ever seen? The experiment on one seed, in minutes, nothing to download",
     "world": "write the chain-reaction world as an ordinary data folder",
-    "prepare": "folders of text, pictures and videos -> tokenizers and token shards",
+    "prepare": "text, pictures and videos, in folders, tars or tables -> tokenizers and token shards",
     "train": "train one model on all routes that the data can feed",
     "eval": "held-out bits of every route beside its references -> results.json",
     "ask": "questions about a world in text alone: is what was only seen known?",
@@ -156,23 +156,36 @@ def _prepare() -> Callable[..., Any]:
 
     def prepare(
         sources: tyro.conf.Positional[tuple[Path, ...]],
-        out: Path,
+        out: Path | None = None,
+        inspect: bool = False,
         config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PrepareConfig(),
     ) -> None:
         """Read folders of text, pictures and videos; learn tokenizers; write token shards.
 
         A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
-        or .tsv text, or a folder of bare pictures and videos. The same command goes on where it was stopped.
+        or .tsv text, a folder of bare pictures and videos, with .srt or .vtt beside them or not; WebDataset tars; parquet or
+        arrow tables; .json and .jsonl of interleaved documents or conversations. The same command goes on where it was stopped.
 
         Args:
             sources: folders or files to read.
             out: data folder to write.
+            inspect: only show what would be read, with five samples of each source and what is wrong; nothing is written to --out.
         """
-        from quadrivium.prepare import prepare as run_prepare
+        from quadrivium import prepare as preparing
 
         if not sources:
             raise ConfigError("name at least one folder to prepare")
-        run_prepare(list(sources), out, config)
+        if inspect:
+            from quadrivium.inspect import look, write_sheets
+
+            report, rows = look(preparing.find(list(sources), config), config.read, config.limits, config.held)
+            print(report)
+            for path in write_sheets(rows):
+                print(f"samples: {path}")
+            return
+        if out is None:
+            raise ConfigError("--out is missing: the data folder to write, or --inspect to write none")
+        preparing.prepare(list(sources), out, config)
         print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
 
     return prepare

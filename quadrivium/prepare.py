@@ -27,9 +27,10 @@ from quadrivium import checkpoint
 from quadrivium.config import to_dict
 from quadrivium.data import shards
 from quadrivium.data.decoding import Decoders
+from quadrivium.data.formats import scan
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, one_line, scan
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, one_line
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError
 from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
@@ -72,19 +73,28 @@ class PrepareConfig:
             raise ConfigError(f"vocab is {self.vocab}; a byte-level vocabulary has at least 257 ids (256 bytes and one mark)")
 
 
-def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:
-    """Prepare ``paths`` into the data folder ``out`` and print what was found. Raises DataError, RunError."""
-    if out.is_file():
-        raise RunError(f"{out} is a file; --out is a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
-        raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
+def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
+    """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name."""
     sources = [source for path in paths for source in scan(path, config.read, config.limits)]
     names = [s.name for s in sources]
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"two sources are named {name!r}; rename one folder: names tell their shards apart")
     if not any(s.items for s in sources):
-        raise DataError(f"no usable items in {', '.join(map(str, paths))}; give folders that hold text, pictures or videos")
+        why = next((f"; {p.item}: {p.reason}" for s in sources for p in s.problems), "")
+        raise DataError(
+            f"no usable items in {', '.join(map(str, paths))}{why}; give folders that hold text, pictures or videos"
+        )
+    return sources
+
+
+def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:
+    """Prepare ``paths`` into the data folder ``out`` and print what was found. Raises DataError, RunError."""
+    if out.is_file():
+        raise RunError(f"{out} is a file; --out is a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
+        raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
+    sources = find(paths, config)
     threads()
     with checkpoint.locked(out), Decoders(config.read, config.limits) as decoders:
         return _Preparation(sources, out, config, progress, decoders).go()
