@@ -40,6 +40,13 @@ def list_tars(source: Source, tars: list[Path], limits: Limits) -> None:
                         _read_sample(source, tar, f"{name}:{key}", archive, members, limits)
                     except ItemError as error:
                         source.refuse(f"{name}:{key}", error)
+                end = archive.offset
+            with open(tar, "rb") as stream:
+                stream.seek(end)
+                if stream.read(512) != bytes(512):  # the library takes a damaged header for the end
+                    source.refuse(
+                        name, f"is cut short or damaged after {end:,} bytes; what lies before is read; write it again"
+                    )
         except (tarfile.TarError, DataError, OSError) as error:
             source.refuse(name, f"is no plain tar, or is cut short ({one_line(error)}); write it again, or unpack it")
 
