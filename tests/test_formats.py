@@ -362,7 +362,7 @@ def test_damage_costs_a_sample_or_what_is_behind_it(pages, tmp_path):
     whole = path.read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: 700 + len(pages[0][2]) // 2])
     (source,) = scan(tmp_path / "cut.tar", READ)
-    assert not source.items and "cut short" in source.problems[0].reason
+    assert not source.items and "cut short" in source.problems[-1].reason
     (tmp_path / "text.tar").write_text("I am no tar")
     assert "no plain tar" in scan(tmp_path / "text.tar", READ)[0].problems[0].reason
     (tmp_path / "text.parquet").write_text("I am no table")
