@@ -1,6 +1,7 @@
 """The house: imports go one way, the public surface is what is written here, optional packages stay optional."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ HOUSE = (
     "prepare",
     "inspect",
     "samples",
+    "library",
     "tasks.documents",
     "harness",
     "export",
@@ -101,6 +103,41 @@ def test_the_model_imports_torch_and_nothing_else():
 
 def test_the_commands_are_frozen():
     assert list(COMMANDS) == ["demo", "world", "prepare", "train", "eval", "ask", "generate", "distil", "experiment", "export"]
+
+
+def test_the_library_is_frozen():
+    import inspect
+
+    assert sorted(quadrivium.__all__) == [
+        "ConfigError",
+        "DataError",
+        "Imagined",
+        "ItemError",
+        "Quadrivium",
+        "QuadriviumError",
+        "RunError",
+        "__version__",
+        "load",
+    ]
+    assert all(getattr(quadrivium, name) is not None for name in quadrivium.__all__) and dir(quadrivium) == sorted(
+        dir(quadrivium)
+    )
+    model = quadrivium.Quadrivium
+    assert [n for n in vars(model) if not n.startswith("_")] == ["generate", "score", "imagine"]
+    given = ["text", "image", "video"]
+    drawn = ["temperature", "top_p", "seed", "max_ids"]
+    assert list(inspect.signature(quadrivium.load).parameters) == ["folder", "device"]
+    assert list(inspect.signature(model.generate).parameters) == ["self", "want", *given, "n", "frames", *drawn]
+    assert list(inspect.signature(model.score).parameters) == ["self", *given, "given_text", "given_image", "given_video"]
+    assert list(inspect.signature(model.imagine).parameters) == ["self", "text", "n", "frames", "forget", *drawn]
+    assert [f.name for f in dataclasses.fields(quadrivium.Imagined)] == ["frames", "story", "caption"]
+    assert all(x.__doc__ for x in (quadrivium.load, model, model.generate, model.score, model.imagine, quadrivium.Imagined))
+
+
+def test_importing_the_package_is_quick_and_brings_no_torch():
+    code = "import time; t = time.perf_counter(); import quadrivium; t = time.perf_counter() - t; import sys; print(t, 'torch' in sys.modules)"
+    seconds, torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert float(seconds) < 0.3 and torch == "False"
 
 
 def test_help_and_version_are_quick_and_import_no_torch():
