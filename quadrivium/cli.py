@@ -483,25 +483,28 @@ def _export() -> Callable[..., Any]:
     def export(
         run: tyro.conf.Positional[Path],
         out: Path,
-        part: Annotated[Literal["text", "full"], tyro.conf.arg(name="part")] = "text",
+        text: bool = False,
+        full: bool = False,
         push: str | None = None,
     ) -> None:
         """Write a run as a Hugging Face folder.
 
-        text: the text route as a plain Qwen3, Qwen2 or Llama that transformers, and what reads its folders, loads without code of ours.
-        full: the whole model with its code, for from_pretrained(..., trust_remote_code=True), and a processor for pictures and clips.
-
         Args:
             run: run folder that train wrote.
             out: folder to write; it has to be new or empty.
-            part: what to write.
+            text: the text route alone, which is what is written where nothing is said: a plain Qwen3, Qwen2 or Llama that
+                transformers, and whatever reads its folders, loads without code of ours.
+            full: the whole model with its code, for from_pretrained(..., trust_remote_code=True), and a processor for
+                pictures and clips.
             push: also upload the folder to this repository of the Hugging Face hub, made private where it is new.
         """
         from quadrivium import export as exporting
 
+        if text and full:
+            raise ConfigError("--text or --full: a folder holds one of them; export twice")
         loaded = _run(run, "cpu")
-        exporting.export_full(loaded, out) if part == "full" else exporting.export_text(loaded, out)
-        more = ", trust_remote_code=True" if part == "full" else ""
+        exporting.export_full(loaded, out) if full else exporting.export_text(loaded, out)
+        more = ", trust_remote_code=True" if full else ""
         print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}'{more}) loads it")
         if push:
             print(f"uploaded to {exporting.push(out, push)}")
