@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from quadrivium import evaluate
+from quadrivium import evaluate, harness
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
 from quadrivium.data.shards import read_json, write_json
@@ -133,7 +133,11 @@ def _card(run: Run, out: Path, about: str, load: str, task: str) -> None:
     measured = "Not measured yet; `quadrivium eval RUN` before the export puts its table here."
     try:
         results = read_json(run.folder / "results.json", "results of quadrivium eval")
-        measured = f"Held-out cost, step {results.get('step', run.step)}:\n\n```\n{evaluate.table(results, streams=False)}\n```"
+        if "routes" in results:
+            measured = f"Held-out cost, step {results['step']}:\n\n```\n{evaluate.table(results, streams=False)}\n```"
+        if "lm_eval" in results:
+            scored = f"lm-evaluation-harness, step {results['lm_eval']['step']}:\n\n```\n{harness.table(results['lm_eval']['tasks'])}\n```"
+            measured = f"{measured}\n\n{scored}" if "routes" in results else scored
     except (QuadriviumError, KeyError):
         pass
     c = run.model.config

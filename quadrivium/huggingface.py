@@ -67,8 +67,15 @@ def shape_of(folder: Path, ours: ModelConfig) -> ModelConfig:
     """
     path = folder / "config.json"
     c = read_json(path, "a Hugging Face model folder")
+    try:
+        return _shape(c, ours, path)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RunError(f"{path}: not the config of a causal language model ({error!r:.200})") from None
+
+
+def _shape(c: dict[str, Any], ours: ModelConfig, path: Path) -> ModelConfig:
     family = c.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise RunError(f"{path}: model_type {family!r}; a model to begin from is one of {', '.join(_FAMILIES)}")
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     scaling = rope.get("rope_type", rope.get("type", "default"))
@@ -80,32 +87,31 @@ def shape_of(folder: Path, ours: ModelConfig) -> ModelConfig:
         "attention_bias": bool(c.get("attention_bias")),
         "mlp_bias": bool(c.get("mlp_bias")),
         "a sliding window": sliding,
-        "partial rotary positions": rope.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0)) != 1.0,
-        "quantised weights (take the full ones)": "quantization_config" in c,
+        "partial rotary positions": (rope.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1.0) != 1.0,
+        "quantised weights (take the full ones)": c.get("quantization_config") is not None,
     }
     for what, present in refused.items():
         if present:
             raise RunError(f"{path}: has {what}, which the text stream cannot compute; begin from another model")
-    try:
-        heads = int(c["num_attention_heads"])
-        return replace(
-            ours,
-            vocab=int(c["vocab_size"]),
-            layers=int(c["num_hidden_layers"]),
-            width=int(c["hidden_size"]),
-            heads=heads,
-            kv_heads=int(c.get("num_key_value_heads") or heads),
-            head_size=int(c.get("head_dim") or (128 if family == "qwen3" else c["hidden_size"] // heads)),
-            hidden=int(c["intermediate_size"]),
-            rope_base=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))),
-            rope_scaling=tuple(float(rope[k]) for k in _LLAMA3) if scaling == "llama3" else (),
-            norm_eps=float(c.get("rms_norm_eps", 1e-6)),
-            tied=bool(c.get("tie_word_embeddings", False)),
-            qk_norm=_FAMILIES[family][1],
-            qkv_bias=_FAMILIES[family][2],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: not the config of a causal language model ({error!r})") from None
+    heads = int(c["num_attention_heads"])
+    shape = replace(
+        ours,
+        vocab=int(c["vocab_size"]),
+        layers=int(c["num_hidden_layers"]),
+        width=int(c["hidden_size"]),
+        heads=heads,
+        kv_heads=int(c.get("num_key_value_heads") or heads),
+        head_size=int(c.get("head_dim") or (128 if family == "qwen3" else c["hidden_size"] // heads)),
+        hidden=int(c["intermediate_size"]),
+        rope_base=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))),
+        rope_scaling=tuple(float(rope[k]) for k in _LLAMA3) if scaling == "llama3" else (),
+        norm_eps=float(c.get("rms_norm_eps", 1e-6)),
+        tied=bool(c.get("tie_word_embeddings", False)),
+        qk_norm=_FAMILIES[family][1],
+        qkv_bias=_FAMILIES[family][2],
+    )
+    shape.resolve()  # which refuses what cannot be; sizes left open stay so, as they follow from the frames
+    return shape
 
 
 def config_of(model: Model, end: int) -> dict[str, Any]:

@@ -93,8 +93,9 @@ class TextTokenizer:
 
     def save(self, folder: Path, opened: bool = False) -> None:
         """Write ``tokenizer.json``, whole or not at all; ``opened``: others who read it are to open a text with the end mark."""
-        written = Tokenizer.from_str(self._tokenizer.to_str())
+        written = self._tokenizer
         if opened:
+            written = Tokenizer.from_str(written.to_str())
             mark = [(self.end_name, self.end)]
             written.post_processor = processors.TemplateProcessing(f"{self.end_name} $A", f"{self.end_name} $A $B", mark)
         write_atomic(folder / _FILE, written.to_str(pretty=True).encode())

@@ -128,6 +128,25 @@ def test_what_cannot_be_computed_is_refused_by_name(change, what, tmp_path):
         shape_of(tmp_path, ModelConfig())
 
 
+@pytest.mark.parametrize("junk", [None, "x", "", -1, 0, 1.5, True, [], ["x"], {}, {"rope_type": "llama3"}], ids=repr)
+def test_a_config_of_nonsense_is_refused_in_a_sentence(junk, tmp_path):
+    config, read = theirs("llama3").config.to_dict(), 0
+    for key in config:
+        write_json(tmp_path / "config.json", {**config, key: junk})
+        try:
+            shape_of(tmp_path, ModelConfig(**SHAPE))
+            read += 1  # a key that says nothing of the shape
+        except RunError as error:
+            assert "config.json" in str(error)
+    assert 0 < read < len(config)
+
+
+def test_what_the_config_does_not_say_stays_open(tmp_path):
+    theirs("qwen2").save_pretrained(tmp_path)
+    shape = shape_of(tmp_path, ModelConfig(sharing="none"))
+    assert shape.patch == 0 and shape.sharing == "none" and shape.width == 32
+
+
 def test_what_is_neither_folder_nor_hub_id_is_refused_before_the_network():
     with pytest.raises(RunError, match="no hub id either"):
         fetch("no/such/folder")
@@ -260,10 +279,12 @@ def test_data_of_another_tokenizer_is_refused(data, four, tmp_path):
 WHOLE = """
 import sys, json, numpy as np, torch
 assert not any(n == "quadrivium" for n in sys.modules)
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 folder, picture = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+words = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+assert words("The red ball")["input_ids"] == processor(text="The red ball")["input_ids"][0].tolist()
 said = processor(text=["a red ball", "The"], images=[picture, picture])
 with torch.no_grad():
     logits = model(**said).logits
