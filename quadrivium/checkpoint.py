@@ -7,13 +7,14 @@
     RUN/results.json, samples/             written by eval and generate
 
 A checkpoint is written under another name and renamed when it is complete, so it is whole or absent; ``state.json``
-holds the checksums of its neighbours. Nothing that is loaded can be executed: safetensors and JSON only.
+holds the checksums of its neighbours and of itself. Nothing that is loaded can be executed: safetensors and JSON only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quadrivium.config import from_dict
-from quadrivium.data.shards import read_json, sha256, write_json
+from quadrivium.data.shards import read_json, sha256, sync, tensor_shapes, to_json, unwritten, write_atomic, write_json
 from quadrivium.errors import RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
@@ -40,76 +41,110 @@ _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "st
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises RunError when another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    """Hold a folder for this process, and clear away what a killed one left half written. Raises RunError when another
+    process holds it, and when the folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise unwritten(folder, error) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"{folder} is in use by another process; wait for it or choose another folder") from None
+        except OSError as error:
+            raise RunError(f"{folder} cannot be locked ({error.strerror}); choose a folder on another disk") from None
+        for part in [*folder.glob(".*.[0-9]*.part"), *folder.glob("checkpoints/.step-*.part")]:
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         yield  # the system lets go of the lock when the process ends, however it ends
 
 
-def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of an optimizer's parameters, in its order."""
+def named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """An optimizer's parameters with their names, in its order."""
     by_id = {id(p): name for name, p in model.named_parameters()}
-    return [by_id[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    return [(by_id[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def save(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write checkpoint ``step-N`` (N = state["step"]) into ``folder`` and drop all but the last ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write checkpoint ``step-N`` (N = state["step"]) into ``folder``.
+
+    The last ``keep`` stay, and the one of step state["best"], where there is one. Raises RunError when it cannot be written;
+    those before it stay then.
+    """
     final = folder / f"step-{state['step']:08d}"
     part = folder / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
         save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, part / _WEIGHTS)
         moments: dict[str, Tensor] = {}
         for key, optimizer in optimizers.items():
-            for name, p in zip(
-                names_of(model, optimizer), (p for g in optimizer.param_groups for p in g["params"]), strict=True
-            ):
+            for name, p in named(model, optimizer):
                 for field, value in optimizer.state.get(p, {}).items():
                     moments[f"{key}|{name}|{field}"] = torch.as_tensor(value).detach().contiguous()
         save_file(moments, part / _OPTIMIZER)
-        for name in (_WEIGHTS, _OPTIMIZER):
-            with open(part / name, "rb") as file:
-                os.fsync(file.fileno())
-        write_json(part / _STATE, {**state, "sha256": {n: sha256(part / n) for n in (_WEIGHTS, _OPTIMIZER)}})
-        shutil.rmtree(final, ignore_errors=True)  # only when the same step is written again
+        sums = {name: sha256(part / name) for name in (_WEIGHTS, _OPTIMIZER)}
+        write_json(part / _STATE, {**state, "sha256": {**sums, _STATE: _sum_of(state)}})
+        for path in (part / _WEIGHTS, part / _OPTIMIZER, part):
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)  # only when it was damaged, and its step is written again
         os.replace(part, final)
-    except BaseException as error:
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise unwritten(final, error) from None
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # its message is the operating system's, a full disk among them
-            raise RunError(f"{final}: could not be written ({error}); free some space and resume") from None
-        raise
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    every = checkpoints(folder)
+    later = [p for p in every if p.name > final.name]  # passed over as damaged when the run was resumed
+    kept = [p for p in every if p not in later][-keep:]
+    best = folder / f"step-{state.get('best') or 0:08d}"
+    for old in every:
+        if old not in (*kept, best):
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _sum_of(state: dict[str, Any]) -> str:
+    """Checksum of a state without its checksums."""
+    plain = {k: v for k, v in state.items() if k != "sha256"}
+    return hashlib.sha256(to_json(plain).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / _STATE).is_file())
+    return sorted(p for p in folder.glob("step-" + 8 * "[0-9]") if (p / _STATE).is_file())
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint whose files match their checksums; a damaged one is named on stderr and passed over."""
     for path in reversed(checkpoints(folder)):
-        try:
-            sums = read_json(path / _STATE, "a checkpoint").get("sha256", {})
-            if set(sums) == {_WEIGHTS, _OPTIMIZER} and all(sha256(path / n) == s for n, s in sums.items()):
-                return path
-        except (RunError, OSError, AttributeError):
-            pass
+        if is_whole(path):
+            return path
         print(f"warning: {path} is damaged and passed over", file=sys.stderr)
     return None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether the files of a checkpoint match their checksums."""
+    try:
+        state = read_json(path / _STATE, "a checkpoint")
+        sums = state["sha256"]
+        own = sums.pop(_STATE, None)  # those of the first versions have none
+        return (
+            own in (None, _sum_of(state))
+            and isinstance(state["step"], int)
+            and set(sums) == {_WEIGHTS, _OPTIMIZER}
+            and all(sha256(path / name) == total for name, total in sums.items())
+        )
+    except (RunError, OSError, AttributeError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def weights(run: Path) -> Path:
-    """The weights of a run's newest complete checkpoint. Raises RunError where there is none."""
-    path = latest(run / "checkpoints")
+    """The weights of a run's newest complete checkpoint, or of the one that is given itself. Raises RunError: none."""
+    path = run if (run / _STATE).is_file() and is_whole(run) else latest(run / "checkpoints")
     if path is None:
         raise RunError(f"{run}: no complete checkpoint here; train it with quadrivium train --out {run} --resume")
     return path / _WEIGHTS
@@ -119,10 +154,14 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
     """Put a checkpoint's weights (and optimizer moments) into place and return its state."""
     load_weights(path / _WEIGHTS, model)
     if optimizers is not None:
+        sizes = {f"{key}|{name}": tuple(p.shape) for key, o in optimizers.items() for name, p in named(model, o)}
+        for name, shape in tensor_shapes(path / _OPTIMIZER).items():
+            if sizes.get(name.rpartition("|")[0]) != shape and shape != ():
+                raise RunError(f"{path / _OPTIMIZER}: {name[:100]} does not fit this model; delete {path} and resume")
         moments = load_file(path / _OPTIMIZER)
         for key, optimizer in optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
-            for i, name in enumerate(names_of(model, optimizer)):
+            for i, (name, _) in enumerate(named(model, optimizer)):
                 prefix = f"{key}|{name}|"
                 mine = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
                 if mine:
@@ -132,44 +171,67 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Fill a model from a safetensors file. Raises RunError when names or shapes differ."""
+    """Fill a model from a safetensors file. Raises RunError when names or shapes differ, before memory is taken for them."""
+    check_shapes(path, {name: tuple(value.shape) for name, value in model.state_dict().items()})
     try:
         model.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise RunError(f"{path}: weights are missing") from None
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{path}: weights do not fit this model ({' '.join(str(error).split())[:200]})") from None
 
 
-def last_metrics(run: Path, step: int) -> None:
-    """Cut ``metrics.jsonl`` back to lines before ``step``: a resumed run writes the rest again."""
-    path = run / "metrics.jsonl"
+def check_shapes(path: Path, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raises RunError where a safetensors file holds other names or shapes than are wanted."""
+    found = tensor_shapes(path)
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            what = f"{name[:100]}: {found.get(name, 'nothing')} where {wanted.get(name, 'nothing')} belongs"
+            raise RunError(f"{path}: weights do not fit this model ({what:.200})")
+
+
+def build(shape: ModelConfig, path: Path, where: str, seed: int = 0) -> Model:
+    """A model of a shape that a file of weights confirms. Raises RunError before a shape that is a lie takes memory."""
+    try:
+        if shape.layers > len(tensor_shapes(path)):
+            raise RunError(f"{where}: {shape.layers} layers; {path} has fewer")
+        with torch.device("meta"):
+            wanted = {name: tuple(value.shape) for name, value in Model(shape).state_dict().items()}
+    except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        raise RunError(f"{where}: not the shape of a model ({' '.join(str(error).split())[:200]})") from None
+    check_shapes(path, wanted)
+    return Model(shape, seed)
+
+
+def last_metrics(path: Path, step: int) -> None:
+    """Cut a file of JSON lines back to those up to ``step``: a resumed run writes the rest again."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             break  # a line half written when the process was killed
-    part = path.with_suffix(".part")
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(part, path)
+    write_atomic(path, b"".join(line + b"\n" for line in kept))
 
 
 class Run:
-    """A trained run, read from its folder: ``model``, ``text`` and ``visual`` tokenizers, ``config``, ``step``."""
+    """A trained run: ``model``, ``text`` and ``visual`` tokenizers, ``config``, ``step``; read from its folder, with the
+    newest checkpoint, or from the folder of one of its checkpoints."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
-        self.config = read_json(folder / "config.json", "a run folder")
+        home = folder.resolve().parents[1] if (folder / _STATE).is_file() else folder
+        self.config = read_json(home / "config.json", "a run folder")
+        for name, kind in (("data", str), ("model", dict), ("mixture", dict), ("train", dict)):
+            if not isinstance(self.config.get(name), kind):
+                raise RunError(f"{home / 'config.json'}: {name} is missing or damaged; this is not a run folder")
         path = weights(folder).parent
-        self.text = TextTokenizer.load(folder / "tokenizers" / "text")
-        shape = from_dict(ModelConfig, self.config.get("model", {}), f"{folder / 'config.json'}: model")
-        seen = folder / "tokenizers" / "visual"
+        self.text = TextTokenizer.load(home / "tokenizers" / "text")
+        shape = from_dict(ModelConfig, self.config.get("model", {}), f"{home / 'config.json'}: model")
+        seen = home / "tokenizers" / "visual"
         self.visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
-        self.model = Model(shape).to(device).eval()
+        self.model = build(shape, path / _WEIGHTS, f"{home / 'config.json'}: model").to(device).eval()
         self.patch = shape.patch or 1
         self.device = device
         self.step: int = load(path, self.model)["step"]

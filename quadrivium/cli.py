@@ -116,12 +116,12 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
     from quadrivium.config import from_dict
     from quadrivium.data.mixture import Mixture, MixtureConfig
     from quadrivium.data.shards import Dataset
+    from quadrivium.train import TrainConfig
 
     run = _run(folder, device)
-    mixture = from_dict(MixtureConfig, run.config.get("mixture", {}), f"{folder / 'config.json'}: mixture")
-    return run, Mixture(
-        Dataset(data or Path(run.config["data"])), mixture, run.text.end, run.config["train"]["seed"], run.patch
-    )
+    mixture = from_dict(MixtureConfig, run.config["mixture"], f"{folder / 'config.json'}: mixture")
+    seed = from_dict(TrainConfig, run.config["train"], f"{folder / 'config.json'}: train").seed
+    return run, Mixture(Dataset(data or Path(run.config["data"])), mixture, run.text.end, seed, run.patch)
 
 
 # No `from __future__ import annotations` here: option types are read off the functions as they are made.

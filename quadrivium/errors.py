@@ -11,8 +11,18 @@ the cure. Anything that is not a QuadriviumError is a defect of this project and
 """
 
 
+def one_line(text: object, most: int = 300) -> str:
+    """Printable on one line of a UTF-8 file, whatever the file name or the library's message holds."""
+    flat = "".join(c if c.isprintable() else " " for c in str(text).encode("utf-8", "backslashreplace").decode())
+    flat = " ".join(flat.split())
+    return flat if len(flat) <= most else flat[: most - 3] + "..."
+
+
 class QuadriviumError(Exception):
-    """Base class: the message is one clear line for the user."""
+    """Base class: the message is one clear line for the user, printable whatever a damaged file has put into it."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message, 1200))
 
 
 class ConfigError(QuadriviumError):

@@ -11,8 +11,8 @@ import numpy as np
 
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.shards import is_held, stable_hash
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, one_line
-from quadrivium.errors import ItemError
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source
+from quadrivium.errors import ItemError, one_line
 from quadrivium.pictures import Cell, sheet
 from quadrivium.sequence import ROUTES
 

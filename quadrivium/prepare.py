@@ -11,6 +11,7 @@ Whatever stops it, the same command goes on: finished tokenizers and shards stan
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -30,8 +31,8 @@ from quadrivium.data.decoding import Decoders
 from quadrivium.data.formats import scan
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, one_line
-from quadrivium.errors import ConfigError, DataError, ItemError, RunError
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint
+from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
@@ -117,7 +118,7 @@ class _Preparation:
         }
         path = out / MANIFEST
         if path.exists():
-            before = read_json(path, "a prepared data folder")
+            before = read_json(path, "a prepared data folder", most=1 << 30)
             if before.get("version") != shards.VERSION or before.get("options") != self.options:
                 old = before.get("options") or {}
                 differ = [k for k in self.options if old.get(k) != self.options[k]]
@@ -220,7 +221,7 @@ class _Preparation:
                 each = max(1, min(8, -(-quota // len(media))))
                 chosen += [(index, media[j], each) for j in order[:quota]]
             wanted = config.sample_frames
-            frames = np.lib.format.open_memmap(work / "frames.npy", "w+", np.uint8, (wanted, size, size, 3))
+            frames = _blank(work / "frames.npy", (wanted, size, size, 3))
             filled, of, held = 0, [], []
             reader = self.decoders.read_all([i for _, i, _ in chosen])
             for (index, item, each), clips in zip(
@@ -274,7 +275,7 @@ class _Preparation:
         self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None, grid: tuple[int, int]
     ) -> dict[str, Any]:
         config, mark = self.config, fingerprint([source], self.config.read)
-        before = self.before.get(source.name, {})
+        before, limits = self.before.get(source.name, {}), to_dict(config.limits)
         written = before.get("shards", []) if before.get("fingerprint") == mark else []
         slug = (
             "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60]
@@ -286,13 +287,15 @@ class _Preparation:
             for number, start in enumerate(chunks):
                 items = source.items[start : start + config.shard_items]
                 kept = next((e for e in written if e["number"] == number and e["count"] == len(items)), None)
+                if kept and kept["problems"] and kept.get("limits") != limits:
+                    kept = None  # what was refused may be allowed now
                 if kept is None or not self._whole(kept):
                     problems: list[dict[str, str]] = []
                     records = list(self._records(items, text, visual, grid, problems, bar))
                     kept = shards.write_shard(
                         self.out / "shards" / f"{slug}-{number:05d}.safetensors", records, text.dtype, grid
                     )
-                    kept |= {"number": number, "count": len(items), "problems": problems}
+                    kept |= {"number": number, "count": len(items), "problems": problems, "limits": limits}
                     kept["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
                 else:
                     bar.update(len(items))
@@ -352,7 +355,7 @@ class _Preparation:
     def _skipped(self) -> None:
         """Write one line for every item that was skipped."""
         found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
-        manifest = read_json(self.out / MANIFEST, "a prepared data folder")
+        manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
         found += [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
         lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in found)
         shards.write_atomic(self.out / "skipped.jsonl", lines.encode("utf-8", "replace"))
@@ -369,6 +372,17 @@ class _Preparation:
         self.manifest["complete"] = True
         write_json(self.out / MANIFEST, self.manifest)
         self._skipped()
+
+
+def _blank(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped file of zeros whose space is taken at once: on a full disk, writing into a hole ends the process."""
+    try:
+        made = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return made
+    except OSError as error:
+        raise shards.unwritten(path, error) from None
 
 
 def _at_most(texts: Any, characters: int) -> Iterator[str]:

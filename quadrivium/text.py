@@ -9,6 +9,7 @@ accents, SentencePiece puts a space in front), bytes are those of the text as th
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from quadrivium.data.shards import write_atomic
+from quadrivium.data.shards import read_json, write_atomic
 from quadrivium.errors import ConfigError, RunError
 
 END = "<|endoftext|>"  # opens and closes every document; the name that GPT-2 and Qwen use
 _FILE = "tokenizer.json"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+_MOST = 1 << 22  # ids; tables are sized by the largest, so a file of a few bytes could ask for gigabytes
+_BATCH = 1 << 20  # characters that are encoded at once: the library takes about a hundred bytes for each
 
 
 class TextTokenizer:
@@ -40,7 +43,9 @@ class TextTokenizer:
         tokenizer.no_truncation()
         # Ids may have gaps (some published tokenizers do), so the table is sized by the largest.
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self.size = max(vocabulary.values()) + 1
+        self.size = max(vocabulary.values(), default=0) + 1
+        if self.size > _MOST:
+            raise ConfigError(f"the text tokenizer has an id {self.size - 1:,}; ids above {_MOST:,} are not served")
         marks = tokenizer.get_added_tokens_decoder()
         end = next((t for t in (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>") if t in vocabulary), None)
         if end is None:
@@ -81,9 +86,11 @@ class TextTokenizer:
         if not file.is_file():
             raise RunError(f"{file}: no text tokenizer here; give a tokenizer.json or the folder that holds one")
         try:
-            layout = json.loads(file.read_text(encoding="utf-8"))
+            layout = read_json(file, "a text tokenizer", most=1 << 28)
             tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and where it panics not even that
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise RunError(f"{file}: not a readable tokenizer.json ({_one_line(error)})") from None
         bytewise = "ByteLevel" in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")])
         if not bytewise and not _by_letters(tokenizer):
@@ -110,8 +117,12 @@ class TextTokenizer:
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of many strings at once, without marks; several times faster than one by one."""
-        encoded = self._tokenizer.encode_batch(list(_printable(texts)), add_special_tokens=False)
-        return [np.asarray(e.ids, dtype=self.dtype) for e in encoded]
+        ids: list[np.ndarray] = []
+        begins = itertools.accumulate((len(t) for t in texts), initial=0)
+        for _, part in itertools.groupby(zip(texts, begins, strict=False), lambda p: p[1] // _BATCH):
+            encoded = self._tokenizer.encode_batch(list(_printable(t for t, _ in part)), add_special_tokens=False)
+            ids += [np.asarray(e.ids, dtype=self.dtype) for e in encoded]
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """String of ids; marks leave nothing, bytes that are no UTF-8 leave the replacement character."""

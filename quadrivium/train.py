@@ -7,6 +7,7 @@ schedule a function of the step, so a run that is killed and resumed gives the n
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -29,7 +30,7 @@ import quadrivium
 from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset, read_json, sha256, write_json
+from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
@@ -54,8 +55,14 @@ class Task(Protocol):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         """What to minimise, and numbers to log."""
 
+    def items(self, step: int) -> list[str]:
+        """Names of what the batch of a step is made of, to tell which data a loss comes from."""
+
     def evaluate(self) -> dict[str, float]:
         """Held-out numbers."""
+
+    def cost(self, held: dict[str, float]) -> float:
+        """Held-out numbers as one: the checkpoint where it is least is the best."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,10 @@ class TrainConfig:
     eval_every: int = 0  # steps; 0: ten times in the run
     save_minutes: float = 5.0  # at most this much work is lost to a power cut
     save_every: int = 0  # steps; besides the clock
-    keep: int = 2  # checkpoints
+    keep: int = 2  # checkpoints: the last so many
+    keep_best: bool = False  # also save at evaluations, and keep the best by the geometric mean of all routes' held-out cost
+    skip_bad_batches: bool = False  # leave out a batch whose loss is no number or explodes, and go on, instead of stopping
+    explode: float = 5.0  # a loss explodes when it is so many times its running mean and above the first; 0: never
 
     def __post_init__(self) -> None:
         budgets = [b for b in (self.steps, self.tokens, self.minutes) if b is not None]
@@ -90,6 +100,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be positive")
         if not 0 <= self.decay <= 1 or self.warmup < 0:
             raise ConfigError("decay lies between 0 and 1, and warmup is not negative")
+        if not (self.explode == 0 or 1 < self.explode < math.inf):
+            raise ConfigError(f"explode is {self.explode}; it is a factor above 1, or 0 for never")
 
 
 def learning_rate(step: int, steps: int | None, config: TrainConfig) -> float:
@@ -167,6 +179,13 @@ class RouteTask:
             log[route] = sum(cost[i] for i in rows) / max(sum(size[i] for i in rows), 1e-9)
         return loss, log
 
+    def items(self, step: int) -> list[str]:
+        """Source, item and route of every sequence of a step's batch, in its order."""
+        named = copy.copy(self.mixture)  # the same draw, asked for names instead of sequences
+        named.sequence = lambda stream, unit, rng=None: (stream, unit)  # type: ignore[method-assign,assignment,return-value]
+        drawn: Any = named.step(step)
+        return [f"{s.source.name}/{s.source.key(int(s.unit[u][0]))} ({s.route})" for s, u in drawn]
+
     def evaluate(self) -> dict[str, float]:
         self.model.eval()
         id_bytes, out = self.id_bytes.cpu().numpy(), {}
@@ -181,18 +200,26 @@ class RouteTask:
         self.model.train()
         return dict(sorted(out.items()))
 
+    def cost(self, held: dict[str, float]) -> float:
+        """Mean logarithm of the routes' costs: bits per byte and bits per frame have no common unit."""
+        return sum(math.log(max(v, 1e-9)) for v in held.values()) / max(len(held), 1)
+
 
 def fit(
     task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True
 ) -> dict[str, Any]:
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
 
-    Writes ``run/metrics.jsonl`` and ``run/checkpoints``. Returns the final state: ``step``, ``steps``, ``seconds``,
-    ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number (the
-    last checkpoint stays) and when another process holds the folder.
+    Writes ``run/metrics.jsonl`` and ``run/checkpoints``, and ``run/bad-batches.jsonl`` where a loss is not a number or explodes:
+    its step, routes and items. Returns the final state: ``step``, ``steps``, ``seconds``,
+    ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number or
+    explodes (the last checkpoint stays), when the disk is full, and when another process holds the folder.
     """
     with checkpoint.locked(run):
         return _Loop(task, config, run, resume, name, progress).go()
+
+
+_PATIENCE = 20  # bad batches in a row after which nothing but the model itself can be at fault
 
 
 class _Loop:
@@ -201,6 +228,8 @@ class _Loop:
         self.optimizers = make_optimizers(task.model, config)
         self.folder = run / "checkpoints"
         self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
+        # The first loss, its running mean, bad batches in a row, and the best checkpoint: its step and its cost.
+        self.state |= {"first": None, "usual": None, "bad": 0, "best": None, "cost": None}
         self.stop: str | None = None  # name of the signal that asked to leave
         if config.steps and not config.tokens and not config.minutes:
             self.state["steps"] = config.steps
@@ -209,8 +238,9 @@ class _Loop:
             raise RunError(f"{run} already holds step {int(found.name[5:])}; go on with --resume or choose another --out")
         if found:
             loaded = checkpoint.load(found, task.model, self.optimizers)
-            self.state.update({k: loaded[k] for k in self.state})
-        checkpoint.last_metrics(run, self.state["step"])
+            self.state.update({k: loaded[k] for k in self.state if k in loaded})
+        for name in ("metrics.jsonl", "bad-batches.jsonl"):
+            checkpoint.last_metrics(run / name, self.state["step"])
 
     def go(self) -> dict[str, Any]:
         config, state = self.config, self.state
@@ -223,13 +253,7 @@ class _Loop:
             self._signals(),
             self._bar() as bar,
             ThreadPoolExecutor(1) as ahead,
-            open(self.run / "metrics.jsonl", "a") as metrics,
         ):
-
-            def write(line: dict[str, Any]) -> None:
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
-
             pending = ahead.submit(self.task.batch, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
@@ -243,13 +267,12 @@ class _Loop:
                     loss, log = self.task.loss(batch)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
-                if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                    raise RunError(
-                        f"{self.run}: the loss is {loss.item()} at step {step} (routes {', '.join(log)}); "
-                        "the last checkpoint is kept; lower --lr and train again"
-                    )
+                bad = self._judge(loss.item(), norm.item())
+                if bad:
+                    self._refuse(bad, log)
                 for optimizer in self.optimizers.values():
-                    optimizer.step()
+                    if not bad:
+                        optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 state["step"] = step = step + 1
                 state["seconds"] = seconds + time.monotonic() - began
@@ -257,7 +280,7 @@ class _Loop:
                 state["positions"] += here
                 state["computed"] += padded
                 self._plan()
-                for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())):
+                for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())) if not bad else ():
                     sums.setdefault(key, []).append(float(value))
                 bar.update(min(self._progress(), bar.total) - bar.n)
                 if step % config.log_every == 0 or self._done():
@@ -265,7 +288,7 @@ class _Loop:
                     now = (time.monotonic(), state["positions"])
                     speed = (now[1] - shown[1]) / max(now[0] - shown[0], 1e-9) if shown[1] else 0.0
                     shown = now
-                    write(
+                    self._write(
                         {"step": step, "seconds": round(state["seconds"], 3), "lr": rate, **means}
                         | {"positions": state["positions"], "positions_per_second": round(speed, 1), "real": self._real()}
                     )
@@ -276,17 +299,19 @@ class _Loop:
                         refresh=False,
                     )
                     sums = {}
+                better = False
                 if self._due(config.eval_every, step) or self._done():
                     state["held"] = self.task.evaluate()
                     self.task.model.train()
-                    write({"step": step, "held": state["held"]})
+                    self._write({"step": step, "held": state["held"]})
                     # Of many held-out numbers, those that are also logged while training.
                     shown_held = [
                         f"{k} {v:.4g}" for k, v in state["held"].items() if k.split()[-1] in log or len(state["held"]) < 8
                     ]
                     bar.write(f"step {step}: held-out {', '.join(shown_held)}", file=sys.stderr)
+                    better = config.keep_best and self._is_best(step)
                 every = config.save_every and step % config.save_every == 0
-                if every or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
+                if every or better or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
                     state["finished"] = self._done()
                     checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep)
                     saved = time.monotonic()
@@ -297,6 +322,51 @@ class _Loop:
                 file=sys.stderr,
             )
         return {**state, "finished": self._done(), "real": self._real()}
+
+    def _judge(self, loss: float, norm: float) -> str:
+        """What is wrong with a step, or nothing. What is usual is part of the state, so that a resumed run judges alike."""
+        state, explode = self.state, self.config.explode
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return f"the loss is {loss}, the norm of its gradient {norm}"
+        if state["first"] is None:
+            state["first"] = state["usual"] = loss
+        if explode and loss > max(explode * state["usual"], state["first"]) > 0:
+            return f"the loss explodes to {loss:.4g}, where {state['usual']:.4g} is usual"
+        state["usual"] += 0.02 * (loss - state["usual"])
+        state["bad"] = 0
+        return ""
+
+    def _refuse(self, why: str, log: dict[str, float]) -> None:
+        """Write down what a bad batch is made of; raises RunError unless it is to be skipped."""
+        step, items = self.state["step"], self.task.items(self.state["step"])
+        self.state["bad"] += 1
+        costs = ", ".join(f"{route} {value:.4g}" for route, value in log.items())
+        path = self.run / "bad-batches.jsonl"
+        self._write({"step": step + 1, "why": why, "routes": {k: repr(v) for k, v in log.items()}, "items": items}, path.name)
+        shown = "; ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+        told = f"{self.run}: {why} at step {step} (routes {costs}; items {shown}, all in {path.name})"
+        if self.state["bad"] >= _PATIENCE:
+            raise RunError(f"{told}; {_PATIENCE} batches in a row were bad, so it is not the data; lower --lr and train again")
+        if not self.config.skip_bad_batches:
+            raise RunError(
+                f"{told}; the last checkpoint is kept: look at the items, train again with a lower --lr, or go on without "
+                "such batches with --resume --skip-bad-batches"
+            )
+        tqdm.write(f"warning: {told}; skipped", file=sys.stderr)
+
+    def _write(self, line: dict[str, Any], name: str = "metrics.jsonl") -> None:
+        try:
+            with open(self.run / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise unwritten(self.run / name, error) from None
+
+    def _is_best(self, step: int) -> bool:
+        cost = self.task.cost(self.state["held"])
+        better = math.isfinite(cost) and (self.state["cost"] is None or cost < self.state["cost"])
+        if better:
+            self.state |= {"best": step, "cost": cost}
+        return better
 
     def _real(self) -> float:
         """Share of the positions computed, padding inside attention included, that are real."""
@@ -384,7 +454,9 @@ def train_routes(
         stored = read_json(path, "a run folder")
         model = from_dict(ModelConfig, stored.get("model", {}), f"{path}: model")
         mixture = from_dict(MixtureConfig, stored.get("mixture", {}), f"{path}: mixture")
+        skip = config.skip_bad_batches  # the one option that can be given later: the message about a bad batch offers it
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
+        config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         data = Path(stored.get("data", data))
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
     elif path.exists():
@@ -393,6 +465,7 @@ def train_routes(
     source = None if init is None or begun else fetch(init)
     foreign = source is not None and is_model(source)
     prepared = Dataset(data)
+    prepared.verify()
     text = TextTokenizer.load(data / "tokenizers" / "text")
     if not resume:
         visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
@@ -413,9 +486,6 @@ def train_routes(
             model = (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve()
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        text.save(run / "tokenizers" / "text")
-        if visual:
-            visual.save(run / "tokenizers" / "visual")
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
@@ -423,9 +493,19 @@ def train_routes(
             "init_vision": init_vision,
             "read": prepared.manifest["options"]["read"],
         }
-        write_json(path, {**described, "model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)})
+        described |= {"model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)}
+        with checkpoint.locked(run):
+            if path.exists():  # two were started at once, and the other was first
+                raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+            text.save(run / "tokenizers" / "text")
+            if visual:
+                visual.save(run / "tokenizers" / "visual")
+            write_json(path, described)
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
-    network = Model(model, config.seed)
+    found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
+    network = (
+        checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
+    )
     if source is not None and foreign:
         fill(network, Weights(source), copy=init_vision == "copy")
     elif source is not None:

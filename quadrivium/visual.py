@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from quadrivium.config import from_dict
-from quadrivium.data.shards import read_json, write_atomic, write_json
+from quadrivium.data.shards import read_json, tensor_shapes, write_atomic, write_json
 from quadrivium.errors import ConfigError, RunError
 
 _KIND = "quadrivium visual tokenizer 2"  # a folder that says something else is not ours
@@ -48,9 +48,12 @@ class VisualConfig:
         for name in ("size", "down", "per_side", "width", "encoder_depth", "decoder_depth"):
             if getattr(self, name) < (0 if name.endswith("depth") else 1):
                 raise ConfigError(f"visual.{name} is {getattr(self, name)}; it has to be positive")
+        for name, most in (("size", 4096), ("width", 8192), ("encoder_depth", 256), ("decoder_depth", 256), ("per_side", 64)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"visual.{name} is {getattr(self, name)}; it is at most {most}")
         if self.size % self.down:
             raise ConfigError(f"visual.size ({self.size}) has to be a multiple of visual.down ({self.down})")
-        if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > 65535:
+        if not self.levels or len(self.levels) > 16 or min(self.levels) < 2 or math.prod(self.levels) > 65535:
             raise ConfigError(f"visual.levels is {self.levels}; each is at least 2 and their product at most 65535")
 
 
@@ -176,12 +179,15 @@ class VisualTokenizer(nn.Module):
         if values.pop("kind", None) != _KIND:
             raise RunError(f"{folder / 'config.json'}: this is not a visual tokenizer of this version")
         try:
-            tokenizer = cls(from_dict(VisualConfig, values, "visual"))
+            config = from_dict(VisualConfig, values, "visual")
+            with torch.device("meta"):
+                wanted = {name: tuple(value.shape) for name, value in cls(config).state_dict().items()}
+            if tensor_shapes(folder / "model.safetensors") != wanted:  # before memory is taken for either
+                raise RuntimeError("names or shapes of weights differ from config.json")
+            tokenizer = cls(config)
             tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
         except ConfigError as error:
             raise RunError(f"{folder / 'config.json'}: {error}; prepare the data again") from None
-        except FileNotFoundError:
-            raise RunError(f"{folder / 'model.safetensors'}: not found; prepare the data again") from None
         except (SafetensorError, RuntimeError, OSError) as error:
             first = str(error).splitlines()[0]
             raise RunError(f"{folder / 'model.safetensors'}: damaged or of another shape ({first:.120})") from None
@@ -211,6 +217,7 @@ class VisualTask:
         names: Sequence[str] | None = None,
     ) -> None:
         self.model, self.frames, self.seed, self.batch_size = tokenizer, frames, seed, batch_size
+        self.source_of = source_of
         sources = [int(i) for i in np.unique(source_of)]
         self.names = {i: names[i] if names else f"source {i}" for i in sources}
         self.held = {i: np.flatnonzero((source_of == i) & held) for i in sources}
@@ -226,8 +233,7 @@ class VisualTask:
         """Parts of frames (B, 3, crop, crop) in [-1, 1] of a step: a function of (seed, step) alone."""
         draw, crop, size = np.random.default_rng([self.seed, step]), self.crop, self.frames.shape[1]
         n, over = 4 * self.batch_size, crop // 4
-        source = draw.choice(len(self.known), n, p=self.weights)
-        frame = [self.known[s][draw.integers(len(self.known[s]))] for s in source]
+        frame = self._drawn(draw)
         corners = draw.integers(-over, size - crop + over + 1, (n, 2)).clip(0, size - crop)
         parts = np.stack([self.frames[f][y : y + crop, x : x + crop] for f, (y, x) in zip(frame, corners, strict=True)])
         down = self.model.config.down
@@ -236,6 +242,22 @@ class VisualTask:
         # Weighted draw without replacement (Efraimidis and Spirakis 2006, doi 10.1016/j.ipl.2005.11.003).
         parts = parts[np.sort(np.argsort(draw.exponential(size=n) / detail)[: self.batch_size])]
         return _to_float(parts, self.model.device)
+
+    def _drawn(self, draw: np.random.Generator) -> list[int]:
+        """Frames of a step before the more detailed are picked: source first."""
+        source = draw.choice(len(self.known), 4 * self.batch_size, p=self.weights)
+        return [int(self.known[s][draw.integers(len(self.known[s]))]) for s in source]
+
+    def items(self, step: int) -> list[str]:
+        """Source and number in the sample of the frames that a step draws from."""
+        return [
+            f"{self.names[int(self.source_of[f])]}, frame {f}" for f in self._drawn(np.random.default_rng([self.seed, step]))
+        ]
+
+    def cost(self, held: dict[str, float]) -> float:
+        """Minus the mean PSNR of the sources."""
+        found = [value for key, value in held.items() if key.endswith(" psnr")]
+        return -sum(found) / max(len(found), 1)
 
     def positions(self, batch: Tensor) -> tuple[int, int]:
         """Codes in a batch; none is padding."""

@@ -20,7 +20,7 @@ from quadrivium.cli import main
 from quadrivium.data.formats import scan
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
-from quadrivium.data.sources import ReadOptions, read_clips
+from quadrivium.data.sources import Limits, ReadOptions, read_clips
 from quadrivium.data.subtitles import read_cues
 from quadrivium.errors import DataError, ItemError
 from quadrivium.inspect import routes_of
@@ -271,6 +271,16 @@ def test_conversations_as_llava_has_them(name, pictures):
     assert found[0] == ("p0.png", both, "p0.png") and found[1] == ("p0.png", ("A ball.",), "p0.png")
     assert found[2] == (None, ("Hello\nHi",), "3") and found[3][:2] == ("p3.png", both)
     assert [p.reason for p in problems] == ["the file is missing", "a turn of the conversation has no text under value"]
+
+
+def test_a_row_that_is_none_costs_itself(pictures):
+    rows = ['{"content": [{"image": "p0.png"}, {"text": "One."}]}', "{nonsense", '"words"', '{"content": [7]}', "[" * 99_999]
+    rows += ['{"content": [{"text": "' + "a" * 600 + '"}]}', '{"content": [{"image": "p1.png"}, {"text": "Two."}]}']
+    (pictures / "docs.jsonl").write_text("\n".join(rows))
+    (source,) = scan(pictures, READ, Limits(row_bytes=500))
+    assert [i.texts for i in source.items] == [("One.",), ("Two.",)]
+    assert [p.item for p in source.problems] == [f"docs.jsonl#{i}" for i in (2, 3, 4, 5, 6)]
+    assert "row_bytes" in source.problems[4].reason
 
 
 SRT = """1

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from quadrivium.data.sources import Item, ReadOptions, Source, _documents, fingerprint, read_clips, scan
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _documents, fingerprint, read_clips, scan
 from quadrivium.errors import ConfigError, DataError, ItemError
 
 # pytest resets the filters that the module sets for Pillow's warnings about odd files
@@ -712,6 +712,43 @@ def test_mutations_never_end_in_another_exception(
                 except ItemError as error:
                     lines.append(str(error))
     assert all(line.isprintable() for line in lines)
+
+
+def test_rows_and_documents_that_are_too_long_are_listed_and_the_rest_is_used(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": "x" * n}) for n in (10, 600, 20, 3000, 30)]
+    put(tmp_path, a_dot_jsonl="\n".join(rows), b_dot_txt="short\n\n" + "y" * 600 + "\n\nshort", c_dot_tsv="a\n" + "b" * 3000)
+    (source,) = scan(tmp_path, ReadOptions(doc_bytes=1), Limits(row_bytes=1000, document_bytes=500))
+    assert [i.key for i in source.items] == ["a.jsonl#1", "a.jsonl#3", "a.jsonl#5", "b.txt#1", "b.txt#3", "c.tsv#1"]
+    found = {p.item: p.reason for p in source.problems}
+    assert "document_bytes" in found["a.jsonl#2"] and "document_bytes" in found["b.txt#2"]
+    assert "row_bytes" in found["a.jsonl:4"] and "row_bytes" in found["c.tsv:2"] and len(found) == 4
+
+
+def test_rows_nested_to_any_depth_are_read_or_listed(tmp_path: Path) -> None:
+    """Some depths may just be parsed and then no longer be quoted."""
+    depths = [10, 500, *range(940, 1010), 3000, 9000, 100_000]
+    rows = [
+        f'{{"file_name": "{key}{d}.png", "{key}": {"[" * d}{"]" * d}}}' for d in depths for key in ("group", "text", "other")
+    ]
+    for row in rows:
+        (tmp_path / row[15:].split('"')[0]).write_bytes(b"x")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    (source,) = scan(tmp_path, OPTIONS)
+    assert len(source.items) + len(source.problems) == 3 * len(depths) and source.items and source.problems
+
+
+def test_names_cannot_rewrite_the_line_they_stand_on(tmp_path: Path) -> None:
+    """Escape sequences and marks that turn the direction of writing are not passed on to terminals and lists."""
+    folder = tmp_path / "a\u202ebad"
+    folder.mkdir()
+    for name in ("gnp.\u202e.png", "\x1b[2J.png", "tab\t\r.png"):
+        (folder / name).write_bytes(b"no picture")
+    (source,) = scan(folder, OPTIONS)
+    assert source.name.isprintable() and len(source.items) == 3
+    for i in source.items:
+        with pytest.raises(ItemError) as error:
+            read_clips(i, OPTIONS)
+        assert str(error.value).isprintable()
 
 
 # ----------------------------------------------------------------------------------------------------- real data

@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from quadrivium.data.sources import Item, Limits, ReadOptions, one_line, read_clips
-from quadrivium.errors import ItemError, RunError
+from quadrivium.data.sources import Item, Limits, ReadOptions, read_clips
+from quadrivium.errors import ItemError, RunError, one_line
 
 _SERVE = "import sys; sys.path.append(sys.argv[1]); from quadrivium.data.decoding import serve; serve(*sys.argv[2:])"
+_TRIES = 3
 _WAIT = 20  # a decoder that only waits, on a dead network drive for one, is given so many times its limit
 
 
@@ -47,7 +48,7 @@ class Decoder:
 
     def read(self, item: Item) -> list[np.ndarray]:
         """What `read_clips` gives, or its ItemError; also an ItemError where the item exceeds a limit or kills the decoder."""
-        for _ in range(2):  # the decoder may have been killed for another's fault, by a machine out of memory for one
+        for _ in range(_TRIES):  # the decoder may have been killed for another's fault, by a machine out of memory for one
             try:
                 return self._ask(item)
             except (_Died, BrokenPipeError):
@@ -81,7 +82,7 @@ class Decoder:
         return clips
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self.process is None:
+        for left in reversed(range(_TRIES)) if self.process is None else ():
             root = str(Path(__file__).parents[2])
             arguments = [json.dumps(asdict(self.options)), json.dumps(asdict(self.limits))]
             alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -92,8 +93,12 @@ class Decoder:
                 env={**os.environ, **alone},
             )
             assert self.process.stdout is not None
-            if self.process.stdout.readline() != b"ready\n":
-                raise RunError(f"a decoder could not be started ({_ending(self.close())}); is there memory left?")
+            if self.process.stdout.readline() == b"ready\n":
+                break
+            status = self.close()
+            if not left:
+                raise RunError(f"a decoder could not be started ({_ending(status)}); is there memory left?")
+        assert self.process is not None
         return self.process
 
     def close(self) -> int:

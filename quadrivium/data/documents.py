@@ -19,16 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _brief, _group, _kind, _lines, _locate, _sound, one_line
-from quadrivium.errors import DataError, ItemError
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _brief, _group, _kind, _lines, _locate, _sound
+from quadrivium.errors import DataError, ItemError, one_line
 
 _PLACEHOLDER = re.compile(r"[^\S\n]*<(image|video)>\n?")
 
 
-def is_documents(file: Path, options: ReadOptions) -> bool:
+def is_documents(file: Path, options: ReadOptions, limits: Limits) -> bool:
     """Whether the first row of a .json or .jsonl file is such a document."""
     try:
-        row = next(iter(row for _, row in _read(file, options)), None)
+        row = next(iter(row for _, row in _read(file, options, limits)), None)
     except DataError:
         return False
     lists = {k for k, v in row.items() if isinstance(v, list)} if isinstance(row, dict) else set()
@@ -40,11 +40,11 @@ def list_documents(source: Source, files: list[Path], options: ReadOptions, limi
     for file in files:
         name = os.path.relpath(file, source.path)
         try:
-            for number, row in _read(file, options):
+            for number, row in _read(file, options, limits):
                 key = f"{name}#{number}"
                 try:
                     if not isinstance(row, dict):
-                        raise ItemError("is not a JSON object")
+                        raise ItemError(row if isinstance(row, str) else "is not a JSON object")
                     told = _conversation(row, limits) if isinstance(row.get("conversations"), list) else _told(row, limits)
                     named = str(row.get("id") or key)
                     for part, (media, text) in enumerate(told):
@@ -125,15 +125,17 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         raise ItemError("has none of conversations, content, text_list, or images with texts")
 
 
-def _read(file: Path, options: ReadOptions) -> Iterator[tuple[int, Any]]:
-    """Numbered rows, from 1, of a .jsonl file, or of the list in a .json file."""
+def _read(file: Path, options: ReadOptions, limits: Limits) -> Iterator[tuple[int, Any]]:
+    """Numbered rows, from 1, of a .jsonl file, or of the list in a .json file; in the place of a row, why it is none."""
     if file.suffix.lower() == ".jsonl":
         for number, line in _lines(file, options):
-            if line.strip():
+            if len(line) > limits.row_bytes:
+                yield number, f"is longer than limits.row_bytes ({limits.row_bytes:,}); split it or allow more"
+            elif line.strip():
                 try:
                     yield number, json.loads(line)
-                except (ValueError, RecursionError):
-                    yield number, None
+                except (ValueError, RecursionError) as error:
+                    yield number, f"is not JSON: {error}"
         return
     try:
         rows = json.loads("".join(line for _, line in _lines(file, options)))

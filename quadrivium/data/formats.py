@@ -15,11 +15,11 @@ from pathlib import Path
 
 from quadrivium.data import sources
 from quadrivium.data.documents import is_documents, list_documents
-from quadrivium.data.sources import METADATA, Limits, ReadOptions, Source, one_line
+from quadrivium.data.sources import METADATA, Limits, ReadOptions, Source
 from quadrivium.data.subtitles import narrate
 from quadrivium.data.tables import list_tables
 from quadrivium.data.webdataset import list_tars
-from quadrivium.errors import DataError
+from quadrivium.errors import DataError, one_line
 
 
 def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[Source]:
@@ -29,7 +29,7 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[So
     tars = [f for f in files if f.suffix == ".tar"]
     tables = [f for f in files if f.suffix in (".parquet", ".arrow")]
     root = Path(os.path.realpath(path if path.is_dir() else path.parent))
-    documents = [f for f in files if f.suffix in (".json", ".jsonl") and f.parent == root and is_documents(f, options)]
+    documents = [f for f in files if f.suffix in (".json", ".jsonl") and f.parent == root and is_documents(f, options, limits)]
     source = Source(one_line(path.name or "root"), root)
     if tars:
         list_tars(source, tars, limits)

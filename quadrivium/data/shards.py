@@ -20,6 +20,7 @@ document, one picture or one clip. For n items with T texts of I ids together, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -29,12 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from quadrivium.errors import DataError, RunError
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_HEADER = 1 << 20  # bytes of a shard's header; ours take a thousand
+_JSON = 1 << 26  # bytes of a JSON file that is read as a whole; parsed, it may take twenty times that
+_ARRAYS = {"ids", "id_ends", "text_ends", "codes", "frame_ends", "held", "group", "keys"}
 _NUMPY = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "U64": np.uint64}
 
 
@@ -60,22 +65,39 @@ def is_held(group: str, share: float) -> bool:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent, also when the machine stops in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that it is whole or absent, also when the machine stops in between. Raises RunError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(part)
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        sync(path.parent)
+    except OSError as error:
+        raise unwritten(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):  # of a folder that may no longer be written to
+            part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write strict JSON, whole or not at all; what is not a finite number is written as null."""
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk and not only on its way there."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def unwritten(path: Path, error: object) -> RunError:
+    """What to tell the user when the system refuses to write."""
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return RunError(f"{path}: could not be written ({why}); free space or mend the folder, then give the same command again")
+
+
+def to_json(value: object) -> str:
+    """Strict JSON; what is not a finite number becomes null."""
 
     def strict(x: object) -> object:
         if isinstance(x, dict):
@@ -84,15 +106,24 @@ def write_json(path: Path, value: object) -> None:
             return [strict(v) for v in x]
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
-    write_atomic(path, (json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def read_json(path: Path, what: str) -> dict:
-    """A JSON object from a file; `RunError` with one line where it is absent or damaged."""
+def write_json(path: Path, value: object) -> None:
+    """Write `to_json` of a value, whole or not at all. Raises RunError."""
+    write_atomic(path, (to_json(value) + "\n").encode())
+
+
+def read_json(path: Path, what: str, most: int = _JSON) -> dict:
+    """A JSON object from a file of at most ``most`` bytes; `RunError` with one line where it is absent or damaged."""
     try:
+        if path.stat().st_size > most:
+            raise RunError(f"{path}: larger than {most:,} bytes; this is not {what}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: not found; this is not {what}") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); this is not {what}") from None
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged JSON ({error}); make {what} again") from None
     if not isinstance(value, dict):
@@ -103,6 +134,17 @@ def read_json(path: Path, what: str) -> dict:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, read off its header and checked against its size. Raises RunError."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunError(f"{path}: not found; the weights are missing") from None
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: damaged weights ({' '.join(str(error).split())[:200]})") from None
 
 
 def write_shard(path: Path, records: Iterable[Record], id_type: type, grid: tuple[int, int]) -> dict:
@@ -136,13 +178,13 @@ def write_shard(path: Path, records: Iterable[Record], id_type: type, grid: tupl
 def map_shard(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file as views of memory-mapped bytes: constant memory, shared by processes.
 
-    The header is checked against the file before it is believed. Raises RunError.
+    The header is checked against the file, and the arrays against one another, before they are believed. Raises RunError.
     """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, 100_000_000):
+            if not 2 <= length <= min(size - 8, _HEADER):
                 raise ValueError("header length")
             header = json.loads(file.read(length))
         data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
@@ -152,16 +194,35 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
                 continue
             begin, end = entry["data_offsets"]
             kind, shape = np.dtype(_NUMPY[entry["dtype"]]), tuple(entry["shape"])
+            if not all(isinstance(n, int) and n >= 0 for n in shape):
+                raise ValueError(f"shape of array {name}")
             if not 0 <= begin <= end <= len(data) or end - begin != kind.itemsize * int(np.prod(shape, dtype=object)):
                 raise ValueError(f"array {name}")
             arrays[name] = (
                 np.frombuffer(data, kind, int(np.prod(shape)), begin).reshape(shape) if end > begin else np.zeros(shape, kind)
             )
+        _check_arrays(arrays)
         return arrays
     except FileNotFoundError:
         raise RunError(f"{path}: shard is missing; run prepare again, it writes only what is missing") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{path}: damaged shard ({error}); delete it and run prepare again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise RunError(f"{path}: damaged shard ({str(error)[:200]}); delete it and run prepare again") from None
+
+
+def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+    """Raises ValueError where the arrays of a shard do not belong together."""
+    if set(arrays) != _ARRAYS:
+        raise ValueError(f"it holds {', '.join(sorted(arrays))[:100]}")
+    if any(a.ndim != (3 if name == "codes" else 1) for name, a in arrays.items()):
+        raise ValueError("shapes of arrays")
+    if len(arrays["held"]) != len(arrays["text_ends"]) or len({len(arrays[n]) for n in ("held", "group", "frame_ends")}) > 1:
+        raise ValueError("numbers of items differ")
+    for ends, what in (("id_ends", "ids"), ("text_ends", "id_ends"), ("frame_ends", "codes")):
+        values = arrays[ends]
+        if values.dtype != np.int64 or (len(values) > 0 and (values[0] < 0 or (np.diff(values) < 0).any())):
+            raise ValueError(f"{ends} do not ascend")
+        if (int(values[-1]) if len(values) else 0) != len(arrays[what]):
+            raise ValueError(f"{ends} and {what} differ")
 
 
 class SourceData:
@@ -215,13 +276,14 @@ class Dataset:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = read_json(folder / MANIFEST, "a prepared data folder")
+        self.manifest = read_json(folder / MANIFEST, "a prepared data folder", most=1 << 30)
         if self.manifest.get("version") != VERSION:
             raise RunError(f"{folder / MANIFEST}: written by another version of prepare; prepare the data again")
         if not self.manifest.get("complete"):
             raise RunError(f"{folder}: prepare did not finish here; run the same prepare command again, it goes on")
         self.sources: list[SourceData] = []
         try:
+            grid = [int(n) for n in self.manifest["grid"]]
             for entry in self.manifest["sources"]:
                 shards = []
                 for shard in entry["shards"]:
@@ -231,9 +293,11 @@ class Dataset:
                             f"{path}: {path.stat().st_size} bytes where {shard['bytes']} were written; prepare again"
                         )
                     shards.append(map_shard(path))
+                    if len(shards[-1]["codes"]) and list(shards[-1]["codes"].shape[1:]) != grid:
+                        raise RunError(f"{path}: its frames are not of {grid} codes as the manifest says; prepare again")
                 self.sources.append(SourceData(entry["name"], shards))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{folder / MANIFEST}: damaged ({error!r}); prepare the data again") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{folder / MANIFEST}: damaged ({error!r:.200}); prepare the data again") from None
         if not any(len(s) for s in self.sources):
             raise DataError(f"{folder}: no items; prepare it from folders that hold text, pictures or clips")
 
@@ -245,6 +309,6 @@ class Dataset:
         """Compare every shard with its checksum. Raises RunError naming the first that differs."""
         for entry in self.manifest["sources"]:
             for shard in entry["shards"]:
-                path = self.folder / "shards" / shard["file"]
-                if sha256(path) != shard["sha256"]:
+                path = self.folder / "shards" / Path(shard["file"]).name
+                if sha256(path) != shard.get("sha256"):
                     raise RunError(f"{path}: checksum differs from the manifest; delete it and run prepare again")

@@ -45,7 +45,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, UnidentifiedImageError
 
 from quadrivium.data.inside import Inside, open_inside
-from quadrivium.errors import ConfigError, DataError, ItemError
+from quadrivium.errors import ConfigError, DataError, ItemError, one_line
 
 Kind = Literal["text", "image", "video"]
 
@@ -466,13 +466,6 @@ def _hidden(name: str) -> bool:
 
 def _endings(endings: frozenset[str]) -> str:
     return " ".join(sorted(endings))
-
-
-def one_line(text: object, most: int = 300) -> str:
-    """Printable on one line of a UTF-8 file, whatever the file name or the library's message holds."""
-    flat = "".join(c if c.isprintable() else " " for c in str(text).encode("utf-8", "backslashreplace").decode())
-    flat = " ".join(flat.split())
-    return flat if len(flat) <= most else flat[: most - 3] + "..."
 
 
 def fingerprint(sources: list[Source], options: ReadOptions) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from quadrivium.data.inside import Inside, pyarrow
-from quadrivium.data.sources import _CAPTION, Item, Limits, Source, _group, _kind, _locate, _texts, one_line
+from quadrivium.data.sources import _CAPTION, Item, Limits, Source, _group, _kind, _locate, _texts
 from quadrivium.data.webdataset import _CAPTIONS, row_of
-from quadrivium.errors import DataError, ItemError
+from quadrivium.errors import DataError, ItemError, one_line
 
 _PATHS = ("file_name", "image", "video", "image_path", "video_path", "path")
 

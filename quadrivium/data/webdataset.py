@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quadrivium.data.sources import Item, Limits, Source, _brief, _group, _kind, _locate, _sound, _texts, one_line
-from quadrivium.errors import DataError, ItemError
+from quadrivium.data.sources import Item, Limits, Source, _brief, _group, _kind, _locate, _sound, _texts
+from quadrivium.errors import DataError, ItemError, one_line
 
 _CAPTIONS = ("caption", "captions", "sentences", "TEXT")  # what others call ``text``
 
