@@ -760,17 +760,18 @@ def pickles(root: Path) -> None:
     train(data, run)
     tried = 0
     for form, raw in forms.items():
-        for ending in sorted({*TEXTS, *IMAGES, *VIDEOS, ".csv"}):
-            for stem in ("x", "metadata"):
-                home = root / "source"
-                shutil.rmtree(home, ignore_errors=True)
-                home.mkdir()
-                (home / f"{stem}{ending}").write_bytes(raw)
-                (home / "fine.txt").write_text("so that there is something to read\n" * 3)
-                with contextlib.suppress(QuadriviumError):
-                    prepare([home], root / "never", replace(TINY, max_bad=1.0), progress=False)
-                shutil.rmtree(root / "never", ignore_errors=True)
-                tried += 1
+        everything = [f"x{ending}" for ending in sorted({*TEXTS, *IMAGES, *VIDEOS})]
+        for names in (everything, ["metadata.jsonl"], ["metadata.csv"]):
+            home = root / "source"
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+            for name in (*names, "a.png", "b.mp4"):
+                (home / name).write_bytes(raw)
+            (home / "fine.txt").write_text("so that there is something to read\n" * 3)
+            with contextlib.suppress(QuadriviumError):
+                prepare([home], root / "never", replace(TINY, max_bad=1.0), progress=False)
+            shutil.rmtree(root / "never", ignore_errors=True)
+            tried += len(names)
         for source in (data, run):
             for path in sorted(p for p in source.rglob("*") if p.is_file() and p.name != ".lock"):
                 home = root / "copy"

@@ -242,12 +242,17 @@ class _Preparation:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})
         state = read_json(done, "a frame sample")
-        source_of, is_out = np.array(state["of"]), np.array(state["held"], bool)
+        try:
+            source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
+            frames = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]
+            if frames.dtype != np.uint8 or frames.shape != (len(is_out), size, size, 3):
+                raise ValueError(f"frames are {frames.dtype} {frames.shape}")
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+            raise RunError(f"{work}: damaged ({error}); delete this folder and give the same command again") from None
         if not is_out.any() or is_out.all():  # a handful of pictures: the last one in ten stands for what is held out
             is_out = (
                 np.arange(len(source_of)) % 10 == 9 if len(source_of) > 9 else np.arange(len(source_of)) == len(source_of) - 1
             )
-        frames = np.load(work / "frames.npy", mmap_mode="r")[: len(source_of)]
         return frames, source_of, is_out, [s.name for s in sources]
 
     def _done(self, which: str, entry: dict[str, Any]) -> None:
