@@ -244,16 +244,16 @@ class _Preparation:
         state = read_json(done, "a frame sample")
         try:
             source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
-            frames = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]
-            if frames.dtype != np.uint8 or frames.shape != (len(is_out), size, size, 3):
-                raise ValueError(f"frames are {frames.dtype} {frames.shape}")
+            sample = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]
+            if sample.dtype != np.uint8 or sample.shape != (len(is_out), size, size, 3):
+                raise ValueError(f"frames are {sample.dtype} {sample.shape}")
         except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             raise RunError(f"{work}: damaged ({error}); delete this folder and give the same command again") from None
         if not is_out.any() or is_out.all():  # a handful of pictures: the last one in ten stands for what is held out
             is_out = (
                 np.arange(len(source_of)) % 10 == 9 if len(source_of) > 9 else np.arange(len(source_of)) == len(source_of) - 1
             )
-        return frames, source_of, is_out, [s.name for s in sources]
+        return sample, source_of, is_out, [s.name for s in sources]
 
     def _done(self, which: str, entry: dict[str, Any]) -> None:
         self.manifest["tokenizers"][which] = entry
