@@ -18,7 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 COMMANDS = {
     "demo": "can text answer what was only ever seen? The experiment on one seed, in minutes, nothing to download",
     "world": "write the chain-reaction world as an ordinary data folder",
-    "prepare": "folders of text, pictures and videos -> tokenizers and token shards",
+    "prepare": "text, pictures and videos, in folders, tars or tables -> tokenizers and token shards",
     "train": "train one model on all routes that the data can feed",
     "eval": "held-out bits of every route beside its references -> results.json",
     "ask": "questions about a world in text alone: is what was only seen known?",
@@ -27,7 +27,7 @@ COMMANDS = {
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
     "transfer": "arms x seeds on your own data: did text gain from seeing? -> verdict",
     "report": "results.json of transfer or experiment -> one page, self-contained",
-    "export": "the text route as a Hugging Face folder",
+    "export": "the text route, or the whole model, as a Hugging Face folder",
 }
 
 HELP = """quadrivium {version}: one model, four routes between text and vision, and the measure of what text gained.
@@ -158,23 +158,36 @@ def _prepare() -> Callable[..., Any]:
 
     def prepare(
         sources: tyro.conf.Positional[tuple[Path, ...]],
-        out: Path,
+        out: Path | None = None,
+        inspect: bool = False,
         config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PrepareConfig(),
     ) -> None:
         """Read folders of text, pictures and videos; learn tokenizers; write token shards.
 
         A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
-        or .tsv text, or a folder of bare pictures and videos. The same command goes on where it was stopped.
+        or .tsv text, a folder of bare pictures and videos, with .srt or .vtt beside them or not; WebDataset tars; parquet or
+        arrow tables; .json and .jsonl of interleaved documents or conversations. The same command goes on where it was stopped.
 
         Args:
             sources: folders or files to read.
             out: data folder to write.
+            inspect: only show what would be read, with five samples of each source and what is wrong; nothing is written to --out.
         """
-        from quadrivium.prepare import prepare as run_prepare
+        from quadrivium import prepare as preparing
 
         if not sources:
             raise ConfigError("name at least one folder to prepare")
-        run_prepare(list(sources), out, config)
+        if inspect:
+            from quadrivium.inspect import look, write_sheets
+
+            report, rows = look(preparing.find(list(sources), config), config.read, config.limits, config.held)
+            print(report)
+            for path in write_sheets(rows):
+                print(f"samples: {path}")
+            return
+        if out is None:
+            raise ConfigError("--out is missing: the data folder to write, or --inspect to write none")
+        preparing.prepare(list(sources), out, config)
         print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
 
     return prepare
@@ -193,7 +206,8 @@ def _train() -> Callable[..., Any]:
         model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
         mixture: Annotated[MixtureConfig, tyro.conf.arg(name="")] = MixtureConfig(),
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
-        init: Path | None = None,
+        init: str | None = None,
+        init_vision: Literal["copy", "fresh"] = "copy",
         resume: bool = False,
         device: Device = "auto",
     ) -> int:
@@ -204,13 +218,15 @@ def _train() -> Callable[..., Any]:
         Args:
             data: folder that prepare wrote.
             out: run folder to write.
-            init: run whose weights (and shape) to begin with, on data prepared with the same tokenizers.
+            init: what to begin with, on data prepared with its tokenizers: a run, or a Qwen3, Qwen2 or Llama model as a folder
+                or hub id (Qwen/Qwen3-0.6B), which fills the text stream; a low --lr, such as 1e-4, keeps what it knows.
+            init_vision: visual weights that are apart (--sharing) begin as copies of the model's, or fresh.
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), init=init)
+        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision)
         return 0 if state["finished"] else 130
 
     return train
@@ -219,27 +235,56 @@ def _train() -> Callable[..., Any]:
 def _evaluate() -> Callable[..., Any]:
     import tyro
 
-    def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, limit: int = 256, device: Device = "auto") -> None:
+    def evaluate(
+        run: tyro.conf.Positional[Path],
+        data: Path | None = None,
+        limit: int = 256,
+        lm_eval: tuple[str, ...] = (),
+        lm_eval_data: Path | None = None,
+        lm_eval_limit: int | None = None,
+        device: Device = "auto",
+    ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
         For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+
+        With --lm-eval, lm-evaluation-harness scores the text route in memory instead. Made here: world (world_read, ...), coda,
+        verbphysics (verbphysics_size, ...), blimp_strict, with shuffled answers and ties that count 1/k, on files in
+        --lm-eval-data; every other task by the name that the harness gives it.
 
         Args:
             run: run folder that train wrote.
             data: data folder; the one it was trained on, if not given.
             limit: held-out sequences of each route and source.
+            lm_eval: tasks or groups of lm-evaluation-harness.
+            lm_eval_data: folder that holds coda, verbphysics, blimp or world; for world also the world's own folder.
+            lm_eval_limit: documents of each task, a sample; all, if not given.
         """
         from quadrivium import evaluate as measure
-        from quadrivium.data.shards import write_json
+        from quadrivium.data.shards import read_json, write_json
 
+        path = run / "results.json"
+        before = read_json(path, "results of quadrivium eval") if path.is_file() else {}
+        if lm_eval:
+            from quadrivium import harness
+
+            alone = _run(run, device)
+            found = harness.scores(alone, lm_eval, lm_eval_data, lm_eval_limit)
+            old = before.get("lm_eval", {})
+            tasks = {**(old["tasks"] if old.get("step") == alone.step else {}), **found}
+            write_json(path, {**before, "lm_eval": {"step": alone.step, "tasks": tasks}})
+            print(harness.table(found))
+            print(f"results written to {path}")
+            return
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         context = measure.visual_context(loaded.model, mixed, limit)
-        write_json(run / "results.json", {**results, "findings": {"visual_context": context}, "step": loaded.step})
+        kept = {k: v for k, v in before.items() if k == "lm_eval"}
+        write_json(path, {**kept, **results, "findings": {"visual_context": context}, "step": loaded.step})
         print(measure.table(results))
         if context:
             print(f"\n{measure.context_table(context)}")
-        print(f"results written to {run / 'results.json'}")
+        print(f"results written to {path}")
 
     return evaluate
 
@@ -437,17 +482,34 @@ def _distil() -> Callable[..., Any]:
 def _export() -> Callable[..., Any]:
     import tyro
 
-    def export(run: tyro.conf.Positional[Path], out: Path) -> None:
-        """Write the text route as a Hugging Face Qwen3 folder that transformers loads without any code of this project.
+    def export(
+        run: tyro.conf.Positional[Path],
+        out: Path,
+        text: bool = False,
+        full: bool = False,
+        push: str | None = None,
+    ) -> None:
+        """Write a run as a Hugging Face folder.
 
         Args:
             run: run folder that train wrote.
             out: folder to write; it has to be new or empty.
+            text: the text route alone, which is what is written where nothing is said: a plain Qwen3, Qwen2 or Llama that
+                transformers, and whatever reads its folders, loads without code of ours.
+            full: the whole model with its code, for from_pretrained(..., trust_remote_code=True), and a processor for
+                pictures and clips.
+            push: also upload the folder to this repository of the Hugging Face hub, made private where it is new.
         """
-        from quadrivium.export import export_text
+        from quadrivium import export as exporting
 
-        export_text(_run(run, "cpu"), out)
-        print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}') loads it")
+        if text and full:
+            raise ConfigError("--text or --full: a folder holds one of them; export twice")
+        loaded = _run(run, "cpu")
+        exporting.export_full(loaded, out) if full else exporting.export_text(loaded, out)
+        more = ", trust_remote_code=True" if full else ""
+        print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}'{more}) loads it")
+        if push:
+            print(f"uploaded to {exporting.push(out, push)}")
 
     return export
 

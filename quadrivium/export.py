@@ -1,105 +1,151 @@
-"""The text stream to and from Hugging Face: with every sharing scheme it has the exact shape of Qwen3."""
+"""A run as a Hugging Face folder: its text route alone, which needs no code of ours, or the whole model, which brings it.
+
+The whole model's folder holds the project's own files, import lines turned from ``quadrivium.x`` to ``.x``, and two thin
+wrappers from `quadrivium.remote` under the names that transformers looks for.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
+from quadrivium import evaluate, harness
 from quadrivium.checkpoint import Run
-from quadrivium.data.shards import write_json
-from quadrivium.errors import RunError
-from quadrivium.model import Model
+from quadrivium.config import to_dict
+from quadrivium.data.shards import read_json, write_json
+from quadrivium.errors import QuadriviumError, RunError
+from quadrivium.huggingface import config_of, weights_of
 
-
-def qwen3_config(model: Model, end: int) -> dict[str, Any]:
-    """``config.json`` of the text stream as a Qwen3 causal language model."""
-    c = model.config
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": c.vocab,
-        "hidden_size": c.width,
-        "intermediate_size": c.hidden,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_size,
-        "hidden_act": "silu",
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": c.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
-        "rope_theta": c.rope_base,  # where readers older than transformers 5 look
-        "tie_word_embeddings": c.tied,
-        "attention_bias": False,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "dtype": "float32",
-    }
-
-
-def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
-    """(Qwen3 name, our matrix, rows of it) for every weight of the text stream: we keep q, k, v and gate, up as one product."""
-    c = model.config
-    q, kv, hidden = c.heads * c.head_size, c.kv_heads * c.head_size, c.hidden
-    found: list[tuple[str, Tensor, slice]] = []
-
-    def add(name: str, weight: Tensor, first: int = 0, last: int | None = None) -> None:
-        found.append((name, weight, slice(first, last)))
-
-    add("model.embed_tokens.weight", model.embed_text.weight)
-    blocks: Any = model.blocks
-    for i, block in enumerate(blocks):
-        prefix = f"model.layers.{i}."
-        project, out, feed = (part.parts[0] for part in (block.project, block.out, block.feed))
-        add(prefix + "input_layernorm.weight", project.norm.weight)
-        add(prefix + "self_attn.q_proj.weight", project.qkv.weight, 0, q)
-        add(prefix + "self_attn.k_proj.weight", project.qkv.weight, q, q + kv)
-        add(prefix + "self_attn.v_proj.weight", project.qkv.weight, q + kv)
-        add(prefix + "self_attn.q_norm.weight", project.q_norm.weight)
-        add(prefix + "self_attn.k_norm.weight", project.k_norm.weight)
-        add(prefix + "self_attn.o_proj.weight", out.weight)
-        add(prefix + "post_attention_layernorm.weight", feed.norm.weight)
-        add(prefix + "mlp.gate_proj.weight", feed.gate_up.weight, 0, hidden)
-        add(prefix + "mlp.up_proj.weight", feed.gate_up.weight, hidden)
-        add(prefix + "mlp.down_proj.weight", feed.down.weight)
-    last: Any = model.norm.parts[0]
-    add("model.norm.weight", last.weight)
-    add("lm_head.weight", model.embed_text.weight if model.head_text is None else model.head_text.weight)
-    return found
-
-
-def to_qwen3(model: Model) -> dict[str, Tensor]:
-    """The text stream's weights under Qwen3's names."""
-    return {name: weight.detach()[rows].clone() for name, weight, rows in _places(model)}
-
-
-@torch.no_grad()
-def from_qwen3(model: Model, weights: dict[str, Tensor]) -> None:
-    """Fill the text stream from Qwen3 weights; with shared weights the visual stream gets them too. Raises RunError."""
-    for name, weight, rows in _places(model):
-        if name == "lm_head.weight" and (model.head_text is None or name not in weights):
-            continue
-        if name not in weights or weights[name].shape != weight[rows].shape:
-            got = tuple(weights[name].shape) if name in weights else "nothing"
-            raise RunError(f"{name}: {got} where {tuple(weight[rows].shape)} belongs; the shapes of the two models differ")
-        weight[rows] = weights[name]
+_PACKAGE = Path(__file__).parent
+_IMPORT = re.compile(r"^( *)from quadrivium\.(?:(\w+)\.)?(\w+) import", re.MULTILINE)
+WRAPPERS = ("configuration_quadrivium", "modeling_quadrivium", "processing_quadrivium")
 
 
 def export_text(run: Run, out: Path) -> None:
-    """Write the text route of a run as a Qwen3 folder that transformers loads without any code of ours."""
-    if out.exists() and any(out.iterdir()):
+    """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours."""
+    config = config_of(run.model, run.text.end)
+    _new(out)
+    save_file(weights_of(run.model), out / "model.safetensors", metadata={"format": "pt"})
+    write_json(out / "config.json", config)
+    _words(run, out)
+    load = (
+        f'model = AutoModelForCausalLM.from_pretrained("{out.name}")\ntokenizer = AutoTokenizer.from_pretrained("{out.name}")'
+    )
+    about = f"The text route of a Quadrivium model, as a plain {config['architectures'][0]} that loads without remote code."
+    _card(run, out, about, f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{load}", "text-generation")
+
+
+def export_full(run: Run, out: Path) -> None:
+    """Write the whole model, its tokenizers and the code that runs it, for ``trust_remote_code=True``."""
+    _new(out)
+    weights = {f"network.{k}": v.detach().clone() for k, v in run.model.state_dict().items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    for path in _brought():
+        (out / path.name).write_text(_IMPORT.sub(r"\1from .\3 import", path.read_text(encoding="utf-8")), encoding="utf-8")
+    described = {
+        "architectures": ["QuadriviumForCausalLM"],
+        "model_type": "quadrivium",
+        "auto_map": {
+            "AutoConfig": "configuration_quadrivium.QuadriviumConfig",
+            "AutoModel": "modeling_quadrivium.QuadriviumForCausalLM",
+            "AutoModelForCausalLM": "modeling_quadrivium.QuadriviumForCausalLM",
+        },
+        "shape": to_dict(run.model.config),
+        "vocab_size": run.model.config.vocab,
+        "hidden_size": run.model.config.width,
+        "num_hidden_layers": run.model.config.layers,
+        "tie_word_embeddings": False,  # what is tied here is one matrix, never two to be tied
+        "bos_token_id": run.text.end,
+        "eos_token_id": run.text.end,
+        "dtype": "float32",
+    }
+    write_json(out / "config.json", described)
+    _words(run, out)
+    if run.visual is not None:
+        run.visual.save(out / "visual")
+    write_json(
+        out / "processor_config.json",
+        {
+            "processor_class": "QuadriviumProcessor",
+            "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
+            "read": run.config.get("read", {}),
+        },
+    )
+    load = (
+        "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{out.name}", trust_remote_code=True)\n'
+        f'processor = AutoProcessor.from_pretrained("{out.name}", trust_remote_code=True)\n'
+        'given = processor(text="a red ball")\n'
+        "pictures = processor.pictures(model.draw(**given, frames_wanted=1))  # uint8 (1, 1, S, S, 3)"
+    )
+    about = "A Quadrivium model: text to text, text to frames, frames to text and frames to frames in one transformer."
+    _card(run, out, f"{about} The code it runs on lies beside it.", load, "any-to-any")
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder to the Hugging Face hub, into a repository that is made private where it is new; returns its address."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise RunError("--push needs the hub's client: pip install 'quadrivium[hf]'") from None
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, exist_ok=True, private=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+    except Exception as error:  # network, permission, a name that is refused: the library raises many types
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{repository}: the hub did not take it ({reason}); {folder} is written, try hf auth login") from None
+
+
+def _new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    weights = to_qwen3(run.model)
-    if run.model.config.tied:
-        del weights["lm_head.weight"]
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    write_json(out / "config.json", qwen3_config(run.model, run.text.end))
-    write_json(out / "generation_config.json", {"bos_token_id": run.text.end, "eos_token_id": run.text.end})
-    run.text.save(out)
-    names = {"eos_token": run.text.end_name, "bos_token": run.text.end_name, "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def _brought() -> list[Path]:
+    """The wrappers, and every file of this project that they import, or what they import imports."""
+    found = [_PACKAGE / "remote" / f"{name}.py" for name in WRAPPERS]
+    for path in found:  # which grows on the way
+        for _, folder, name in _IMPORT.findall(path.read_text(encoding="utf-8")):
+            needed = _PACKAGE / (folder or "").replace(".", "/") / f"{name}.py"
+            if needed not in found:
+                found.append(needed)
+    return found
+
+
+def _words(run: Run, out: Path) -> None:
+    """The text tokenizer, and the mark that opens and closes a text."""
+    end = run.text.end
+    write_json(out / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
+    run.text.save(out, opened=True)
+    names: dict[str, Any] = dict.fromkeys(("eos_token", "bos_token", "pad_token"), run.text.end_name)
+    names |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_json(out / "tokenizer_config.json", names)
+
+
+def _card(run: Run, out: Path, about: str, load: str, task: str) -> None:
+    """README.md: what this is, what was measured, how it is loaded."""
+    size = sum(p.numel() for p in run.model.parameters())
+    measured = "Not measured yet; `quadrivium eval RUN` before the export puts its table here."
+    try:
+        results = read_json(run.folder / "results.json", "results of quadrivium eval")
+        if "routes" in results:
+            measured = f"Held-out cost, step {results['step']}:\n\n```\n{evaluate.table(results, streams=False)}\n```"
+        if "lm_eval" in results:
+            scored = f"lm-evaluation-harness, step {results['lm_eval']['step']}:\n\n```\n{harness.table(results['lm_eval']['tasks'])}\n```"
+            measured = f"{measured}\n\n{scored}" if "routes" in results else scored
+    except (QuadriviumError, KeyError):
+        pass
+    c = run.model.config
+    shape = f"{c.layers} layers of width {c.width}, sharing `{c.sharing}`, {size / 1e6:.1f}M parameters with vision, step {run.step}"
+    begun = f"\n\nBegun from `{Path(run.config['init']).name}`." if run.config.get("init") else ""
+    out.joinpath("README.md").write_text(
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [quadrivium]\n---\n\n# {out.name}\n\n{about}\n\n"
+        f"{shape}.{begun}\n\n## Measured\n\n{measured}\n\n## Load\n\n```python\n{load}\n```\n\n"
+        f"A text opens and closes with `{run.text.end_name}`.\n",
+        encoding="utf-8",
+    )

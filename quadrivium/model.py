@@ -10,8 +10,9 @@ that the modalities do not share run on two contiguous blocks. Only attention ne
 a few buckets of nearly equal length.
 
 The text stream has the shape of Qwen3 (Yang et al. 2025, arXiv 2505.09388): RMSNorm before each block, SwiGLU, rotary
-positions, grouped-query attention with normalised queries and keys, no biases. Rotary positions have three axes (time,
-row, column) dealt to the frequencies in turn, as in Qwen3-VL; on text the axes are equal and collapse to one.
+positions, grouped-query attention with normalised queries and keys, no biases; switches make it that of Qwen2 or Llama.
+Rotary positions have three axes (time, row, column) dealt to the frequencies in turn, as in Qwen3-VL; on text the axes are
+equal and collapse to one.
 
 What the modalities share is `ModelConfig.sharing`:
 
@@ -53,6 +54,9 @@ class ModelConfig:
     head_size: int = 0  # 0: width / heads
     hidden: int = 0  # feed-forward size; 0: 8/3 of width rounded up to 64, which costs what a plain 4x one does
     rope_base: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()  # of Llama 3: factor, low and high frequency factor, positions before; (): none
+    qk_norm: bool = True  # normalise queries and keys, as Qwen3 does; Qwen2 and Llama do not
+    qkv_bias: bool = False  # as Qwen2 has
     norm_eps: float = 1e-6
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
 
@@ -75,6 +79,8 @@ class ModelConfig:
                 raise ValueError(f"{field.name} is {value}; it has to be positive")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) has to be a multiple of kv_heads ({self.kv_heads})")
+        if len(self.rope_scaling) not in (0, 4):
+            raise ValueError(f"rope_scaling is {self.rope_scaling}; it has four numbers or none")
         if self.head_size % 2:
             raise ValueError(f"head_size ({self.head_size}) has to be even: rotary positions turn pairs")
         if self.sharing not in get_args(Sharing):
@@ -305,15 +311,15 @@ class Norm(nn.RMSNorm):
 
 
 class Project(nn.Module):
-    """Norm, then queries, keys and values in one product; queries and keys normalised per head. (N, D) -> (N, H + 2G, K)."""
+    """Norm, then queries, keys and values in one product; queries and keys may be normalised. (N, D) -> (N, H + 2G, K)."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = c.heads, c.kv_heads
         self.norm = Norm(c.width, c.norm_eps)
-        self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_size, bias=False)
-        self.q_norm = Norm(c.head_size, c.norm_eps)
-        self.k_norm = Norm(c.head_size, c.norm_eps)
+        self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_size, bias=c.qkv_bias)
+        self.q_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -450,7 +456,7 @@ class Model(nn.Module):
         scale = 0.02 / math.sqrt(2 * self.config.layers)  # so that the residual sum does not grow with depth
         for name, weight in self.named_parameters():
             if weight.ndim < 2:
-                nn.init.ones_(weight)
+                nn.init.constant_(weight, 0.0 if name.endswith(".bias") else 1.0)
                 continue
             generator = torch.Generator().manual_seed(_name_seed(name, seed))
             residual = name.endswith(("down.weight",)) or ".out." in name
@@ -491,7 +497,12 @@ class Model(nn.Module):
         """places (N, 3) -> cos and sin, each (N, 1, K / 2): frequency i turns with axis i mod 3."""
         half = self.config.head_size // 2
         step = torch.arange(half, device=places.device)
-        angle = places[:, step % AXES].float() * self.config.rope_base ** (-step.float() / half)
+        frequency = self.config.rope_base ** (-step.float() / half)
+        if self.config.rope_scaling:  # slow turns are stretched (Llama 3, Grattafiori et al. 2024, arXiv 2407.21783)
+            factor, low, high, before = self.config.rope_scaling
+            kept = ((before * frequency / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+            frequency = frequency * (kept + (1 - kept) / factor)
+        angle = places[:, step % AXES].float() * frequency
         return angle.cos()[:, None], angle.sin()[:, None]
 
     def text_logits(self, hidden: Tensor) -> Tensor:

@@ -28,10 +28,12 @@ from quadrivium import checkpoint
 from quadrivium.config import to_dict
 from quadrivium.data import shards
 from quadrivium.data.decoding import Decoders
+from quadrivium.data.formats import scan
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, scan
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
+from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, fit, threads
@@ -45,7 +47,7 @@ class PrepareConfig:
     read: ReadOptions = field(default_factory=ReadOptions)
     limits: Limits = field(default_factory=Limits)
     vocab: int = 8192  # ids of the text tokenizer
-    text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one
+    text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one; its folder, or a hub id
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
     visual: VisualConfig = field(default_factory=VisualConfig)
     # No weight decay: nothing is repeated often enough here to be learned by heart. Muon multiplies matrices in bf16: where the
@@ -72,19 +74,28 @@ class PrepareConfig:
             raise ConfigError(f"vocab is {self.vocab}; a byte-level vocabulary has at least 257 ids (256 bytes and one mark)")
 
 
-def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:
-    """Prepare ``paths`` into the data folder ``out`` and print what was found. Raises DataError, RunError."""
-    if out.is_file():
-        raise RunError(f"{out} is a file; --out is a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
-        raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
+def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
+    """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name."""
     sources = [source for path in paths for source in scan(path, config.read, config.limits)]
     names = [s.name for s in sources]
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"two sources are named {name!r}; rename one folder: names tell their shards apart")
     if not any(s.items for s in sources):
-        raise DataError(f"no usable items in {', '.join(map(str, paths))}; give folders that hold text, pictures or videos")
+        why = next((f"; {p.item}: {p.reason}" for s in sources for p in s.problems), "")
+        raise DataError(
+            f"no usable items in {', '.join(map(str, paths))}{why}; give folders that hold text, pictures or videos"
+        )
+    return sources
+
+
+def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:
+    """Prepare ``paths`` into the data folder ``out`` and print what was found. Raises DataError, RunError."""
+    if out.is_file():
+        raise RunError(f"{out} is a file; --out is a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
+        raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
+    sources = find(paths, config)
     threads()
     with checkpoint.locked(out), Decoders(config.read, config.limits) as decoders:
         return _Preparation(sources, out, config, progress, decoders).go()
@@ -150,7 +161,7 @@ class _Preparation:
         if "text" in self.manifest["tokenizers"]:
             return TextTokenizer.load(folder)
         if config.text_tokenizer:
-            tokenizer = TextTokenizer.load(config.text_tokenizer)
+            tokenizer = TextTokenizer.load(fetch(config.text_tokenizer, ["tokenizer.json"]))
         else:
             training = (t for s in self.sources for i in s.items if not is_held(i.group, config.held) for t in i.texts)
             budget = 200_000_000  # characters; a vocabulary of thousands of ids does not change with more

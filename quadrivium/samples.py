@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,17 +103,10 @@ def answer(
         raise ConfigError("--n and --frames have to be at least 1")
     if run.visual is None and (want != "text" or image or video):
         raise ConfigError(f"{run.folder} was trained on text alone; it neither reads nor draws pictures")
-    given: list[Segment] = []
-    if prompt is not None and (want != "text" or image or video):
-        given.append(text(run.text.document(prompt)))
-    for path, kind in ((image, "image"), (video, "video")):
-        if path is not None:
-            given.append(frames(_read(run, path, kind, count)))
-    if prompt is not None and not given and (ids := run.text.encode(prompt)).size:
-        given.append(text([run.text.end, *ids]))  # an open prompt that the model goes on from
+    given = give(run, want, prompt, [read(run, p, kind) for p, kind in ((image, "image"), (video, "video")) if p is not None])
     total = count if want == "video" else 1
     made = generate(
-        run.model, [tuple(given)] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress
+        run.model, [given] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress
     )
     if want == "text":
         for ids in made:
@@ -136,13 +130,22 @@ def answer(
             for suffix, save in ((".gif", save_gif), (".mp4", save_mp4)):
                 written.append(out / f"{stem}-{i}{suffix}")
                 save(clip, written[-1], fps=fps, scale=4)
-    shown = [c for c in cells(run, tuple(given)) if not isinstance(c, str)]
+    shown = [c for c in cells(run, given) if not isinstance(c, str)]
     rows: list[list[Cell]] = [[prompt, shown[0] if shown else None, clip] for clip in clips]
     written.append(out / f"{stem}-sheet.png")
     sheet(rows, ("text", "frames given", "generated"), stem).save(written[-1])
     for path in written:
         print(path)
     return written
+
+
+def give(run: Run, want: str, prompt: str | None, shown: Seq[np.ndarray] = ()) -> Sequence:
+    """What is given, as the routes know it: text and then frames (codes (F, R, C, G)). A text that is to go on stays open."""
+    closed = want != "text" or len(shown) > 0
+    if prompt is None or not (closed or run.text.encode(prompt).size):
+        return tuple(frames(codes) for codes in shown)
+    words = text(run.text.document(prompt)) if closed else text([run.text.end, *run.text.encode(prompt)])
+    return (words, *(frames(codes) for codes in shown))
 
 
 def imagine_aloud(
@@ -180,7 +183,7 @@ def imagine_aloud(
     return written
 
 
-def _read(run: Run, path: Path, kind: str, count: int) -> np.ndarray:
+def read(run: Run, path: Path, kind: str) -> np.ndarray:
     """Codes (F, R, C, G) of a picture or of the first clip of a video, read as the training data was."""
     assert run.visual is not None
     if not path.is_file():

@@ -2,23 +2,28 @@
 
 Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in GPT-2) has no unknown text: every string is a run of
 ids, and the ids' bytes add up to the string's UTF-8 bytes, so costs in bits per byte are exact.
+
+Tokenizers of published models are used as they are. Where one rewrites the text before it splits it (Qwen composes
+accents, SentencePiece puts a space in front), bytes are those of the text as the tokenizer reads it.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from quadrivium.data.shards import read_json, write_atomic
 from quadrivium.errors import ConfigError, RunError
 
 END = "<|endoftext|>"  # opens and closes every document; the name that GPT-2 and Qwen use
 _FILE = "tokenizer.json"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _MOST = 1 << 22  # ids; tables are sized by the largest, so a file of a few bytes could ask for gigabytes
 _BATCH = 1 << 20  # characters that are encoded at once: the library takes about a hundred bytes for each
 
@@ -42,7 +47,7 @@ class TextTokenizer:
         if self.size > _MOST:
             raise ConfigError(f"the text tokenizer has an id {self.size - 1:,}; ids above {_MOST:,} are not served")
         marks = tokenizer.get_added_tokens_decoder()
-        end = next((t for t in (END, "</s>", "<|end_of_text|>", "<|im_end|>") if t in vocabulary), None)
+        end = next((t for t in (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>") if t in vocabulary), None)
         if end is None:
             raise ConfigError(f"the text tokenizer has no end-of-text token; add one named {END}")
         self.end: int = vocabulary[end]
@@ -52,8 +57,10 @@ class TextTokenizer:
         for token, i in vocabulary.items():
             if i in marks:
                 self.id_bytes[i] = 0 if marks[i].special else len(marks[i].content.encode())
-            else:
+            elif not _by_letters(tokenizer):
                 self.id_bytes[i] = len(token)  # byte-level: one character of the token's name stands for one byte
+            else:
+                self.id_bytes[i] = 1 if _BYTE.fullmatch(token) else len(token.replace("▁", " ").encode())
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 8192) -> TextTokenizer:
@@ -85,13 +92,24 @@ class TextTokenizer:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise RunError(f"{file}: not a readable tokenizer.json ({_one_line(error)})") from None
-        if "ByteLevel" not in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")]):
-            raise ConfigError(f"{file}: not a byte-level tokenizer, so bits per byte would not be exact; use a byte-level BPE")
+        bytewise = "ByteLevel" in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")])
+        if not bytewise and not _by_letters(tokenizer):
+            raise ConfigError(f"{file}: cannot write every text, being neither byte-level nor able to fall back on bytes; "
+                              "use a byte-level BPE")  # fmt: skip
         return cls(tokenizer)
 
-    def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json``, whole or not at all."""
-        write_atomic(folder / _FILE, self._tokenizer.to_str(pretty=True).encode())
+    def save(self, folder: Path, opened: bool = False) -> None:
+        """Write ``tokenizer.json``, whole or not at all; ``opened``: others who read it are to open a text with the end mark."""
+        written = self._tokenizer
+        if opened:
+            written = Tokenizer.from_str(written.to_str())
+            mark = [(self.end_name, self.end)]
+            written.post_processor = processors.TemplateProcessing(f"{self.end_name} $A", f"{self.end_name} $A $B", mark)
+        write_atomic(folder / _FILE, written.to_str(pretty=True).encode())
+
+    def same(self, other: TextTokenizer) -> bool:
+        """Whether both give the same ids for every text."""
+        return self._tokenizer.to_str() == other._tokenizer.to_str()
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (n,) of a string, without marks."""
@@ -117,6 +135,12 @@ class TextTokenizer:
     def enclose(self, ids: np.ndarray) -> np.ndarray:
         """Ids of a whole text -> the same between two end marks, int64."""
         return np.concatenate([[self.end], ids, [self.end]]).astype(np.int64)
+
+
+def _by_letters(tokenizer: Tokenizer) -> bool:
+    """Whether pieces are spelt in letters, ▁ for a space, and bytes such as <0xE3> stand in for letters that are no piece:
+    SentencePiece, as in the first Llama models. Otherwise a letter of a piece stands for a byte."""
+    return bool(getattr(tokenizer.model, "byte_fallback", False))
 
 
 def _printable(texts: Iterable[str]) -> Iterator[str]:

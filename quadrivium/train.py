@@ -31,6 +31,7 @@ from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
 from quadrivium.errors import ConfigError, RunError
+from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.sequence import pack, route_of
 from quadrivium.text import TextTokenizer
@@ -435,11 +436,13 @@ def train_routes(
     resume: bool = False,
     device: str = "cpu",
     progress: bool = True,
-    init: Path | None = None,
+    init: str | Path | None = None,
+    init_vision: Literal["copy", "fresh"] = "copy",
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
 
-    ``init``: a finished run whose weights and shape to begin with; the data has to be prepared with its tokenizers.
+    ``init``: what to begin with, on data prepared with its tokenizers. A finished run gives its weights and shape; a Hugging
+    Face folder or hub id fills the text stream, and ``init_vision`` says whether visual weights of their own begin as copies.
     Returns the final state (see `fit`). Raises RunError when the run folder exists without ``resume``, or the reverse.
     """
     threads()
@@ -452,24 +455,30 @@ def train_routes(
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         data = Path(stored.get("data", data))
-        init = Path(stored["init"]) if stored.get("init") else None
+        init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+    begun = resume and checkpoint.latest(run / "checkpoints") is not None
+    source = None if init is None or begun else fetch(init)
+    foreign = source is not None and is_model(source)
     prepared = Dataset(data)
     prepared.verify()
     text = TextTokenizer.load(data / "tokenizers" / "text")
-    visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
-    if init is not None and not resume:
-        model = from_dict(ModelConfig, read_json(init / "config.json", "a run folder").get("model", {}), f"{init}: model")
-        for part in ("text/tokenizer.json", "visual/model.safetensors") if visual else ("text/tokenizer.json",):
-            ours, theirs = data / "tokenizers" / part, init / "tokenizers" / part
-            if not theirs.is_file() or sha256(ours) != sha256(theirs):
-                raise RunError(f"{data} was prepared with other tokenizers than {init}; prepare it with --text-tokenizer "
-                               f"{init / 'tokenizers' / 'text'} --visual-tokenizer {init / 'tokenizers' / 'visual'}")  # fmt: skip
-    if init is not None and visual is None and model.codes:  # the run still reads and draws frames, though this data has none
-        visual = VisualTokenizer.load(init / "tokenizers" / "visual")
     if not resume:
-        model = dataclasses.replace(model, vocab=text.size)
+        visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
+        if source is not None and foreign:
+            model = shape_of(source, model)
+            if not text.same(TextTokenizer.load(source)):
+                raise RunError(
+                    f"{data} was prepared with another tokenizer than {init}; prepare it with --text-tokenizer {init}"
+                )
+            if text.size > model.vocab:
+                raise RunError(f"{init}: its tokenizer has {text.size} ids and its weights {model.vocab}; take another model")
+        elif source is not None:
+            model = _begin_with_run(source, data, visual is not None)
+            if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
+                visual = VisualTokenizer.load(source / "tokenizers" / "visual")
+        model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size)
         try:
             model = (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve()
         except ValueError as error:
@@ -477,7 +486,8 @@ def train_routes(
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
-            "init": str(init.resolve()) if init else None,
+            "init": str(Path(init).resolve()) if init is not None and Path(init).exists() else init,
+            "init_vision": init_vision,
             "read": prepared.manifest["options"]["read"],
         }
         described |= {"model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)}
@@ -493,8 +503,10 @@ def train_routes(
     network = (
         checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
     )
-    if init is not None and checkpoint.latest(run / "checkpoints") is None:
-        checkpoint.load_weights(checkpoint.weights(init), network)
+    if source is not None and foreign:
+        fill(network, Weights(source), copy=init_vision == "copy")
+    elif source is not None:
+        checkpoint.load_weights(checkpoint.weights(source), network)
     size = sum(p.numel() for p in network.parameters())
     shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
     print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
@@ -506,6 +518,17 @@ def train_routes(
             f"{state['real']:.1%} of the positions computed were real; run written to {run}; next: quadrivium eval {run}"
         )
     return state
+
+
+def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:
+    """The shape of the run to begin with. Raises RunError where the data was prepared with other tokenizers."""
+    stored = read_json(source / "config.json", "a run folder")
+    for part in ("text/tokenizer.json", "visual/model.safetensors") if seen else ("text/tokenizer.json",):
+        ours, theirs = data / "tokenizers" / part, source / "tokenizers" / part
+        if not theirs.is_file() or sha256(ours) != sha256(theirs):
+            raise RunError(f"{data} was prepared with other tokenizers than {source}; prepare it with --text-tokenizer "
+                           f"{source / 'tokenizers' / 'text'} --visual-tokenizer {source / 'tokenizers' / 'visual'}")  # fmt: skip
+    return from_dict(ModelConfig, stored.get("model", {}), f"{source}: model")
 
 
 def threads() -> int:

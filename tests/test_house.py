@@ -1,6 +1,7 @@
 """The house: imports go one way, the public surface is what is written here, optional packages stay optional."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,13 @@ HOUSE = (
     "data.language",
     "data.world",
     "data.questions",
+    "data.inside",
     "data.sources",
+    "data.webdataset",
+    "data.tables",
+    "data.documents",
+    "data.subtitles",
+    "data.formats",
     "data.decoding",
     "data.judge",
     "data.shards",
@@ -32,6 +39,7 @@ HOUSE = (
     "text",
     "visual",
     "checkpoint",
+    "huggingface",
     "generate",
     "imagine",
     "evaluate",
@@ -39,8 +47,15 @@ HOUSE = (
     "distil",
     "train",
     "prepare",
+    "inspect",
     "samples",
+    "library",
+    "tasks.documents",
+    "harness",
     "export",
+    "remote.configuration_quadrivium",
+    "remote.modeling_quadrivium",
+    "remote.processing_quadrivium",
     "grid",
     "experiment",
     "demo",
@@ -105,6 +120,41 @@ def test_the_commands_are_frozen():
         "report",
         "export",
     ]
+
+
+def test_the_library_is_frozen():
+    import inspect
+
+    assert sorted(quadrivium.__all__) == [
+        "ConfigError",
+        "DataError",
+        "Imagined",
+        "ItemError",
+        "Quadrivium",
+        "QuadriviumError",
+        "RunError",
+        "__version__",
+        "load",
+    ]
+    assert all(getattr(quadrivium, name) is not None for name in quadrivium.__all__) and dir(quadrivium) == sorted(
+        dir(quadrivium)
+    )
+    model = quadrivium.Quadrivium
+    assert [n for n in vars(model) if not n.startswith("_")] == ["generate", "score", "imagine"]
+    given = ["text", "image", "video"]
+    drawn = ["temperature", "top_p", "seed", "max_ids"]
+    assert list(inspect.signature(quadrivium.load).parameters) == ["folder", "device"]
+    assert list(inspect.signature(model.generate).parameters) == ["self", "want", *given, "n", "frames", *drawn]
+    assert list(inspect.signature(model.score).parameters) == ["self", *given, "given_text", "given_image", "given_video"]
+    assert list(inspect.signature(model.imagine).parameters) == ["self", "text", "n", "frames", "forget", *drawn]
+    assert [f.name for f in dataclasses.fields(quadrivium.Imagined)] == ["frames", "story", "caption"]
+    assert all(x.__doc__ for x in (quadrivium.load, model, model.generate, model.score, model.imagine, quadrivium.Imagined))
+
+
+def test_importing_the_package_is_quick_and_brings_no_torch():
+    code = "import time; t = time.perf_counter(); import quadrivium; t = time.perf_counter() - t; import sys; print(t, 'torch' in sys.modules)"
+    seconds, torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert float(seconds) < 0.3 and torch == "False"
 
 
 def test_help_and_version_are_quick_and_import_no_torch():

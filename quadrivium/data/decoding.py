@@ -2,7 +2,7 @@
 
     Decoders(options, limits).read_all(items)   clips of every item in order, or the ItemError that says why not
 
-A decoder is this file run as a program. It is given one path a line on its standard input and answers with one line of JSON
+A decoder is this file run as a program. It is given one place a line on its standard input and answers with one line of JSON
 and plain bytes, so nothing that it sends can be executed here. It may write no file, take no more memory than
 ``limits.memory``, and is ended by the system, also in the middle of a codec, when one item has taken ``limits.seconds`` of
 processor time. That is a time which a busy machine does not change: whether an item is used does not depend on the weather.
@@ -62,7 +62,7 @@ class Decoder:
     def _ask(self, item: Item) -> list[np.ndarray]:
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(str(item.file)).encode() + b"\n")
+        process.stdin.write(json.dumps([str(item.file), item.key, item.inside, item.span]).encode() + b"\n")
         process.stdin.flush()
         if not select.select([process.stdout], [], [], _WAIT * self.limits.seconds)[0]:
             self.close()
@@ -173,7 +173,8 @@ def serve(options: str, limits: str) -> None:
     answers.write(b"ready\n")
     answers.flush()
     for line in sys.stdin.buffer:
-        item = Item("", "", "", "image", (), Path(json.loads(line)))
+        file, key, inside, span = json.loads(line)
+        item = Item("", key, "", "image", (), Path(file), tuple(inside), tuple(span))
         signal.setitimer(signal.ITIMER_PROF, limit.seconds)  # its signal ends the process, whatever runs
         head: dict[str, Any]
         try:

@@ -44,6 +44,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, UnidentifiedImageError
 
+from quadrivium.data.inside import Inside, open_inside
 from quadrivium.errors import ConfigError, DataError, ItemError, one_line
 
 Kind = Literal["text", "image", "video"]
@@ -120,6 +121,8 @@ class Item:
     kind: Kind  # by the name's ending (.gif counts as video); what is in the file decides how it is read
     texts: tuple[str, ...]  # captions; a text item has exactly one, the document
     file: Path | None  # where it lies; for text, the file that the document was cut from
+    inside: Inside = ()  # where in that file, see `inside`; (): it is the file
+    span: tuple[float, float] = (0.0, math.inf)  # seconds of a video that are read
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
                 texts.append(key)
             elif _kind(file):
                 media.append(key)
-            else:
+            elif ending not in (".srt", ".vtt"):  # which belong to the videos beside them
                 other[ending or "without ending"] += 1
 
     ignored = ", ".join(f"{n} {one_line(ending)}" for ending, n in other.most_common(8))
@@ -482,6 +485,8 @@ def fingerprint(sources: list[Source], options: ReadOptions) -> str:
                 except OSError:
                     state = (-1,)  # vanished since the scan
             digest.update(repr((item.key, item.group, item.kind, item.texts, state)).encode())
+            if item.inside or item.span != (0.0, math.inf):
+                digest.update(repr((item.inside, item.span)).encode())
     return digest.hexdigest()
 
 
@@ -504,7 +509,7 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
     try:
         if not stat.S_ISREG(os.stat(item.file).st_mode):
             raise ItemError("is not an ordinary file")
-        with open(item.file, "rb") as stream, closing(_frames(stream, options)) as frames:
+        with open_inside(item.file, item.inside) as stream, closing(_frames(stream, options, item.span)) as frames:
             taken = list(islice(frames, options.max_clips * options.clip_frames))
         if not taken:
             raise ItemError("holds no frame")
@@ -516,7 +521,8 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
             reason = f"cannot be read ({error.strerror})"
         elif not isinstance(error, ItemError):
             reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
-        raise ItemError(one_line(f"{item.file}: {reason}; mend, replace or remove the file", 600)) from error
+        where = f"{item.file} ({item.key})" if item.inside else item.file
+        raise ItemError(one_line(f"{where}: {reason}; mend, replace or remove the file", 600)) from error
     clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
     return clips if len(clips) == 1 or len(clips[-1]) >= min(2, options.clip_frames) else clips[:-1]
 
@@ -540,14 +546,16 @@ def frames_read(count: int, fps: float, options: ReadOptions) -> list[int]:
     return [i for i in range(count) if due(i / fps)][: options.clip_frames]
 
 
-def _frames(stream: IO[bytes], options: ReadOptions) -> Generator[np.ndarray, None, None]:
+def _frames(
+    stream: IO[bytes], options: ReadOptions, span: tuple[float, float] = (0.0, math.inf)
+) -> Generator[np.ndarray, None, None]:
     """The frames to take from a picture or video; what the file holds decides which of the two it is, not its name."""
     due = _due(options)
     try:
         picture = Image.open(stream, formats=_PICTURE_FORMATS)
     except UnidentifiedImageError:
         stream.seek(0)
-        yield from _video_frames(stream, options, due)
+        yield from _video_frames(stream, options, due, span)
     except Image.DecompressionBombError:
         raise ItemError("has more pixels than can be opened safely; scale it down") from None
     else:
@@ -580,7 +588,9 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _video_frames(stream: IO[bytes], options: ReadOptions, due: Callable[[float], bool]) -> Iterator[np.ndarray]:
+def _video_frames(
+    stream: IO[bytes], options: ReadOptions, due: Callable[[float], bool], span: tuple[float, float]
+) -> Iterator[np.ndarray]:
     try:
         container = av.open(stream, mode="r", options=_VIDEO_OPTIONS, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
@@ -596,13 +606,18 @@ def _video_frames(stream: IO[bytes], options: ReadOptions, due: Callable[[float]
         video.codec_context.options = {"max_pixels": str(options.max_pixels)}  # also where a later frame is larger
         convert = VideoReformatter()  # one for all frames: a new one for each costs ten times the decoding
         start: float | None = None
+        if span[0]:
+            start = (container.start_time or 0) / av.time_base + span[0]
+            container.seek(int(start * av.time_base))  # the last frame before it from which decoding can begin
         for index, frame in enumerate(container.decode(video)):
             if frame.is_corrupt:
                 raise ItemError(f"is damaged at frame {index}")
             _check_pixels(frame.width, frame.height, options)
             seconds = frame.time if frame.time is not None else index / float(video.average_rate or options.fps)
             start = seconds if start is None else start
-            if due(seconds - start):
+            if seconds - start > span[1] - span[0]:
+                return
+            if seconds >= start and due(seconds - start):
                 picture = Image.fromarray(convert.reformat(frame, format="rgb24", threads=1).to_ndarray())
                 yield _turn(_fit(picture, options), round(frame.rotation / 90), False)
 

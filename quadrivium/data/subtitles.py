@@ -1,0 +1,91 @@
+"""Videos with subtitles beside them: every cue becomes a narrated clip, the frames of its time with its words.
+
+``talk.mp4`` goes with ``talk.srt``, ``talk.vtt`` or, for a language, ``talk.en.srt``. A video that has a caption of its own
+keeps that and is read whole.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _brief, _lines, _sound
+from quadrivium.errors import DataError
+
+SUBTITLES = frozenset({".srt", ".vtt"})
+_CUE = re.compile(r"\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})\s*-->\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})")
+_MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+
+
+def narrate(source: Source, options: ReadOptions, limits: Limits) -> None:
+    """Put narrated clips in the place of every video of a source that has subtitles and no caption."""
+    items: list[Item] = []
+    for item in source.items:
+        files = _beside(item.file) if item.kind == "video" and item.file is not None and not item.inside else []
+        if not files or item.texts:
+            items.append(item)
+            continue
+        cues: dict[tuple[float, float], list[str]] = {}
+        for file in files:
+            try:
+                for begin, end, text in read_cues(file, options):
+                    cues.setdefault((begin, end), []).append(_brief(text, limits))
+            except DataError as error:
+                source.refuse(file.name, error)
+        for number, (span, texts) in enumerate(sorted(cues.items()), 1):
+            items.append(replace(item, key=f"{item.key}@{number}", group=item.key, texts=tuple(texts), span=span))
+        if not cues:
+            source.refuse(item.key, "its subtitles hold no cue; mend them, or take them away to read the video without")
+    source.items[:] = items
+
+
+def read_cues(file: Path, options: ReadOptions) -> list[tuple[float, float, str]]:
+    """(first second, last second, words) of each cue of an .srt or .vtt file; a cue that repeats the one before lengthens it."""
+    cues: list[tuple[float, float, str]] = []
+    span: tuple[float, float] | None = None
+    words: list[str] = []
+
+    def close() -> None:
+        text = " ".join(" ".join(words).split())
+        if span is None or not text or not span[0] < span[1] < math.inf:
+            return
+        if cues and cues[-1][2] == text and span[0] - cues[-1][1] < 0.5:
+            cues[-1] = (cues[-1][0], span[1], text)
+        else:
+            cues.append((*span, text))
+
+    for _, line in _lines(file, options):
+        match = _CUE.match(line)
+        if match:
+            close()
+            span, words = (_seconds(match[1]), _seconds(match[2])), []
+        elif not line.strip():
+            close()
+            span, words = None, []
+        elif span is not None:
+            words.append(html.unescape(_MARKUP.sub("", _sound(line))))
+    close()
+    return cues
+
+
+def _seconds(stamp: str) -> float:
+    total = 0.0
+    for part in stamp.replace(",", ".").split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def _beside(video: Path) -> list[Path]:
+    try:
+        return sorted(
+            p
+            for p in video.parent.iterdir()
+            if p.suffix.lower() in SUBTITLES
+            and (p.stem == video.stem or Path(p.stem).stem == video.stem)
+            and not p.is_symlink()
+        )
+    except OSError:
+        return []

@@ -1,0 +1,184 @@
+"""Quadrivium as a library: a run, loaded, in a few calls; what `import quadrivium` offers.
+
+A picture is a path, a PIL image or an array uint8 (H, W, 3); a video is a path or frames uint8 (F, H, W, 3). They are read as
+the run's data was: turned, flattened on white, made square, and of a video its first clip. Shape letter: S side of a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from quadrivium import evaluate
+from quadrivium import imagine as imagining
+from quadrivium import sequence as seq
+from quadrivium.ask import frames_of, read_options
+from quadrivium.checkpoint import Run
+from quadrivium.data.sources import _fit
+from quadrivium.errors import ConfigError
+from quadrivium.generate import Sampling
+from quadrivium.generate import generate as draw
+from quadrivium.samples import decode, give, read
+
+Picture = str | PathLike[str] | Image.Image | np.ndarray
+Video = str | PathLike[str] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A clip that the model imagined, uint8 (F, S, S, 3); ``story``: the text, as it goes on after the clip was looked at;
+    ``caption``: what the clip alone is called."""
+
+    frames: np.ndarray
+    story: str
+    caption: str
+
+
+class _Options(TypedDict, total=False):
+    image: Picture | None
+    video: Video | None
+    n: int
+    frames: int | None
+    temperature: float
+    top_p: float
+    seed: int
+    max_ids: int
+
+
+def load(folder: str | PathLike[str], device: str = "auto") -> Quadrivium:
+    """Load a run folder that `quadrivium train` wrote. ``device``: auto takes a GPU where there is one. Raises RunError."""
+    return Quadrivium(Run(Path(folder), device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"))
+
+
+class Quadrivium:
+    """A trained model: text and frames from text and frames. Made by `load`; raises ConfigError for what it was not trained on."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @overload
+    def generate(self, want: Literal["text"], text: str | None = ..., **options: Unpack[_Options]) -> list[str]: ...
+    @overload
+    def generate(self, want: Literal["image", "video"], text: str | None = ..., **options: Unpack[_Options]) -> np.ndarray: ...
+    def generate(
+        self,
+        want: Literal["text", "image", "video"],
+        text: str | None = None,
+        image: Picture | None = None,
+        video: Video | None = None,
+        n: int = 1,
+        frames: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        seed: int = 0,
+        max_ids: int = 160,
+    ) -> list[str] | np.ndarray:
+        """Draw ``n`` texts, pictures or videos that follow what is given; nothing given is allowed.
+
+        Text after text alone goes on from it, and comes without it. Returns n strings, pictures uint8 (n, S, S, 3), or videos
+        uint8 (n, frames, S, S, 3), ``frames`` being as many as the run's clips have where it is not said.
+        """
+        if want not in ("text", "image", "video") or n < 1 or (frames is not None and frames < 1):
+            raise ConfigError("want is text, image or video; n and frames are at least 1")
+        shown = self._shown(image, video)
+        if want != "text":
+            self._check_sight()
+        count = (frames or frames_of(self._run)) if want == "video" else 1
+        given, end = give(self._run, want, text, shown), self._run.text.end
+        sampling = self._sampling(temperature, top_p, seed, max_ids)
+        made = draw(self._run.model, [given] * n, "text" if want == "text" else "frames", end, count, sampling)
+        if want == "text":
+            return [self._run.text.decode(ids) for ids in made]
+        clips = np.stack([decode(self._run, codes) for codes in made])
+        return clips if want == "video" else clips[:, 0]
+
+    def score(
+        self,
+        text: str | None = None,
+        image: Picture | None = None,
+        video: Video | None = None,
+        given_text: str | None = None,
+        given_image: Picture | None = None,
+        given_video: Video | None = None,
+    ) -> float:
+        """Bits that one text, picture or video costs under the model, end of the text included, after what is given.
+
+        A text after a text goes on from it, so give the space between them to one of the two.
+        """
+        wanted = self._shown(image, video)
+        if (text is not None) + len(wanted) != 1:
+            raise ConfigError(
+                "score one thing: text, image or video; what it follows is given_text, given_image or given_video"
+            )
+        shown = self._shown(given_image, given_video)
+        given = give(self._run, "frames" if text is None else "text", given_text, shown)
+        if text is None:
+            last = seq.frames(wanted[0], wanted=True)
+        else:
+            opening = int(given[-1].data[-1]) if given and given[-1].modality == "text" else self._run.text.end
+            last = seq.text([opening, *self._run.text.encode(text), self._run.text.end], wanted=True)
+        return float(evaluate.bits(self._run.model, [(*given, last)])[0])
+
+    def imagine(
+        self,
+        text: str,
+        n: int = 1,
+        frames: int | None = None,
+        forget: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        seed: int = 0,
+        max_ids: int = 160,
+    ) -> list[Imagined]:
+        """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame."""
+        self._check_sight()
+        if n < 1 or not text.strip():
+            raise ConfigError("n is at least 1, and there is a text to imagine")
+        run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
+        opening, count = run.text.document(text), frames or frames_of(run)
+        clips = imagining.imagine(run.model, [opening], count, n, sampling, forget=forget)[0]
+        begun = seq.text([run.text.end, *run.text.encode(text)])
+        stories = draw(run.model, [(seq.frames(c), begun) for c in clips], "text", run.text.end, 1, sampling)
+        captions = draw(run.model, [(seq.frames(c),) for c in clips], "text", run.text.end, 1, sampling)
+        return [
+            Imagined(decode(run, clip), text + run.text.decode(story), run.text.decode(caption))
+            for clip, story, caption in zip(clips, stories, captions, strict=True)
+        ]
+
+    def _sampling(self, temperature: float, top_p: float, seed: int, max_ids: int) -> Sampling:
+        try:
+            return Sampling(temperature, top_p, seed, max_ids)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def _check_sight(self) -> None:
+        if self._run.visual is None:
+            raise ConfigError(f"{self._run.folder} was trained on text alone; it neither reads nor draws pictures")
+
+    def _shown(self, image: Picture | None, video: Video | None) -> list[np.ndarray]:
+        """Codes (F, R, C, G) of what is shown."""
+        read_them: list[tuple[Any, str, Callable[[Any], list[Any]]]] = [
+            (image, "image", lambda one: [one]),
+            (video, "video", list),
+        ]
+        found = []
+        for media, kind, frames_in in read_them:
+            if media is None:
+                continue
+            self._check_sight()
+            if isinstance(media, str | PathLike):
+                found.append(read(self._run, Path(media), kind))
+                continue
+            options, visual = read_options(self._run), self._run.visual
+            assert visual is not None
+            pictures = [one if isinstance(one, Image.Image) else Image.fromarray(one) for one in frames_in(media)]
+            codes = visual.encode(np.stack([_fit(picture, options) for picture in pictures]))
+            found.append(seq.group(codes, self._run.patch))
+        return found

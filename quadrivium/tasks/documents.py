@@ -1,0 +1,165 @@
+"""Documents and scoring of the lm-eval tasks beside this file.
+
+A document holds ``choices``, whole sentences or endings, their order shuffled by the document's own name, and ``answer``. Where
+several wordings ask the same thing they are one document (``wordings`` runs of choices one after the other), so that its
+standard error counts the thing once. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, and a
+likelihood that is not a number is an error. Documents are shuffled too: the first N of them are a sample.
+
+Sources, in the folder that the user names: ``coda`` (Paik et al. 2021, arXiv 2110.08182), ``verbphysics`` (Forbes and Choi 2017,
+arXiv 1706.03799), ``blimp`` (Warstadt et al. 2020, arXiv 1912.00582), ``world``, as `quadrivium world` wrote it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadrivium.ask import credit
+from quadrivium.data.questions import make_questions
+from quadrivium.data.world import world_config
+from quadrivium.errors import ConfigError, DataError
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "gray", "brown")
+_COMPARED = {
+    "size": ("bigger", "larger"),
+    "weight": ("heavier",),
+    "strength": ("stronger",),
+    "rigidness": ("stiffer", "more rigid"),
+    "speed": ("faster", "quicker"),
+}
+
+
+def accuracy(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Mean strict credit over a document's wordings; for BLiMP also under the name of its field."""
+    scores = np.array([r[0] for r in results]).reshape(doc["wordings"], -1)
+    mean = float(credit(scores, np.array(doc["answers"])).mean())
+    return {"acc": mean, **({f"acc_{doc['field']}": mean} if doc.get("field") else {})}
+
+
+def coda(folder: str = "", **_: Any) -> dict[str, Any]:
+    """Which colour is the likeliest of a thing? The one that people gave most weight to, where one leads."""
+    root = _find(folder, "coda", "annotations.jsonl")
+    weights: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(COLOURS)))
+    for row in _jsonl(root / "annotations.jsonl"):
+        given = np.array([float(row.get(c) or 0) for c in COLOURS])
+        if row.get("included") and given.sum():
+            weights[row["class_id"]] += given / given.sum()
+    docs = []
+    for thing in _jsonl(root / "objects.jsonl"):
+        found = weights.get(thing["class_id"], np.zeros(1))
+        if (found == found.max()).sum() != 1 or len(found) != len(COLOURS):
+            continue
+        many, one = f"{thing['object_pl']} {thing['areis_pl']}", f"{thing['object_s']} {thing['areis_s']}"
+        wordings = [
+            [text.format(c) for c in COLOURS]
+            for text in (
+                f"Most {many} {{}}.",
+                f"Everyone knows that most {many} {{}}.",
+                f"Commonly {many} {{}}.",
+                f"All {many} {{}}.",
+                f"It is known that {many} {{}}.",
+                f"This {one} {{}}.",
+            )
+        ]
+        docs.append(_document(f"coda {thing['class_id']}", wordings, int(found.argmax())))
+    return _split(docs)
+
+
+def verbphysics(folder: str = "", attribute: str = "size", **_: Any) -> dict[str, Any]:
+    """Which of two things is bigger, ...? The test pairs on which people agree and that differ."""
+    root = _find(folder, "verbphysics", "objects/train-5/test.csv")
+    docs = []
+    with open(root / "objects" / "train-5" / "test.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row[f"{attribute}-maj"] not in ("1", "-1"):
+                continue
+            pair = [_article(row[k].replace("_", " ")) for k in ("obj1", "obj2")]
+            wordings = []
+            for more in _COMPARED[attribute]:
+                for text in ("{} is {more} than {}.", "Compared with {1}, {0} is {more}."):
+                    wordings.append([_capital(text.format(*p, more=more)) for p in (pair, pair[::-1])])
+            answer = 0 if row[f"{attribute}-maj"] == "1" else 1
+            docs.append(_document(f"verbphysics {attribute} {row['obj1']} {row['obj2']}", wordings, answer))
+    return _split(docs)
+
+
+def blimp(folder: str = "", **_: Any) -> dict[str, Any]:
+    """Which of two sentences is grammatical?"""
+    root = _find(folder, "blimp", "BLiMP.zip", "data")
+    docs = []
+    for name, lines in _blimp_files(root):
+        for row in map(json.loads, lines):
+            made = _document(f"blimp {name} {row['pairID']}", [[row["sentence_good"], row["sentence_bad"]]], 0)
+            docs.append({**made, "field": row["field"].replace("/", "_")})
+    return _split(docs)
+
+
+def _blimp_files(root: Path) -> Iterable[tuple[str, list[str]]]:
+    if (root / "BLiMP.zip").is_file():
+        with zipfile.ZipFile(root / "BLiMP.zip") as archive:
+            for name in sorted(n for n in archive.namelist() if n.endswith(".jsonl") and "__MACOSX" not in n):
+                yield Path(name).stem, archive.read(name).decode().splitlines()
+    else:
+        for path in sorted((root / "data").glob("*.jsonl")):
+            yield path.stem, path.read_text(encoding="utf-8").splitlines()
+
+
+def world(folder: str = "", group: str = "seen", each: int = 4, **_: Any) -> dict[str, Any]:
+    """What happens when two kinds meet? As `quadrivium ask` asks it, in text alone."""
+    config = world_config(_find(folder, "world", "world.json"))
+    docs = []
+    for i, q in enumerate(make_questions(config, group, each, config.languages)):
+        docs.append(_document(f"world {group} {i}", [list(q.options)], q.answer, q.beginning))
+    return _split(docs)
+
+
+def _document(name: str, wordings: list[list[str]], answer: int, context: str = "") -> dict[str, Any]:
+    """Choices of every wording in an order drawn from the document's name."""
+    choices, answers, rng = [], [], random.Random(name)
+    for options in wordings:
+        order = rng.sample(range(len(options)), len(options))
+        choices += [options[i] for i in order]
+        answers.append(order.index(answer))
+    return {"name": name, "context": context, "choices": choices, "answers": answers, "wordings": len(wordings)}
+
+
+def _split(docs: list[dict[str, Any]]) -> dict[str, Any]:
+    import datasets
+    import pyarrow as pa
+
+    if not docs:
+        raise DataError("no questions could be made of the files there")
+    random.Random(0).shuffle(docs)
+    mark = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:32]  # given, as some releases of datasets fail to make it
+    return {"test": datasets.Dataset(pa.Table.from_pylist(docs), fingerprint=mark)}
+
+
+def _find(folder: str, name: str, *marks: str) -> Path:
+    """``folder/name`` or ``folder`` itself, whichever holds one of ``marks``."""
+    if not folder:
+        raise ConfigError(f"the {name} task reads a folder of yours; name it with --lm-eval-data")
+    for root in (Path(folder) / name, Path(folder)):
+        if any((root / mark).exists() for mark in marks):
+            return root
+    raise DataError(f"{folder} has no {name}: looked for {' or '.join(marks)} there and in {name}/")
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]

@@ -1,0 +1,147 @@
+"""lm-eval in memory and from the export: the same numbers; strict ties; the tasks made here."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from quadrivium.cli import main
+from quadrivium.config import to_dict
+from quadrivium.data.shards import write_json
+from quadrivium.data.world import WorldConfig
+from quadrivium.errors import ConfigError, DataError
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'quadrivium[eval]'")
+
+# The harness's own libraries warn of each other.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Cannot (locate|pickle)", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+
+COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "gray", "brown"]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """A folder with a little of every kind of question that the tasks read."""
+    root = tmp_path_factory.mktemp("questions")
+    things = [("apple", "red"), ("frog", "green"), ("crow", "black"), ("sky", "blue"), ("draw", None)]
+    (root / "coda").mkdir()
+    with open(root / "coda" / "objects.jsonl", "w") as objects, open(root / "coda" / "annotations.jsonl", "w") as given:
+        for name, colour in things:
+            row = {"class_id": name, "object_s": name, "areis_s": "is", "object_pl": f"{name}s", "areis_pl": "are"}
+            objects.write(json.dumps(row) + "\n")
+            for included in (True, False):  # what was left out of the data set says "pink"
+                votes = {c: 5 if c == (colour if included else "pink") else 1 if included and colour else 0 for c in COLOURS}
+                given.write(json.dumps({"class_id": name, "included": included, **votes}) + "\n")
+    folder = root / "verbphysics" / "objects" / "train-5"
+    folder.mkdir(parents=True)
+    lines = ["x,obj1,obj2,size-maj,weight-maj,strength-maj,rigidness-maj,speed-maj", "0,ant,house,-1,-1,-1,-1,1"]
+    lines += ["1,car,cup,1,1,1,1,1", "2,fool,idea,-42,-42,-42,-42,-42", "3,egg,egg cup,0,0,0,0,0"]
+    (folder / "test.csv").write_text("\n".join(lines) + "\n")
+    (root / "blimp" / "data").mkdir(parents=True)
+    rows = [
+        {
+            "sentence_good": f"The ball number {i} rolls.",
+            "sentence_bad": f"The ball number {i} roll.",
+            "field": f,
+            "pairID": str(i),
+        }
+        for i, f in enumerate(["syntax", "semantics", "syntax/semantics", "morphology"] * 5)
+    ]
+    (root / "blimp" / "data" / "agreement.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (root / "world").mkdir()  # questions are made from the world's options; its files are not read
+    write_json(root / "world" / "world.json", {"config": to_dict(WorldConfig())})
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    shape = ["--layers", "2", "--width", "64", "--heads", "2", "--positions", "800"]
+    assert main(["train", str(data), "--out", str(out), "--steps", "20", "--patch", "2", *shape]) == 0
+    return out
+
+
+TASKS = ("coda", "verbphysics", "blimp_strict", "world_seen")
+
+
+def test_scores_in_memory_are_those_of_the_export(run, questions, tmp_path, capsys):
+    from quadrivium.harness import manager
+
+    asked = ["--lm-eval", *TASKS, "--lm-eval-data", str(questions), "--lm-eval-limit", "40"]
+    assert main(["eval", str(run), *asked]) == 0
+    assert "verbphysics_speed" in capsys.readouterr().out
+    ours = json.loads((run / "results.json").read_text())["lm_eval"]["tasks"]
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=str(tmp_path / "out"), device="cpu", dtype="float32", batch_size=8)
+    how = dict(tasks=list(TASKS), task_manager=manager(TASKS, questions), limit=40, bootstrap_iters=0)
+    theirs = lm_eval.simple_evaluate(model, **how)
+    counted = 0
+    for name, row in theirs["results"].items():
+        for key, value in row.items():
+            if key.startswith("acc") and "stderr" not in key and isinstance(value, float):
+                assert ours[name][key.split(",")[0]] == pytest.approx(value, abs=1e-9), (name, key)
+                counted += 1
+    assert counted >= 12 and ours["coda"]["n"] == 4 and ours["verbphysics_size"]["n"] == 2
+    both = []
+    from lm_eval.api.instance import Instance
+
+    from quadrivium.checkpoint import Run
+    from quadrivium.harness import language_model
+
+    texts = [("The red ball", " rolls down the hill."), ("", "The blue ball"), ("玉が3個", "ころがった。")]
+    for one in (model, language_model(Run(run))):
+        requests = [Instance("loglikelihood", {}, t, 0) for t in texts]
+        rolling = [Instance("loglikelihood_rolling", {}, (b,), 0) for _, b in texts]
+        until = {"until": ["."], "max_gen_toks": 12, "do_sample": False}
+        told = [Instance("generate_until", {}, ("The red ball", until), 0)]
+        both.append((one.loglikelihood(requests), one.loglikelihood_rolling(rolling), one.generate_until(told)))
+    for (a, greedy), (b, likewise) in zip(both[0][0], both[1][0], strict=True):
+        assert a == pytest.approx(b, rel=1e-4) and greedy == likewise
+    assert np.allclose(both[0][1], both[1][1], rtol=1e-4) and both[0][2] == both[1][2]
+
+
+def test_answers_are_shuffled_and_right(questions):
+    from quadrivium.tasks import documents
+
+    folder = str(questions)
+    coda = documents.coda(folder)["test"]
+    said = {d["name"].split()[1]: {d["choices"][11 * w + a] for w, a in enumerate(d["answers"])} for d in coda}
+    assert "Most apples are red." in said["apple"] and "This sky is blue." in said["sky"] and "draw" not in said
+    assert len({a for d in coda for a in d["answers"]}) > 5
+    speed = documents.verbphysics(folder, "speed")["test"]
+    said = {d["choices"][2 * w + a] for d in speed for w, a in enumerate(d["answers"])}
+    assert "An ant is faster than a house." in said and "Compared with a cup, a car is quicker." in said
+    good = documents.blimp(folder)["test"]
+    assert all(d["choices"][d["answers"][0]].endswith("rolls.") for d in good)
+    assert 3 <= Counter(d["answers"][0] for d in good)[0] <= 17  # 20 fair draws: 1 in 2,000 that they leave this
+    assert [d["name"] for d in good] != sorted(d["name"] for d in good)
+    assert good.to_list() == documents.blimp(folder)["test"].to_list()
+
+
+def test_a_model_that_knows_nothing_scores_chance_exactly(questions):
+    from quadrivium.tasks import documents
+
+    doc = documents.coda(str(questions))["test"][0]
+    tied = [(-1.0, False)] * len(doc["choices"])
+    assert documents.accuracy(doc, tied)["acc"] == pytest.approx(1 / 11)
+    with pytest.raises(ValueError, match="not numbers"):
+        documents.accuracy(doc, [(float("nan"), False)] * len(doc["choices"]))
+
+
+def test_what_is_missing_is_said(run, questions, tmp_path, capsys, monkeypatch):
+    from quadrivium import harness
+    from quadrivium.tasks import documents
+
+    with pytest.raises(ConfigError, match="--lm-eval-data"):
+        documents.coda()
+    with pytest.raises(DataError, match="no blimp"):
+        documents.blimp(str(tmp_path))
+    index = harness.manager((), None)
+    monkeypatch.setattr(harness, "manager", lambda names, folder: index)  # to list the harness's own 10,000 takes seconds
+    assert main(["eval", str(run), "--lm-eval", "world_sen"]) == 2
+    assert "world_seen" in capsys.readouterr().err

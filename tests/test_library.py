@@ -1,0 +1,93 @@
+"""`import quadrivium as q`: each route in a few lines, the same as the command line gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import quadrivium as q
+from quadrivium.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    shape = ["--layers", "2", "--width", "64", "--heads", "2", "--positions", "800", "--patch", "2"]
+    assert main(["train", str(data), "--out", str(out), "--steps", "30", *shape]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return q.load(run)
+
+
+def test_every_route_in_a_line(model, folder):
+    picture, clip = folder / "pictures" / "0.png", str(folder / "clips" / "0.mp4")
+    assert all(isinstance(t, str) for t in model.generate("text", text="The red", n=2, max_ids=8))
+    assert model.generate("image", text="a red ball", n=3).shape == (3, 16, 16, 3)
+    assert model.generate("video", text="a red ball", frames=2).shape == (1, 2, 16, 16, 3)
+    assert len(model.generate("text", image=picture, max_ids=8)) == 1
+    after = model.generate("video", video=clip, seed=1)
+    assert after.dtype == np.uint8 and after.shape == (1, 4, 16, 16, 3)
+    assert not np.array_equal(after, model.generate("video", video=clip, seed=2))
+    assert np.array_equal(after, model.generate("video", video=clip, seed=1))
+
+
+def test_a_picture_is_the_same_from_a_path_an_image_and_an_array(model, folder):
+    path = folder / "pictures" / "0.png"
+    seen = [path, Image.open(path), np.asarray(Image.open(path))]
+    assert len({model.score(text="a red ball", given_image=s) for s in seen}) == 1
+    assert len({model.score(image=s, given_text="a red ball") for s in seen}) == 1
+
+
+def test_scores_add_up(model, folder):
+    whole = model.score(text="The red ball rolls away")
+    begun = model.score(text="The red ball")
+    rest = model.score(text=" rolls away", given_text="The red ball")
+    # what ends the first text is paid in `begun` and not in `whole`
+    assert 0 < rest < whole and whole < begun + rest
+    clip = folder / "clips" / "0.mp4"
+    assert model.score(video=clip) > 0 and model.score(video=clip, given_text="a ball") != model.score(video=clip)
+
+
+def test_score_of_a_continuation_is_that_of_the_harness(run, model):
+    from quadrivium.checkpoint import Run
+    from quadrivium.harness import likelihoods
+
+    text = Run(run).text
+    ids = (text.encode("The red ball"), text.encode(" rolls"))
+    nats = likelihoods(Run(run).model, [([text.end, *ids[0]], [*ids[1], text.end])])[0][0]
+    assert model.score(text=" rolls", given_text="The red ball") == pytest.approx(-nats / np.log(2), rel=1e-4)
+
+
+def test_imagining(model):
+    first, second = model.imagine("A red ball on a ramp.", n=2, frames=3, max_ids=6)
+    assert first.frames.shape == (3, 16, 16, 3) and first.story.startswith("A red ball on a ramp.")
+    assert isinstance(first.caption, str) and not np.array_equal(first.frames, second.frames)
+
+
+def test_what_cannot_be_is_said(model, tmp_path):
+    with pytest.raises(q.RunError, match="not found"):
+        q.load(tmp_path)
+    with pytest.raises(q.ConfigError, match="score one thing"):
+        model.score(text="a", image=np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(q.ConfigError, match="temperature"):
+        model.generate("text", temperature=-1)
+    with pytest.raises(q.ConfigError, match="want is text"):
+        model.generate("sound")
+    with pytest.raises(q.ConfigError, match="no such file"):
+        model.generate("text", image="nowhere.png")
+    with pytest.raises(AttributeError, match="has no attribute"):
+        _ = q.nothing
+
+
+def test_the_first_lines_of_the_package_are_true(run, folder, tmp_path):
+    lines = [x.strip() for x in q.__doc__.splitlines() if x.startswith("    ")]
+    assert len(lines) == 6
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run)
+    (tmp_path / "ball.png").symlink_to(folder / "pictures" / "0.png")
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, check=True, capture_output=True)
