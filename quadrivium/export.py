@@ -1,4 +1,4 @@
-"""The text stream to and from Hugging Face: with every sharing scheme it has the exact shape of Qwen3."""
+"""The text stream to and from Hugging Face: with sharing `all`, `attention` and `none` it has the exact shape of Qwen3."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def qwen3_config(model: Model, end: int) -> dict[str, Any]:
 def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
     """(Qwen3 name, our matrix, rows of it) for every weight of the text stream: we keep q, k, v and gate, up as one product."""
     c = model.config
+    if c.encoders:
+        raise RunError(
+            "the text stream of sharing cross is an encoder and a decoder, which no Qwen3 is; export a run that was trained "
+            "with --sharing all, attention or none"
+        )
     q, kv, hidden = c.heads * c.head_size, c.kv_heads * c.head_size, c.hidden
     found: list[tuple[str, Tensor, slice]] = []
 
@@ -93,8 +98,8 @@ def export_text(run: Run, out: Path) -> None:
     """Write the text route of a run as a Qwen3 folder that transformers loads without any code of ours."""
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
     weights = to_qwen3(run.model)
+    out.mkdir(parents=True, exist_ok=True)
     if run.model.config.tied:
         del weights["lm_head.weight"]
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})

@@ -19,6 +19,23 @@ What the modalities share is `ModelConfig.sharing`:
     attention   attention and its norm; feed-forward weights are apart
     none        nothing: they meet only where queries of one attend to keys of the other
                 (Mixture-of-Transformers, Liang et al. 2024, arXiv 2411.04996)
+    cross       nothing, and they meet in the second half of the layers only, by cross-attention: an encoder for each
+                modality, then a decoder for each
+
+With ``cross`` the first ``layers // 2`` blocks are the two encoders: a position attends to those of its own modality. The
+others are the two decoders. Their queries come from the decoder of the position's modality, their keys and values from where
+the encoder of the key's modality ends, however deep the decoder layer, in the manner of YOCO (Sun et al. 2024, arXiv
+2405.05254):
+
+    text encoder ---- K1 V1 --+--> visual decoder   Q1 asks the text encoder (t2v), Q2 the visual one (v2v): one query weight
+                              x
+    visual encoder -- K2 V2 --+--> text decoder     Q3 asks both (t2t, v2t); K3 V3 (v2t) are the K2 V2 of v2v: one key weight
+
+Encoders are causal, and what is wanted passes through the encoder of its modality too, as what was given did: the next
+position is wanted given all before it. So plain text, given nothing, is Text(K1 V1) -> Text(Q3) at full depth; a prompt is
+computed alike as the known part of a text and as one that is given; a clip is computed alike wherever it is cut; and a
+cached position stays true when more is read. A bidirectional encoder would have to read anew whenever what is given grows,
+and would train on no plain text. Names and shapes of all weights are those of ``none``, so the two cost the same.
 """
 
 from __future__ import annotations
@@ -32,7 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Sharing = Literal["all", "attention", "none"]
+Sharing = Literal["all", "attention", "none", "cross"]
 AXES = 3  # time, row, column
 
 
@@ -46,7 +63,7 @@ class ModelConfig:
     columns: int = 0  # cells in a row of a frame
     patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
     sharing: Sharing = "all"
-    layers: int = 4
+    layers: int = 4  # with sharing cross: half of them in encoders, half in decoders (2 + 2)
     width: int = 256
     heads: int = 4
     kv_heads: int = 0  # 0: as many as heads
@@ -68,6 +85,16 @@ class ModelConfig:
         full._check()
         return full
 
+    @property
+    def encoders(self) -> int:
+        """Layers in which a position attends to its own modality only."""
+        return self.layers // 2 if self.sharing == "cross" else 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether no weight is shared by the modalities."""
+        return self.sharing in ("none", "cross")
+
     def _check(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
@@ -79,6 +106,8 @@ class ModelConfig:
             raise ValueError(f"head_size ({self.head_size}) has to be even: rotary positions turn pairs")
         if self.sharing not in get_args(Sharing):
             raise ValueError(f"sharing is {self.sharing!r}; it is one of {', '.join(get_args(Sharing))}")
+        if self.sharing == "cross" and self.layers < 2:
+            raise ValueError("layers is 1; sharing cross needs at least 2, for an encoder and a decoder")
 
 
 def cells(config: ModelConfig, rows: int, columns: int, codes: int) -> ModelConfig:
@@ -108,28 +137,22 @@ class Batch:
     codes_row: Tensor
     buckets: list[Tensor]  # each (S', P): grouped indices of whole sequences; padding repeats index 0 at the end of a row
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
+    own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see
+    own_back: Tensor
 
     @classmethod
     def of(cls, arrays: dict, device: torch.device | str = "cpu", slack: float = 0.85) -> Batch:
         """Arrays of `sequence.pack` -> Batch. Sequences shorter than ``slack`` of the longest open a new bucket."""
         t: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
         order, lengths = t["order"], t["lengths"]
-        starts = torch.cumsum(lengths, 0) - lengths
-        buckets, back, used = [], torch.empty(len(order), dtype=torch.long), 0
-        by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
-        sizes = lengths.tolist()
-        while by_length:
-            longest = sizes[by_length[0]]
-            # Few sequences are not worth a bucket of their own: the call costs more than the padding.
-            rows = [r for i, r in enumerate(by_length) if sizes[r] >= slack * longest or (i < 4 and sizes[r] >= longest / 2)]
-            by_length = by_length[len(rows) :]
-            index = torch.arange(longest) + starts[rows, None]
-            real = torch.arange(longest) < lengths[rows, None]
-            index = torch.where(real, order[index.clamp_(max=len(order) - 1)], 0)
-            back[index[real]] = used + real.flatten().nonzero().squeeze(1)
-            buckets.append(index)
-            used += index.numel()
-        t |= {"buckets": buckets, "back": back}
+        t["buckets"], t["back"] = _buckets(order, lengths, slack)
+        # Grouped order is that of the text of each sequence, then of the frames of each.
+        row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        parts = [
+            torch.bincount(row[kind], minlength=len(lengths)) for kind in (order < len(t["text"]), order >= len(t["text"]))
+        ]
+        own = torch.cat(parts)
+        t["own_buckets"], t["own_back"] = _buckets(torch.arange(len(order)), own[own > 0], slack)
         return cls(**t).to(device)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -150,6 +173,26 @@ class Batch:
         return sum(b.numel() for b in self.buckets)
 
 
+def _buckets(order: Tensor, lengths: Tensor, slack: float) -> tuple[list[Tensor], Tensor]:
+    """Runs of ``order`` (N,) of these ``lengths`` as a few index arrays (S', P), and where each of N is found in them."""
+    starts = torch.cumsum(lengths, 0) - lengths
+    buckets, back, used = [], torch.empty(len(order), dtype=torch.long), 0
+    by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
+    sizes = lengths.tolist()
+    while by_length:
+        longest = sizes[by_length[0]]
+        # Few sequences are not worth a bucket of their own: the call costs more than the padding.
+        rows = [r for i, r in enumerate(by_length) if sizes[r] >= slack * longest or (i < 4 and sizes[r] >= longest / 2)]
+        by_length = by_length[len(rows) :]
+        index = torch.arange(longest) + starts[rows, None]
+        real = torch.arange(longest) < lengths[rows, None]
+        index = torch.where(real, order[index.clamp_(max=len(order) - 1)], 0)
+        back[index[real]] = used + real.flatten().nonzero().squeeze(1)
+        buckets.append(index)
+        used += index.numel()
+    return buckets, back
+
+
 class Cache:
     """Keys and values of every layer for S sequences that grow together.
 
@@ -159,13 +202,26 @@ class Cache:
     def __init__(self, config: ModelConfig, sequences: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.layers, 2, sequences, config.kv_heads, capacity, config.head_size)
         self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.textual = torch.zeros((sequences, capacity), device=device, dtype=torch.bool)  # what a column is
         self.starts = torch.zeros(sequences, dtype=torch.long, device=device)
+        self.new = self.starts[:, None]  # (S, L) grouped index of the position that each column of the last `open` holds
         self.used = 0  # columns filled
         self.ragged = False  # some sequence begins after column 0, so attention needs a mask
 
     @property
     def capacity(self) -> int:
         return self.store.shape[4]
+
+    def open(self, batch: Batch) -> None:
+        """Take note of what the columns hold that this batch is about to fill."""
+        longest = int(batch.lengths.max())
+        blank = longest - batch.lengths
+        if self.used == 0:
+            self.starts, self.ragged = blank, bool(blank.any())
+        first = torch.cumsum(batch.lengths, 0) - batch.lengths - blank
+        column = torch.arange(longest, device=blank.device)
+        self.new = batch.order[torch.where(column < blank[:, None], 0, first[:, None] + column)]
+        self.textual[:, self.used : self.used + longest] = self.new < len(batch.text)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -246,13 +302,14 @@ class Apart(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(make() for _ in range(2 if apart else 1))
 
-    def forward(self, x: Tensor, n_text: int) -> Tensor:
-        """x (N, ...), the first ``n_text`` positions textual."""
+    def forward(self, x: Tensor, n_text: int, *more: Tensor) -> Tensor:
+        """x and all further arguments of the module (N, ...), the first ``n_text`` positions textual."""
         if len(self.parts) == 1 or n_text == len(x):
-            return self.parts[0](x)
+            return self.parts[0](x, *more)
         if n_text == 0:
-            return self.parts[1](x)
-        return torch.cat([self.parts[0](x[:n_text]), self.parts[1](x[n_text:])])
+            return self.parts[1](x, *more)
+        text, frames = zip(*(t.tensor_split([n_text]) for t in (x, *more)), strict=True)
+        return torch.cat([self.parts[0](*text), self.parts[1](*frames)])
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -305,7 +362,10 @@ class Norm(nn.RMSNorm):
 
 
 class Project(nn.Module):
-    """Norm, then queries, keys and values in one product; queries and keys normalised per head. (N, D) -> (N, H + 2G, K)."""
+    """Norm, then queries, keys and values in one product; queries and keys normalised per head. (N, D) -> (N, H + 2G, K).
+
+    With ``source`` (N, D), keys and values are those of source, and the queries those of x.
+    """
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -315,11 +375,14 @@ class Project(nn.Module):
         self.q_norm = Norm(c.head_size, c.norm_eps)
         self.k_norm = Norm(c.head_size, c.norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(self.norm(x))
-            .unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
-            .split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        if source is None:
+            qkv = self.qkv(self.norm(x))
+        else:
+            asked, told = self.qkv.weight.tensor_split([self.heads * self.q_norm.weight.numel()])
+            qkv = torch.cat([F.linear(self.norm(x), asked), F.linear(self.norm(source), told)], dim=-1)
+        q, k, v = qkv.unflatten(-1, (self.heads + 2 * self.kv_heads, -1)).split(
+            [self.heads, self.kv_heads, self.kv_heads], dim=1
         )
         return torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
 
@@ -378,17 +441,21 @@ class Block(nn.Module):
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
         self.c, self.layer = c, layer
-        self.project = Apart(lambda: Project(c), apart=c.sharing == "none")
-        self.out = Apart(lambda: nn.Linear(c.heads * c.head_size, c.width, bias=False), apart=c.sharing == "none")
-        self.feed = Apart(lambda: FeedForward(c), apart=c.sharing in ("attention", "none"))
+        self.own = layer < c.encoders  # a position attends to its own modality only
+        self.project = Apart(lambda: Project(c), apart=c.apart)
+        self.out = Apart(lambda: nn.Linear(c.heads * c.head_size, c.width, bias=False), apart=c.apart)
+        self.feed = Apart(lambda: FeedForward(c), apart=c.apart or c.sharing == "attention")
 
-    def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+        """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none."""
         c, n_text = self.c, len(batch.text)
-        qk, v = self.project(x, n_text).split([c.heads + c.kv_heads, c.kv_heads], dim=1)
+        told = () if memory is None else (memory,)
+        qk, v = self.project(x, n_text, *told).split([c.heads + c.kv_heads, c.kv_heads], dim=1)
         qkv = torch.cat([rotate(qk, cos, sin).type_as(v), v], dim=1)  # (N, H + 2G, K)
         prefill = cache is None or cache.used == 0
+        buckets, back = (batch.own_buckets, batch.own_back) if self.own and prefill else (batch.buckets, batch.back)
         outputs = []
-        for index in batch.buckets:
+        for index in buckets:
             rows = qkv[index].transpose(1, 2)  # (S', H + 2G, P, K)
             q, k, v = rows.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
             if prefill:
@@ -399,20 +466,16 @@ class Block(nn.Module):
                 y = self._extend(q, k, v, cache)
             outputs.append(y.transpose(1, 2).flatten(0, 1))
         if cache is not None and prefill:
-            self._fill(qkv, batch, cache)
+            self._fill(qkv, cache)
         y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        x = x + self.out(y[batch.back].flatten(1), n_text)
+        x = x + self.out(y[back].flatten(1), n_text)
         return x + self.feed(x, n_text)
 
-    def _fill(self, qkv: Tensor, batch: Batch, cache: Cache) -> None:
+    def _fill(self, qkv: Tensor, cache: Cache) -> None:
         """Store the keys and values of a first pass, each sequence ending at the same column."""
-        c, longest = self.c, int(batch.lengths.max())
-        column = torch.arange(longest, device=qkv.device) - (longest - batch.lengths)[:, None]  # (S, L), negative before it
-        first = torch.cumsum(batch.lengths, 0) - batch.lengths
-        index = batch.order[(first[:, None] + column.clamp(min=0))]
-        kv = qkv[:, c.heads :][index].transpose(1, 2)  # (S, 2G, L, K)
-        cache.store[self.layer, 0, :, :, :longest] = kv[:, : c.kv_heads]
-        cache.store[self.layer, 1, :, :, :longest] = kv[:, c.kv_heads :]
+        longest = cache.new.shape[1]
+        kv = qkv[:, self.c.heads :][cache.new].transpose(1, 2)  # (S, 2G, L, K)
+        cache.store[self.layer, 0, :, :, :longest], cache.store[self.layer, 1, :, :, :longest] = kv.chunk(2, dim=1)
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
         """Attend from P new positions of every sequence to all that is stored and to themselves."""
@@ -421,10 +484,13 @@ class Block(nn.Module):
         store[0, :, :, cache.used : end] = k
         store[1, :, :, cache.used : end] = v
         mask = None
-        if cache.ragged or new > 1:
+        if cache.ragged or new > 1 or self.own:
             column = torch.arange(end, device=q.device)
             ahead = column <= torch.arange(cache.used, end, device=q.device)[:, None]  # (P, end)
             mask = ahead & (column >= cache.starts[:, None, None, None])  # (S, 1, P, end)
+            if self.own:
+                kind = cache.textual[:, None, :end]
+                mask = mask & (kind[..., cache.used :, None] == kind[..., None, :])
         return attention(q, store[0, :, :, :end], store[1, :, :, :end], mask)
 
 
@@ -440,7 +506,7 @@ class Model(nn.Module):
         self.embed_row = nn.Embedding(c.rows + 1, c.width)  # the last row: the frame is complete
         self.embed_column = nn.Embedding(max(c.columns, 1), c.width)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.layers))
-        self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.sharing == "none")
+        self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.apart)
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
         self.head_codes = CodeHead(c)
         self.reset(seed)
@@ -466,6 +532,8 @@ class Model(nn.Module):
                 raise ValueError(f"the cache holds {cache.capacity} positions, {cache.used + longest} are needed")
             if cache.used and len(batch.buckets) != 1:
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
+            if c.encoders or not cache.used:
+                cache.open(batch)
         parts = []
         if n_text:
             parts.append(self.embed_text(batch.text))
@@ -478,12 +546,12 @@ class Model(nn.Module):
             parts.append(self.embed_codes(cell).sum(1) * torch.where(batch.codes[:, :1] < 0, 1 / cell.shape[1], 1.0) + where)
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         cos, sin = self.rotary(batch.places)
-        for block in self.blocks:
-            x = block(x, batch, cos, sin, cache)
+        memory = None
+        for i, block in enumerate(self.blocks):
+            before, x = x, block(x, memory, batch, cos, sin, cache)
+            if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
+                memory = before
         if cache is not None:
-            if cache.used == 0:
-                cache.starts = longest - batch.lengths
-                cache.ragged = bool(cache.starts.any())
             cache.used += longest
         return self.norm(x, n_text)
 

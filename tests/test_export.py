@@ -54,3 +54,10 @@ def test_weights_of_another_shape_are_refused():
     weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(2, 2)
     with pytest.raises(RunError, match="up_proj"):
         from_qwen3(model, weights)
+
+
+def test_cross_is_no_qwen3_and_says_so():
+    model = ours("cross", True)
+    for refused in (lambda: to_qwen3(model), lambda: from_qwen3(model, {})):
+        with pytest.raises(RunError, match=r"sharing cross.*--sharing all"):
+            refused()
