@@ -214,7 +214,7 @@ def test_cross_joins_the_modalities_in_the_decoders_alone(rng):
         assert torch.equal(a[10:], c[10:]) == (layer < 2)  # frames after text
 
 
-def test_decoders_read_where_the_encoders_end(rng):
+def test_decoders_of_cross_read_where_the_encoders_end(rng):
     """Keys and values of every decoder layer come from the last encoder layer, its queries from the layer before it."""
     model = tiny("cross")
     c, seen = model.config, []
