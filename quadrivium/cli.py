@@ -220,7 +220,9 @@ def _evaluate() -> Callable[..., Any]:
     def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, limit: int = 256, device: Device = "auto") -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one. For captioned things also how often text and
+        frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
+        beside a run without it.
 
         Args:
             run: run folder that train wrote.
@@ -233,10 +235,14 @@ def _evaluate() -> Callable[..., Any]:
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         context = measure.visual_context(loaded.model, mixed, limit)
-        write_json(run / "results.json", {**results, "findings": {"visual_context": context}, "step": loaded.step})
+        found = measure.retrieval(loaded.model, mixed, limit)
+        findings = {"findings": {"visual_context": context}, "retrieval": found}
+        write_json(run / "results.json", {**results, **findings, "step": loaded.step})
         print(measure.table(results))
         if context:
             print(f"\n{measure.context_table(context)}")
+        if found:
+            print(f"\n{measure.retrieval_table(found)}")
         print(f"results written to {run / 'results.json'}")
 
     return evaluate

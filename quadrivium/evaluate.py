@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from quadrivium.data.mixture import Mixture, Stream
 from quadrivium.model import Batch, Model
-from quadrivium.sequence import Segment, Sequence, frames, group, only_wanted, pack, positions_of
+from quadrivium.sequence import Segment, Sequence, apart, frames, group, only_wanted, pack, positions_of
 
 UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
 
@@ -246,6 +246,72 @@ def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str
             rows[name]["saved"], rows[name]["saved_stderr"] = ratio(none[chosen] - cost, one, of[chosen])
         found[held.name] = rows
     return found
+
+
+RECALL = (1, 5, 10)
+
+
+@torch.no_grad()
+def retrieval(model: Model, mixture: Mixture, limit: int = 256) -> dict[str, dict]:
+    """Held-out frames found by their text, and text by its frames: source -> a row. Read from the states that the contrast
+    compares (`Model.pooled`), in every run, so that one with the objective can be laid beside one without.
+
+    Rows have ``n``, ``layer``, ``chance`` and, for ``text_to_frames`` and ``frames_to_text``, ``r1``, ``r5``, ``r10`` and
+    ``r1_stderr``, ... : how often what belongs to it is among the 1, 5, 10 most alike. No caption and no clip is there twice.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found: dict[str, dict] = {}
+    for route in ("t2v", "v2t", "tv2v"):  # the same captioned items
+        for held in (s for s in mixture.held.values() if s.route == route and s.source.name not in found):
+            pairs: list[tuple[Sequence, Sequence]] = []
+            groups, met = [], set[bytes]()
+            for unit in mixture.held_units(held, len(held.unit)):
+                pair = apart(mixture.sequence(held, unit))
+                keys = {b"".join(s.data.tobytes() for s in side) for side in pair}
+                if not keys & met and len(pairs) < limit:
+                    pairs.append(pair)
+                    groups.append(int(held.source.group[held.unit[unit, 0]]))
+                    met |= keys
+            if len(pairs) < 2:
+                continue
+            sides = []
+            for k in (0, 1):
+                states = [
+                    model.pooled(Batch.of(pack([p[k] for p in pairs[i : i + 32]]), device)) for i in range(0, len(pairs), 32)
+                ]
+                sides.append(torch.cat(states))
+            scores = (sides[0] @ sides[1].T).cpu().numpy()
+            row: dict[str, Any] = {"n": len(pairs), "layer": model.config.contrast.layer}
+            row["chance"] = {f"r{k}": min(1.0, k / len(pairs)) for k in RECALL}
+            for name, way in (("text_to_frames", scores), ("frames_to_text", scores.T)):
+                row[name] = {}
+                for k in RECALL:
+                    cut = ratio(recall(way, k), np.ones(len(pairs)), np.array(groups))
+                    row[name] |= dict(zip((f"r{k}", f"r{k}_stderr"), cut, strict=True))
+            found[held.source.name] = row
+    return found
+
+
+def recall(scores: np.ndarray, k: int) -> np.ndarray:
+    """Credit (n,) for having the i-th thing among the k highest of row i of ``scores`` (n, n); ties share the places left."""
+    if np.isnan(scores).any():
+        raise ValueError("the model gives states that are not numbers")
+    own = np.diagonal(scores)[:, None]
+    above, level = (scores > own).sum(axis=1), (scores == own).sum(axis=1)
+    return np.clip((k - above) / level, 0.0, 1.0)
+
+
+def retrieval_table(found: dict[str, dict]) -> str:
+    """`retrieval` as text: a source and a way a line."""
+    head = f"{'found by states, %':<26}{'R@1':>14}{'R@5':>14}{'R@10':>14}{'chance':>18}{'items':>7}"
+    lines = [head, "-" * len(head)]
+    for source, row in found.items():
+        chance = " / ".join(f"{100 * row['chance'][f'r{k}']:.1f}" for k in RECALL)
+        for name, way in (("text_to_frames", "frames by text"), ("frames_to_text", "text by frames")):
+            cells = "".join(f"{100 * row[name][f'r{k}']:.1f} ± {100 * row[name][f'r{k}_stderr']:.1f}".rjust(14) for k in RECALL)
+            lines.append(f"{f'{source}, {way}':<26.26}{cells}{chance:>18}{row['n']:>7}")
+    return "\n".join(lines)
 
 
 def _moved(n: int, seed: int) -> np.ndarray:

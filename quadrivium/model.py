@@ -54,6 +54,18 @@ AXES = 3  # time, row, column
 
 
 @dataclass(frozen=True)
+class ContrastConfig:
+    """A further objective: of all frames in a step, which belong to this text, and the reverse (see `Model.contrast`)."""
+
+    weight: float = 0.0  # of its nats, beside those of a wanted position; 0: off
+    layer: int = 0  # compared is the mean state after so many layers; 0: half of them
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.weight < math.inf and self.layer >= 0):
+            raise ValueError(f"contrast has weight {self.weight} and layer {self.layer}; neither is negative")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape of the model. ``vocab``, ``codes``, ``rows`` and ``columns`` are set from the tokenizers."""
 
@@ -72,6 +84,7 @@ class ModelConfig:
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
+    contrast: ContrastConfig = ContrastConfig()
 
     def resolve(self) -> ModelConfig:
         """Fill in what follows from other fields, and check that the shape is possible. Raises ValueError."""
@@ -81,6 +94,7 @@ class ModelConfig:
             kv_heads=self.kv_heads or self.heads,
             head_size=self.head_size or self.width // max(self.heads, 1),
             hidden=self.hidden or 64 * math.ceil(self.width * 8 / 3 / 64),
+            contrast=replace(self.contrast, layer=self.contrast.layer or (self.layers + 1) // 2),
         )
         full._check()
         return full
@@ -106,6 +120,8 @@ class ModelConfig:
             raise ValueError(f"head_size ({self.head_size}) has to be even: rotary positions turn pairs")
         if self.sharing not in get_args(Sharing):
             raise ValueError(f"sharing is {self.sharing!r}; it is one of {', '.join(get_args(Sharing))}")
+        if self.contrast.layer > self.layers:
+            raise ValueError(f"contrast.layer is {self.contrast.layer}; the model has {self.layers} layers")
         if self.sharing == "cross" and self.layers < 2:
             raise ValueError("layers is 1; sharing cross needs at least 2, for an encoder and a decoder")
 
@@ -509,6 +525,8 @@ class Model(nn.Module):
         self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.apart)
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
         self.head_codes = CodeHead(c)
+        if c.contrast.weight:
+            self.sharpness = nn.Parameter(torch.ones(1))  # the temperature of `contrast` is 0.07 to this power
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -534,7 +552,14 @@ class Model(nn.Module):
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
             if c.encoders or not cache.used:
                 cache.open(batch)
-        parts = []
+        x = self.states(batch, c.layers, cache)
+        if cache is not None:
+            cache.used += longest
+        return self.norm(x, n_text)
+
+    def states(self, batch: Batch, layers: int, cache: Cache | None = None) -> Tensor:
+        """The residual stream (N, D), grouped order, after the first so many layers."""
+        c, n_text, parts = self.config, len(batch.text), []
         if n_text:
             parts.append(self.embed_text(batch.text))
         if len(batch.codes):
@@ -547,13 +572,11 @@ class Model(nn.Module):
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         cos, sin = self.rotary(batch.places)
         memory = None
-        for i, block in enumerate(self.blocks):
+        for i, block in zip(range(layers), self.blocks, strict=False):
             before, x = x, block(x, memory, batch, cos, sin, cache)
             if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
                 memory = before
-        if cache is not None:
-            cache.used += longest
-        return self.norm(x, n_text)
+        return x
 
     def rotary(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """places (N, 3) -> cos and sin, each (N, 1, K / 2): frequency i turns with axis i mod 3."""
@@ -586,6 +609,28 @@ class Model(nn.Module):
             states = self.head_codes.states(hidden[n_text + batch.codes_at], batch.codes_want[:, :-1])
             codes = cross_entropy(states.flatten(0, 1), self.head_codes.out.weight, batch.codes_want.flatten()).view_as(codes)
         return text, codes
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The mean of each sequence's normalised states at the layer of ``contrast``, cut to unit length: (S, D), fp32."""
+        x = F.rms_norm(self.states(batch, self.config.contrast.layer).float(), (self.config.width,))
+        row = torch.repeat_interleave(torch.arange(len(batch.lengths), device=x.device), batch.lengths)
+        total = x.new_zeros(len(batch.lengths), x.shape[1]).index_add(0, row, x[batch.order])
+        return F.normalize(total, dim=1)
+
+    def contrast(self, batch: Batch, same: Tensor) -> Tensor:
+        """Mean nats of finding P texts by their frames, and frames by their texts, each among all P of the batch.
+
+        batch: P sequences of text alone, then P of frames alone, so that neither was computed from the other.
+        same (P, P): which frames a text belongs to. Equal captions are no negatives of each other.
+        InfoNCE with a learnt temperature, as in CLIP (Radford et al. 2021, arXiv 2103.00020): its start, 0.07, and its
+        bound, 0.01, but on the states themselves, with no projection between: it is they that are to become alike.
+        """
+        text, frames = self.pooled(batch).chunk(2)
+        with torch.autocast(text.device.type, enabled=False):
+            scores = (self.sharpness * -math.log(0.07)).clamp(max=-math.log(0.01)).exp() * (text @ frames.T)
+        right = scores.masked_fill(~same, -torch.inf)
+        by_text, by_frames = ((scores.logsumexp(i) - right.logsumexp(i)).mean() for i in (1, 0))
+        return (by_text + by_frames) / 2
 
 
 def _name_seed(name: str, seed: int) -> int:

@@ -298,7 +298,9 @@ def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(crossed, run)
     assert main(["eval", str(run), "--limit", "3"]) == 0
-    assert set(read_json(run / "results.json", "results")["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
+    results = read_json(run / "results.json", "results")
+    assert set(results["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
+    assert results["retrieval"]["pictures"]["n"] == 3 and "frames by text" in capsys.readouterr().out
     assert main(["generate", str(run), "--out", str(tmp_path / "made"), "--max-ids", "6"]) == 0
     assert (tmp_path / "made" / "tv2v.png").stat().st_size > 1000
     fails(["export", run, "--out", tmp_path / "hf"], capsys, "sharing cross", "--sharing all")

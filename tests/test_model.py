@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quadrivium.generate import Engine, Sampling, generate
-from quadrivium.model import Batch, Cache, Model, ModelConfig, Norm, attention, cross_entropy
+from quadrivium.model import Batch, Cache, ContrastConfig, Model, ModelConfig, Norm, attention, cross_entropy
 from quadrivium.sequence import ROUTES, frames, group, pack, route_of, text, ungroup
 
 SHARINGS = ("all", "attention", "none", "cross")
@@ -268,6 +268,7 @@ def test_routes_are_named_by_their_parts(rng):
         ({"sharing": "some"}, "one of"),
         ({"layers": 0}, "positive"),
         ({"sharing": "cross", "layers": 1}, "at least 2"),
+        ({"contrast": ContrastConfig(1.0, 3)}, "2 layers"),
     ],
 )
 def test_impossible_shapes_are_refused(change, words):

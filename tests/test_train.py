@@ -19,7 +19,7 @@ from quadrivium import checkpoint
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.model import Model, ModelConfig
+from quadrivium.model import ContrastConfig, Model, ModelConfig
 from quadrivium.sequence import ROUTES
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
 
@@ -128,6 +128,20 @@ def test_other_optimizers_and_sharings_resume_exactly(data, tmp_path, optimizer,
         shutil.rmtree(path)
     fit(task(data, sharing=sharing), config, tmp_path / "cut", resume=True, progress=False)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_a_run_with_contrast_resumes_exactly_and_is_read_back(data, tmp_path):
+    shape = replace(SMALL, contrast=ContrastConfig(0.3))
+    config = TrainConfig(steps=8, save_every=3, keep=9)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        train_routes(data, run, shape, MIX, config, progress=False)
+    for path in checkpoint.checkpoints(cut / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    train_routes(data, cut, shape, MIX, config, resume=True, progress=False)
+    assert weights(cut) == weights(whole)
+    read = checkpoint.Run(cut).model
+    assert read.config.contrast == ContrastConfig(0.3, layer=1) and read.sharpness.item() != 1
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
