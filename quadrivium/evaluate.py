@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from quadrivium.data.mixture import Mixture, Stream
-from quadrivium.model import Batch, Model
+from quadrivium.model import Batch, Model, likeness
 from quadrivium.sequence import Segment, Sequence, apart, frames, group, only_wanted, pack, positions_of
 
 UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
@@ -281,7 +281,7 @@ def retrieval(model: Model, mixture: Mixture, limit: int = 256) -> dict[str, dic
                     model.pooled(Batch.of(pack([p[k] for p in pairs[i : i + 32]]), device)) for i in range(0, len(pairs), 32)
                 ]
                 sides.append(torch.cat(states))
-            scores = (sides[0] @ sides[1].T).cpu().numpy()
+            scores = likeness(*sides).cpu().numpy()
             row: dict[str, Any] = {"n": len(pairs), "layer": model.config.contrast.layer}
             row["chance"] = {f"r{k}": min(1.0, k / len(pairs)) for k in RECALL}
             for name, way in (("text_to_frames", scores), ("frames_to_text", scores.T)):
@@ -303,14 +303,15 @@ def recall(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def retrieval_table(found: dict[str, dict]) -> str:
-    """`retrieval` as text: a source and a way a line."""
-    head = f"{'found by states, %':<26}{'R@1':>14}{'R@5':>14}{'R@10':>14}{'chance':>18}{'items':>7}"
-    lines = [head, "-" * len(head)]
+    """`retrieval` as text: a source a block, a way a line."""
+    lines = []
     for source, row in found.items():
-        chance = " / ".join(f"{100 * row['chance'][f'r{k}']:.1f}" for k in RECALL)
-        for name, way in (("text_to_frames", "frames by text"), ("frames_to_text", "text by frames")):
-            cells = "".join(f"{100 * row[name][f'r{k}']:.1f} ± {100 * row[name][f'r{k}_stderr']:.1f}".rjust(14) for k in RECALL)
-            lines.append(f"{f'{source}, {way}':<26.26}{cells}{chance:>18}{row['n']:>7}")
+        lines.append(f"{source}: {row['n']} texts and frames found by their states after layer {row['layer']}, %")
+        lines.append(f"  {'':<24}" + "".join(f"{f'R@{k}':>16}" for k in RECALL))
+        for name, way in (("text_to_frames", "frames by their text"), ("frames_to_text", "text by its frames")):
+            cells = (f"{100 * row[name][f'r{k}']:.1f} ± {100 * row[name][f'r{k}_stderr']:.1f}" for k in RECALL)
+            lines.append(f"  {way:<24}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(f"  {'chance':<24}" + "".join(f"{100 * row['chance'][f'r{k}']:>16.1f}" for k in RECALL))
     return "\n".join(lines)
 
 

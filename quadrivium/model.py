@@ -611,11 +611,11 @@ class Model(nn.Module):
         return text, codes
 
     def pooled(self, batch: Batch) -> Tensor:
-        """The mean of each sequence's normalised states at the layer of ``contrast``, cut to unit length: (S, D), fp32."""
+        """The mean of each sequence's normalised states at the layer of ``contrast``: (S, D), fp32."""
         x = F.rms_norm(self.states(batch, self.config.contrast.layer).float(), (self.config.width,))
         row = torch.repeat_interleave(torch.arange(len(batch.lengths), device=x.device), batch.lengths)
         total = x.new_zeros(len(batch.lengths), x.shape[1]).index_add(0, row, x[batch.order])
-        return F.normalize(total, dim=1)
+        return total / batch.lengths[:, None]
 
     def contrast(self, batch: Batch, same: Tensor) -> Tensor:
         """Mean nats of finding P texts by their frames, and frames by their texts, each among all P of the batch.
@@ -625,12 +625,21 @@ class Model(nn.Module):
         InfoNCE with a learnt temperature, as in CLIP (Radford et al. 2021, arXiv 2103.00020): its start, 0.07, and its
         bound, 0.01, but on the states themselves, with no projection between: it is they that are to become alike.
         """
-        text, frames = self.pooled(batch).chunk(2)
-        with torch.autocast(text.device.type, enabled=False):
-            scores = (self.sharpness * -math.log(0.07)).clamp(max=-math.log(0.01)).exp() * (text @ frames.T)
+        scores = likeness(*self.pooled(batch).chunk(2)) * (self.sharpness * -math.log(0.07)).clamp(max=-math.log(0.01)).exp()
         right = scores.masked_fill(~same, -torch.inf)
         by_text, by_frames = ((scores.logsumexp(i) - right.logsumexp(i)).mean() for i in (1, 0))
         return (by_text + by_frames) / 2
+
+
+def likeness(text: Tensor, frames: Tensor) -> Tensor:
+    """Cosines (P, P) between pooled states of P texts and P clips (P, D), of each side the mean taken off.
+
+    What all texts have in common, marks and little words, says nothing of the frames they belong to, and at first is nearly
+    all there is: without this the objective stays for long where it begins.
+    """
+    text, frames = (F.normalize(side - side.mean(0), dim=1) for side in (text, frames))
+    with torch.autocast(text.device.type, enabled=False):
+        return text @ frames.T
 
 
 def _name_seed(name: str, seed: int) -> int:

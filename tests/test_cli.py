@@ -300,7 +300,7 @@ def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):
     assert main(["eval", str(run), "--limit", "3"]) == 0
     results = read_json(run / "results.json", "results")
     assert set(results["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
-    assert results["retrieval"]["pictures"]["n"] == 3 and "frames by text" in capsys.readouterr().out
+    assert results["retrieval"]["mine/pictures"]["n"] == 3 and "frames by their text" in capsys.readouterr().out
     assert main(["generate", str(run), "--out", str(tmp_path / "made"), "--max-ids", "6"]) == 0
     assert (tmp_path / "made" / "tv2v.png").stat().st_size > 1000
     fails(["export", run, "--out", tmp_path / "hf"], capsys, "sharing cross", "--sharing all")

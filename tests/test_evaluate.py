@@ -77,8 +77,8 @@ def test_planted_pairs_are_found_and_others_are_not(sharing, tmp_path):
     for planted in (True, False):
         task = matcher(told(tmp_path / f"{planted}", planted), sharing)
         before = evaluate.retrieval(task.model, task.mixture)["a"]
-        optimizer = torch.optim.AdamW(task.model.parameters(), lr=5e-3)
-        for step in range(60):
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
+        for step in range(25):
             loss, log = task.loss(task.batch(step))
             optimizer.zero_grad()
             loss.backward()
@@ -94,7 +94,7 @@ def test_planted_pairs_are_found_and_others_are_not(sharing, tmp_path):
         p, n = null["chance"]["r10"], null["n"]
         assert abs(null[way]["r10"] - p) < 4 * (p * (1 - p) / n) ** 0.5
         assert before[way]["r10"] < 0.6 < after[way]["r10"]
-    assert "frames by text" in evaluate.retrieval_table({"a": after})
+    assert "frames by their text" in evaluate.retrieval_table({"a": after})
 
 
 def test_ties_find_by_chance_only():
@@ -133,8 +133,8 @@ def test_the_contrast_is_infonce_and_equal_captions_are_no_negatives(tmp_path):
     pairs = Pairs.of([*sequences, (text([0, 9, 0], True),), (frames(clip(1)), text(captions[1], True))], "cpu")
     same = [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
     assert pairs.same.tolist() == [[bool(v) for v in row] for row in same]
-    states = model.pooled(pairs.batch).detach()
-    scores = states[:4] @ states[4:].T / 0.07
+    sides = [side - side.mean(0) for side in model.pooled(pairs.batch).detach().chunk(2)]
+    scores = torch.cosine_similarity(sides[0][:, None], sides[1], dim=-1) / 0.07
     costs = [-(way.softmax(1) * pairs.same).sum(1).log().mean() for way in (scores, scores.T)]
     torch.testing.assert_close(model.contrast(pairs.batch, pairs.same).detach(), sum(costs) / 2, rtol=1e-5, atol=1e-5)
     assert Pairs.of(sequences[:1], "cpu") is None
