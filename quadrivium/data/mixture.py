@@ -34,6 +34,9 @@ class MixtureConfig:
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by source name
+    rendered: bool = (
+        False  # pages that `prepare --render` drew of documents are read too (v2v) and told what stands on them (v2t)
+    )
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class MixtureConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
         if self.frames == 1:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
+        if self.rendered and self.frames:
+            raise ConfigError("frames would cut pages away from the text that they show; leave it at 0 with rendered")
         for route, weight in self.weights:
             if route not in ROUTES or not 0 <= weight < float("inf"):
                 raise ConfigError(
@@ -96,6 +101,8 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1)
     """Every (route, source) pair that the data can feed, over training items or held-out ones."""
     streams = []
     for source in data.sources:
+        if source.rendered and not config.rendered:
+            continue
         mine = np.flatnonzero(source.held == held)
         rows, columns = data.manifest["grid"]
         still = mine[source.frames[mine] == 1]
@@ -141,7 +148,8 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1)
             "v2v": (alone(bare), cost(bare)),
             "tv2v": (told_clips, clip_ids - 1 + cost(told_clips[:, 0])),
         }
-        streams += [Stream(route, source, *made[route]) for route in ROUTES if len(made[route][0])]
+        read = ("v2t", "v2v") if source.rendered else ROUTES
+        streams += [Stream(route, source, *made[route]) for route in read if len(made[route][0])]
     return streams
 
 

@@ -167,8 +167,9 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
 class SourceData:
     """All items of one prepared source, over all its shards."""
 
-    def __init__(self, name: str, shards: list[dict[str, np.ndarray]]) -> None:
+    def __init__(self, name: str, shards: list[dict[str, np.ndarray]], rendered: bool = False) -> None:
         self.name = name
+        self.rendered = rendered  # its frames are pages of text
         self._shards = shards
         self.ends = np.cumsum([len(s["held"]) for s in shards], dtype=np.int64)
 
@@ -231,7 +232,7 @@ class Dataset:
                             f"{path}: {path.stat().st_size} bytes where {shard['bytes']} were written; prepare again"
                         )
                     shards.append(map_shard(path))
-                self.sources.append(SourceData(entry["name"], shards))
+                self.sources.append(SourceData(entry["name"], shards, bool(entry.get("rendered"))))
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder / MANIFEST}: damaged ({error!r}); prepare the data again") from None
         if not any(len(s) for s in self.sources):
