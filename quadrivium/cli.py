@@ -246,7 +246,9 @@ def _evaluate() -> Callable[..., Any]:
     ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one. For captioned things also how often text and
+        frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
+        beside a run without it.
 
         With --lm-eval, lm-evaluation-harness scores the text route in memory instead. Made here: world (world_read, ...), coda,
         verbphysics (verbphysics_size, ...), blimp_strict, with shuffled answers and ties that count 1/k, on files in
@@ -279,11 +281,15 @@ def _evaluate() -> Callable[..., Any]:
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         context = measure.visual_context(loaded.model, mixed, limit)
+        found = measure.retrieval(loaded.model, mixed, limit)
         kept = {k: v for k, v in before.items() if k == "lm_eval"}
-        write_json(path, {**kept, **results, "findings": {"visual_context": context}, "step": loaded.step})
+        findings = {"findings": {"visual_context": context}, "retrieval": found}
+        write_json(path, {**kept, **results, **findings, "step": loaded.step})
         print(measure.table(results))
         if context:
             print(f"\n{measure.context_table(context)}")
+        if found:
+            print(f"\n{measure.retrieval_table(found)}")
         print(f"results written to {path}")
 
     return evaluate
