@@ -20,8 +20,10 @@ from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import ContrastConfig, Model, ModelConfig
+from quadrivium.prepare import prepare
 from quadrivium.sequence import ROUTES
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
+from tests.conftest import TINY
 
 MODEL = ["--layers", "2", "--width", "32", "--heads", "2", "--patch", "2"]
 SMALL = ModelConfig(layers=2, width=32, heads=2, patch=2)
@@ -117,6 +119,12 @@ def test_every_route_learns(data, tmp_path, optimizer, sharing):
     before = learner.evaluate()
     after = fit(learner, TrainConfig(steps=60, lr=5e-3, optimizer=optimizer, warmup=5), tmp_path, progress=False)["held"]
     assert set(after) == set(ROUTES) and all(after[r] < 0.9 * before[r] for r in ROUTES), (before, after)
+
+
+def test_text_without_a_single_frame_trains(folder, tmp_path):
+    prepare([folder / "text"], tmp_path / "data", TINY, progress=False)
+    state = train_routes(tmp_path / "data", tmp_path / "run", SMALL, MIX, TrainConfig(steps=2), progress=False)
+    assert state["finished"] and set(state["held"]) == {"t2t"}
 
 
 @pytest.mark.parametrize(("optimizer", "sharing"), [("muon", "all"), ("adamw", "cross"), ("muon", "cross")])
