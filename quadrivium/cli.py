@@ -208,6 +208,7 @@ def _train() -> Callable[..., Any]:
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
         init: str | None = None,
         init_vision: Literal["copy", "fresh"] = "copy",
+        track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = (),
         resume: bool = False,
         device: Device = "auto",
     ) -> int:
@@ -221,12 +222,14 @@ def _train() -> Callable[..., Any]:
             init: what to begin with, on data prepared with its tokenizers: a run, or a Qwen3, Qwen2 or Llama model as a folder
                 or hub id (Qwen/Qwen3-0.6B), which fills the text stream; a low --lr, such as 1e-4, keeps what it knows.
             init_vision: visual weights that are apart (--sharing) begin as copies of the model's, or fresh.
+            track: where the numbers go besides metrics.jsonl, with sheets of samples at every evaluation: tensorboard into
+                RUN/tensorboard; wandb, kept in RUN/wandb where there is no account or WANDB_MODE=offline is set; trackio.
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision)
+        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision, track)
         return 0 if state["finished"] else 130
 
     return train
