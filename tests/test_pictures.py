@@ -21,7 +21,8 @@ def test_a_sheet_holds_texts_frames_and_gaps(monkeypatch):
 
 
 def test_whatever_a_model_writes_can_be_drawn():
-    """Separators such as U+001E, which an untrained model writes, make the layout of text fail."""
+    """Separators beside U+FFFD, which an untrained model writes, make the layout of text fail."""
     odd = [chr(c) for c in (*range(0x250), 0x2028, 0x2029, 0x202E, 0xFEFF, 0xFFFD, 0x1F600)]
     rows = [[f"a{''.join(odd[i : i + 8])}b"] for i in range(0, len(odd), 8)]
+    rows += [[f"\ufffd{c}T"] for c in odd[:32]]
     pictures.sheet(rows, ("text",), "title")
