@@ -126,7 +126,8 @@ def test_a_killed_run_goes_on_in_the_same_place(name, data, tmp_path):
     base = ["train", str(data), "--out", str(run), "--steps", str(steps), "--save-every", "5", "--log-every", "1"]
     base += ["--eval-every", "8", "--positions", "300", "--context", "32", "--layers", "2", "--width", "32", "--heads", "2"]
     command = [sys.executable, "-m", "quadrivium", *base, "--patch", "2", "--track", name]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    alone = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}  # which would be that of the tests before
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=alone)
     metrics = run / "metrics.jsonl"
     while process.poll() is None and (not metrics.is_file() or metrics.read_text().count('"loss"') < 8):
         time.sleep(0.001)
