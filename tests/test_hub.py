@@ -120,6 +120,12 @@ def test_media_that_are_files_come_along(tmp_path):
 
 
 def test_text_alone_and_sounds_left_out(tmp_path):
+    (tmp_path / "heard").mkdir()
+    sound = datasets.Features({"audio": datasets.Audio(decode=False), "text": datasets.Value("string")})
+    made = datasets.Dataset.from_dict({"audio": [{"bytes": b"RIFF", "path": None}], "text": ["a bell"]}, features=sound)
+    made.to_parquet(str(tmp_path / "heard" / "train.parquet"))
+    stored = hub.stream(str(tmp_path / "heard"))
+    assert pq.read_schema(next(stored.glob("*.parquet"))).names == ["text"] and items_of(stored)[0].texts == ("a bell",)
     folder = tmp_path / "words"
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(f'{{"text": "line {i}"}}\n' for i in range(7)))

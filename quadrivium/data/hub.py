@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -21,7 +20,6 @@ from tqdm import tqdm
 from quadrivium.errors import DataError, one_line
 
 _ROWS, _BYTES = 1000, 1 << 28  # of a table that is written at once
-_UNKNOWN = 1 << 21  # bytes that a picture or video is taken to have which is a name until it is embedded
 
 
 def is_hub(path: Path) -> bool:
@@ -54,6 +52,8 @@ def stream(name: str, config: str | None = None, split: str | None = None, rows:
     done = folder / ".complete"
     if done.exists():
         return folder
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one bar is enough
     try:
         found: Any = datasets.load_dataset(name, config, split=split, streaming=True)
         if isinstance(found, dict):
@@ -70,6 +70,9 @@ def stream(name: str, config: str | None = None, split: str | None = None, rows:
     except Exception as error:  # network, permission, absence, a damaged file: the library raises many types
         why = one_line(error or type(error).__name__, 300)
         raise DataError(f"{name}: cannot be fetched ({why}); check name and network, the same command goes on") from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
     return folder
 
 
@@ -105,17 +108,28 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        batch.append(row)
-        size += sum(_size(value) for value in row.values())
+        batch.append({name: _whole(value) for name, value in row.items()})
+        size += sum(map(_size, batch[-1].values()))
         if len(batch) >= _ROWS or size >= _BYTES:
             yield batch
             batch, size = [], 0
     yield from (batch,) if batch else ()
 
 
+def _whole(value: Any) -> Any:
+    """A cell with the bytes of the picture or video that it only names; without the name, which the library would prefer to them."""
+    if not (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
+        return value
+    data = value["bytes"]
+    if data is None and value["path"]:
+        import fsspec
+
+        with fsspec.open(value["path"], "rb") as file:
+            data = file.read()
+    return {"bytes": data, "path": None}
+
+
 def _size(value: Any) -> int:
     if isinstance(value, dict):
-        return len(value["bytes"]) if value.get("bytes") else _UNKNOWN if value.get("path") else 0
-    return (
-        len(value) if isinstance(value, str | bytes) else sum(map(_size, islice(value, 100))) if isinstance(value, list) else 0
-    )
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, str | bytes) else 8

@@ -128,7 +128,7 @@ class MixtureFile:
             raise ConfigError(f"{self.path}: {where}.format is {raw['format']!r:.60}; it is one of {', '.join(FORMATS)}")
         weight, read = raw.get("weight", 1.0), raw.get("read", {})
         by_route = self._numbers(weight, f"{where}.weight") if isinstance(weight, dict) else {}
-        weight = 1.0 if by_route else self._number(weight, f"{where}.weight")
+        weight = 1.0 if isinstance(weight, dict) else self._number(weight, f"{where}.weight")
         if not isinstance(read, dict):
             raise ConfigError(f"{self.path}: {where}.read is {read!r:.60}; a table belongs here, such as {{ fps = 8.0 }}")
         self._known(read, tuple(f.name for f in fields(ReadOptions)), f"{where}.read")
