@@ -33,11 +33,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+@pytest.fixture(autouse=True, scope="module")
+def offline(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")  # one for all: trackio reads the name of its folder once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("TRACKIO_DIR", str(home / "trackio"))
+        patch.setenv("HF_HOME", str(home / "hf"))
+        yield
 
 
 def train(data, run, *names, config=TRAIN, resume=False):
