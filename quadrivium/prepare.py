@@ -263,7 +263,7 @@ class _Preparation:
             if not filled:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})
-        state = read_json(done, "a frame sample")
+        state = read_json(done, "a frame sample", most=1 << 30)
         try:
             source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
             sample: np.ndarray = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]

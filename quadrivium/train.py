@@ -31,7 +31,7 @@ from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
+from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.sequence import pack, route_of
 from quadrivium.text import TextTokenizer
@@ -518,6 +518,8 @@ def train_routes(
                 visual.save(run / "tokenizers" / "visual")
             write_json(path, described)
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
+    if source is not None and foreign:
+        check(model, Weights(source))
     found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
     network = (
         checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
