@@ -53,6 +53,9 @@ HOUSE = (
     "tasks.documents",
     "harness",
     "export",
+    "words",
+    "guard",
+    "play",
     "remote.configuration_quadrivium",
     "remote.modeling_quadrivium",
     "remote.processing_quadrivium",
@@ -119,6 +122,7 @@ def test_the_commands_are_frozen():
         "transfer",
         "report",
         "export",
+        "play",
     ]
 
 
