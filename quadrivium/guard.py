@@ -163,7 +163,9 @@ class Guard:
         if not secrets.compare_digest(given, self.password.encode()):
             if given:
                 await asyncio.sleep(1)  # guessing is slow work
-            raise Refused(401, "The page asks for a password.", [("www-authenticate", 'Basic realm="quadrivium", charset="UTF-8"')])
+            raise Refused(
+                401, "The page asks for a password.", [("www-authenticate", 'Basic realm="quadrivium", charset="UTF-8"')]
+            )
 
     def _check_path(self, scope: Scope) -> str:
         """The address as it was sent, which has to be one that the page uses, letter for letter."""
@@ -171,7 +173,9 @@ class Guard:
         raw = scope.get("raw_path", path.encode()).partition(b"?")[0]
         known = path in _SHOWN or path == _DATA or _ASSET.fullmatch(path)
         posted = path in (_JOIN, _UPLOAD, _CANCEL)
-        if raw != path.encode("latin-1", "replace") or not ((known and method in ("GET", "HEAD")) or (posted and method == "POST")):
+        if raw != path.encode("latin-1", "replace") or not (
+            (known and method in ("GET", "HEAD")) or (posted and method == "POST")
+        ):
             raise Refused(404, "There is nothing here.")
         return str(path)
 
@@ -192,9 +196,7 @@ class Guard:
             return message
 
         if path != _UPLOAD:
-            if path == _JOIN:
-                bounded = await self._read_join(bounded)
-            await self.app(scope, bounded, send)
+            await self.app(scope, await self._read_join(bounded) if path == _JOIN else bounded, send)
             return
         if self.uploading >= 4 or len(list(self.uploads.glob("*/*"))) >= self.limits.uploads:
             raise Refused(503, "Too many uploads at once; please try again in a moment.", [("retry-after", "10")])

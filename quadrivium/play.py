@@ -22,8 +22,9 @@ import socket
 import tempfile
 import time
 import traceback
+import warnings
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,7 @@ from quadrivium.words import ENGLISH, JAPANESE, Words
 
 _CHARACTERS = 2000  # of a text that is given
 _MOST = {"temperature": 2.0, "top_p": 1.0, "n": 8, "seed": 2**31 - 1, "max_ids": 300}
-_TEXT_SCALE = 10.0  # bits of a text token where the colours end
+_TEXT_SCALE = 8.0  # bits of a text token where the colours end; of a visual one they end at half of what a guess costs
 _PALETTE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])  # viridis
 _KEPT = 64  # uploads that are remembered, as codes and small frames
 _LOOK = 0.3  # seconds between two pieces of news to a visitor
@@ -65,7 +66,7 @@ class WebConfig:
     host: str = "127.0.0.1"  # address to listen at; 0.0.0.0: every one of this machine
     port: int = 7860
     password: str = ""  # asked for by the browser; also taken from the environment, QUADRIVIUM_PASSWORD
-    limits: WebLimits = WebLimits()
+    limits: WebLimits = field(default_factory=WebLimits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -104,7 +105,7 @@ class Desk:
         self.line: list[Ticket] = []
         self.now: Ticket | None = None
 
-    async def serve(self, work: Callable[[], Iterator[Any]]) -> AsyncIterator[tuple[Ticket, int]]:
+    async def serve(self, work: Callable[[], Iterator[Any]]) -> AsyncGenerator[tuple[Ticket, int], None]:
         """News of the work until it is done: its ticket, and how many are before it. Raises what the work raises, and Full."""
         if len(self.line) > self.limits.waiting:
             raise Full
@@ -201,9 +202,19 @@ class Player:
         self.desk, self.reading = Desk(limits), Desk(limits, threads=2)
         run.model.register_forward_pre_hook(self.desk.check)
         options = read_options(run)
-        self.options = replace(options, max_clips=1, clip_frames=max(self.frames, 1), max_pixels=min(options.max_pixels, 50_000_000))
+        self.options = replace(
+            options, max_clips=1, clip_frames=max(self.frames, 1), max_pixels=min(options.max_pixels, 50_000_000)
+        )
         self.decoders = Decoders(self.options, Limits(seconds=10, memory=1 << 30))
         self.shown: OrderedDict[str, Shown] = OrderedDict()
+
+    def close(self) -> None:
+        """End the threads and the decoders."""
+        for desk in (self.desk, self.reading):
+            for ticket in desk.line:
+                ticket.left = True
+            desk.pool.shutdown(cancel_futures=True)
+        self.decoders.__exit__(None, None, None)
 
     # Every method below is a generator of HTML: each piece takes the place of the one before.
 
@@ -263,7 +274,8 @@ class Player:
             raise ConfigError(words.bad_file.format(name=one_line(file.name, 60), reason=one_line(reason, 200)))
         assert self.run.visual is not None
         key = secrets.token_urlsafe(12)
-        self.shown[key] = Shown(group(self.run.visual.encode(found[0]), self.run.patch), found[0])
+        frames = found[0].copy()  # what came out of the decoder cannot be written to, and torch warns of that
+        self.shown[key] = Shown(group(self.run.visual.encode(frames), self.run.patch), frames)
         while len(self.shown) > _KEPT:
             self.shown.popitem(last=False)
         yield key, f"<h4>{words.shown}</h4>{_strip(words, found[0])}"
@@ -282,6 +294,11 @@ class Player:
     def _count(self, words: Words, frames: float) -> int:
         return int(_within(words, frames, 1, most_frames(self.frames)))
 
+    @property
+    def _scale(self) -> float:
+        """Bits of a visual token where the colours end."""
+        return math.log2(max(self.run.model.config.codes, 2)) / 2
+
     def _pictures(self, words: Words, rows: list[Sequence], card: bool = True) -> str:
         """Sequences that want frames: each as a strip of frames over the maps of their bits."""
         page = ""
@@ -290,7 +307,7 @@ class Player:
             total = words.bits.format(bits=bits.sum()) + (
                 f" · {words.per_frame.format(bits=bits.sum() / len(bits))}" if len(bits) > 1 else ""
             )
-            strip = _strip(words, decode(self.run, row[-1].data), maps, math.log2(max(self.run.model.config.codes, 2)))
+            strip = _strip(words, decode(self.run, row[-1].data), maps, self._scale)
             page += f'<section class="q-card">{strip}<p class="q-sum">{total}</p></section>' if card else strip
         return page
 
@@ -302,14 +319,16 @@ class Player:
             marked = "".join(_marked(words, piece, cost) for piece, cost in pieces(self.run.text, ids, bits))
             size = int(self.run.text.id_bytes[ids].sum())
             total = words.bits.format(bits=bits.sum()) + (f" · {words.per_byte.format(bits=bits.sum() / size)}" if size else "")
-            line = f'<p class="q-text"><span class="q-before">{html.escape(before)}</span>{marked}</p><p class="q-sum">{total}</p>'
+            line = (
+                f'<p class="q-text"><span class="q-before">{html.escape(before)}</span>{marked}</p><p class="q-sum">{total}</p>'
+            )
             page += f'<section class="q-card">{line}</section>' if card else line
         return page
 
     def _legends(self, words: Words, text: bool = False, frames: bool = False) -> str:
         ends = [(words.legend_text, f"{_TEXT_SCALE:g}+")] if text else []
         if frames:
-            ends.append((words.legend_frames, f"{math.log2(max(self.run.model.config.codes, 2)):g}+"))
+            ends.append((words.legend_frames, f"{self._scale:.3g}+"))
         stops = ", ".join(_hex(i / 4) for i in range(5))
         bar = f'<i class="q-bar" style="background:linear-gradient(90deg, {stops})"></i>'
         lines = "".join(f"<p>{what} <span>0 {bar} {end}</span></p>" for what, end in ends)
@@ -354,8 +373,7 @@ def pieces(text: Any, ids: np.ndarray, bits: np.ndarray) -> list[tuple[str, floa
         after, cost = text.decode(ids[: k + 1]), cost + float(bits[k])
         if after.endswith("\ufffd") and k + 1 < len(ids):
             continue  # a letter that is not whole yet
-        same = len(os.path.commonprefix([before, after]))
-        found.append((after[same:], cost))
+        found.append((after[len(before) :], cost))
         before, cost = after, 0.0
     return found
 
@@ -405,12 +423,13 @@ def _strip(words: Words, frames: np.ndarray, bits: np.ndarray | None = None, sca
 _CSS = """
 .gradio-container {max-width: 60rem !important; margin: 0 auto !important}
 .q-strip {display: flex; flex-wrap: wrap; gap: .5rem; align-items: flex-start; margin: .25rem 0}
-.q-strip figure, .q-thumbs figure {margin: 0; width: 6rem}
+.q-strip figure {margin: 0; width: clamp(4.2rem, 21%, 6rem)}
 .q-strip figcaption, .q-thumbs figcaption, .q-sum {font-size: .8rem; opacity: .8; margin: .1rem 0; text-align: center}
 .q-sum {text-align: left}
 .q-frame, .q-map {display: block; width: 100%; image-rendering: pixelated; border-radius: .2rem; margin: 0 0 .2rem}
 .q-thumbs {display: flex; flex-wrap: wrap; gap: .5rem}
-.q-thumbs figure {width: 4.5rem}
+.q-thumbs figure {margin: 0; width: 4.2rem}
+@media (max-width: 640px) {.gradio-container main, .gradio-container main > .wrap {padding: .5rem !important}}
 .q-card {border-top: 1px solid var(--border-color-primary); padding: .6rem 0}
 .q-text {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2; font-size: 1.05rem; margin: 0}
 .q-token {border-bottom: .3em solid var(--q)}
@@ -440,26 +459,26 @@ def _build(player: Player, folder: Path) -> Any:
     """The page in both languages, as gradio's Blocks."""
     import gradio as gr
 
-    async def news(desk: Desk, words: Words, work: Callable[[], Iterator[Any]]) -> AsyncIterator[tuple[str, Any]]:
+    async def news(desk: Desk, words: Words, work: Callable[[], Iterator[Any]]) -> AsyncGenerator[tuple[str, Any], None]:
         """What to say and what to show, again and again until the work is done."""
-        last = None
+        shown: Any = gr.skip()  # what stood there stays until there is something new
         try:
             async with aclosing(desk.serve(work)) as told:
                 async for ticket, before in told:
+                    shown = shown if ticket.shown is None else ticket.shown
                     seconds = 0.0 if ticket.began is None else time.monotonic() - ticket.began
                     say = words.waiting.format(before=before) if before else words.working.format(seconds=seconds)
-                    yield _status(say), gr.skip() if ticket.shown is last else ticket.shown
-                    last = ticket.shown
-            yield _status(words.done.format(seconds=seconds)), gr.skip()
+                    yield _status(say), shown
+            yield "" if desk is player.reading else _status(words.done.format(seconds=seconds)), shown
         except Full:
-            yield _alert(words.full), gr.skip()
+            yield _alert(words.full), shown
         except (Overdue, Left):
-            yield _alert(words.too_long.format(seconds=player.limits.seconds)), gr.skip()
+            yield _alert(words.too_long.format(seconds=player.limits.seconds)), shown
         except QuadriviumError as error:
-            yield _alert(str(error)), gr.skip()
+            yield _alert(str(error)), shown
         except Exception:
             traceback.print_exc()
-            yield _alert(words.failed), gr.skip()
+            yield _alert(words.failed), shown
 
     def page(words: Words) -> None:
         name = html.escape(player.run.folder.resolve().name)
@@ -470,8 +489,10 @@ def _build(player: Player, folder: Path) -> Any:
         how: list[Any] = []
         sees, usual, most = player.run.visual is not None, player.frames, most_frames(player.frames)
 
-        def event(trigger: Any, route: Callable[..., Iterator[str]], inputs: list[Any], status: Any, result: Any, stop: Any) -> None:
-            async def ask(*values: Any) -> AsyncIterator[tuple[str, Any]]:
+        def event(
+            trigger: Any, route: Callable[..., Iterator[str]], inputs: list[Any], status: Any, result: Any, stop: Any
+        ) -> None:
+            async def ask(*values: Any) -> AsyncGenerator[tuple[str, Any], None]:
                 async with aclosing(news(player.desk, words, lambda: route(words, *values))) as told:
                     async for each in told:
                         yield each
@@ -489,7 +510,7 @@ def _build(player: Player, folder: Path) -> Any:
         def end(go: str, route: Callable[..., Iterator[str]], inputs: list[Any]) -> Callable[[], None]:
             """Buttons and the place of the answer; what they do is tied when the sliders are there."""
             with gr.Row():
-                button, stop = gr.Button(go, variant="primary"), gr.Button(words.stop)
+                button, stop = gr.Button(go, variant="primary", min_width=120), gr.Button(words.stop, min_width=120)
             status, result = gr.HTML(_status("")), gr.HTML(elem_classes="q-page")
             return lambda: event(button.click, route, inputs, status, result, stop)
 
@@ -522,7 +543,7 @@ def _build(player: Player, folder: Path) -> Any:
                     picked = gr.Radio([(name, str(i)) for i, name in enumerate(names)], show_label=False, label=words.examples)
             status, preview = gr.HTML(), gr.HTML(elem_classes="q-page")
 
-            async def taken(path: str) -> AsyncIterator[tuple[str, Any, Any, Any]]:
+            async def taken(path: str) -> AsyncGenerator[tuple[str, Any, Any, Any], None]:
                 async with aclosing(news(player.reading, words, lambda: player.look(words, path, folder))) as told:
                     async for said, found in told:
                         new = found if isinstance(found, tuple) else (gr.skip(), gr.skip())
@@ -589,7 +610,7 @@ def _build(player: Player, folder: Path) -> Any:
     return demo.queue(max_size=64, default_concurrency_limit=None, api_open=False)
 
 
-def application(run: Run, config: WebConfig, folder: Path) -> Guard:
+def application(player: Player, config: WebConfig, folder: Path) -> Guard:
     """The page as an ASGI application; ``folder``, which is its own, takes the uploads until they are read."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
@@ -597,7 +618,6 @@ def application(run: Run, config: WebConfig, folder: Path) -> Guard:
         from fastapi import FastAPI
     except ImportError:
         raise RunError("the page needs gradio: pip install 'quadrivium[play]'") from None
-    player = Player(run, config.limits)
     blocks = _build(player, folder)
     fonts = ["system-ui", "Hiragino Sans", "Noto Sans JP", "Yu Gothic UI", "sans-serif"]
     theme = gr.themes.Default(
@@ -611,25 +631,24 @@ def application(run: Run, config: WebConfig, folder: Path) -> Guard:
             yield
         finally:
             sweeping.cancel()
-            player.decoders.__exit__(None, None, None)
-            for desk in (player.desk, player.reading):
-                desk.pool.shutdown(wait=False, cancel_futures=True)
+            player.close()
 
-    app = gr.mount_gradio_app(
-        FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None),
-        blocks,
-        "/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=config.limits.upload_bytes,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=theme,
-        css=_CSS,
-    )
+    with warnings.catch_warnings(action="ignore"):  # of a mode that is not asked for
+        app = gr.mount_gradio_app(
+            FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None),
+            blocks,
+            "/",
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            max_file_size=config.limits.upload_bytes,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme,
+            css=_CSS,
+        )
     password = config.password or os.environ.get("QUADRIVIUM_PASSWORD", "")
     hosts = LOOPBACK if config.host in LOOPBACK else frozenset()
     guard = Guard(app, folder, config.limits, hosts, password)
@@ -653,14 +672,16 @@ async def _sweep(guard: Guard, blocks: Any) -> None:
 def serve(run: Run, config: WebConfig) -> None:
     """Serve the page until it is interrupted. Raises RunError where gradio is missing or the port is taken."""
     with tempfile.TemporaryDirectory(prefix="quadrivium-play-") as folder:
-        guard = application(run, config, Path(folder).resolve())
+        guard = application(Player(run, config.limits), config, Path(folder).resolve())
         import uvicorn
 
         try:
             family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
             listening = socket.create_server((config.host, config.port), family=family, backlog=256)
         except OSError as error:
-            raise RunError(f"{config.host}:{config.port} cannot be listened at ({error.strerror}); try another --port") from None
+            raise RunError(
+                f"{config.host}:{config.port} cannot be listened at ({error.strerror}); try another --port"
+            ) from None
         host, port = listening.getsockname()[:2]
         if host not in LOOPBACK and not guard.password:
             print("whoever reaches this machine can use the page; --password asks them for one")
