@@ -9,6 +9,7 @@ over 127.0.0.1. Prints one line of JSON for each claim.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import io
 import json
@@ -219,6 +220,8 @@ def attempts(page: Page, root: Path) -> None:
             assert status >= 400 or path.startswith(harmless), (method, path, status)
     say(claim="files by address", addresses=len(addresses(secret, page.uploads)), requests=tried, read=0, answers=dict(said))
 
+    trap = socket.create_server(("127.0.0.1", 0))  # whether the page can be made to fetch things
+    trap.settimeout(0.5)
     link, inner = page.uploads / "link" / "link.png", {"_type": "gradio.FileData"}
     files = [
         {"path": str(secret)},
@@ -228,7 +231,8 @@ def attempts(page: Page, root: Path) -> None:
         {"path": "../../../../etc/passwd"},
         {"path": f"file://{secret}"},
         {"path": "x.png", "url": f"http://127.0.0.1:{page.port}/"},
-        {"path": f"http://127.0.0.1:{page.port}/theme.css"},
+        {"path": f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"},
+        {"path": "x.png", "url": f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"},
         {"path": str(page.uploads)},
         {"path": ""},
     ]
@@ -239,6 +243,10 @@ def attempts(page: Page, root: Path) -> None:
             heard = json.dumps(page.hear(session)) if status == 200 else session
             refused += "q-frame" not in heard
             assert SECRET not in heard and "Traceback" not in heard and "q-frame" not in heard, (value, heard)
+    with contextlib.suppress(TimeoutError):
+        trap.accept()
+        raise AssertionError("the page fetched an address")
+    trap.close()
     say(claim="files by what is said to have been uploaded", requests=3 * len(files), refused=refused)
 
     names = [
@@ -287,6 +295,7 @@ class Visitor(threading.Thread):
         key = str(chance.randrange(2))
         if kind < 0.15:
             name, data = chance.choice(self.pictures)
+            data += chance.randbytes(8)  # no two are the same
             status, answer = self.page.upload(name, data)
             if status != 200:
                 self.found["upload turned away" if status == 503 else f"upload {status}"] += 1
@@ -338,7 +347,7 @@ class Visitor(threading.Thread):
             self.turned.append(lasted)
         else:
             self.found["failed"] += 1
-            print(text[-600:], file=sys.stderr)
+            print(f"failed: {text[-600:]}", file=sys.stderr)
 
 
 def soak(page: Page, minutes: float, clients: int) -> None:
@@ -372,7 +381,7 @@ def soak(page: Page, minutes: float, clients: int) -> None:
         if len(each) > 1:
             cut = statistics.quantiles(each, n=100)
             say(latency=name, median=round(cut[49], 2), p95=round(cut[94], 2), most=round(each[-1], 2))
-    time.sleep(45)  # visitors who never listened are forgotten by now
+    time.sleep(150)  # visitors who never listened are forgotten by now, and uploads swept away
     last = page.memory()
     quarter = max(1, len(course) // 4)
     middle = [round(statistics.mean(c["megabytes"] for c in course[i * quarter : (i + 1) * quarter])) for i in range(4)]

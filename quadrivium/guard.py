@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 import os
 import re
 import secrets
@@ -54,13 +55,14 @@ class WebLimits:
     """What the page allows; raises ConfigError where a value is below 1."""
 
     upload_bytes: int = 20_000_000  # of one picture or video
-    uploads: int = 32  # files that lie in the temporary folder at once; they leave it as soon as they are read
+    room: int = 500_000_000  # bytes that uploads may take at once, a file counting as 100,000 at least
+    keep: float = 120.0  # seconds that an upload lies there
     seconds: float = 120.0  # of one answer; longer ones are given up
     waiting: int = 16  # answers that wait for their turn; who comes after is asked to come again
     connections: int = 256  # requests under way at once
 
     def __post_init__(self) -> None:
-        for name in ("upload_bytes", "uploads", "seconds", "waiting", "connections"):
+        for name in ("upload_bytes", "room", "keep", "seconds", "waiting", "connections"):
             if not 1 <= getattr(self, name) < 1 << 40:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)!r}; it has to be at least 1")
 
@@ -198,7 +200,7 @@ class Guard:
         if path != _UPLOAD:
             await self.app(scope, await self._read_join(bounded) if path == _JOIN else bounded, send)
             return
-        if self.uploading >= 4 or len(list(self.uploads.glob("*/*"))) >= self.limits.uploads:
+        if self.uploading >= 4 or self._taken() + int(length) > self.limits.room:
             raise Refused(503, "Too many uploads at once; please try again in a moment.", [("retry-after", "10")])
         self.uploading += 1
         try:
@@ -209,8 +211,12 @@ class Guard:
         finally:
             self.uploading -= 1
 
+    def _taken(self) -> int:
+        """Bytes that uploads take, each at least what its folder and its name are worth."""
+        return sum(max(100_000, os.lstat(path).st_size) for path in self.uploads.glob("*/*") if os.path.lexists(path))
+
     async def _read_join(self, receive: Receive) -> Receive:
-        """Read what is asked, note whose it is, and give it again."""
+        """Read what is asked, note whose it is, and give it again, with no file in it but one that was uploaded."""
         parts, more = [], True
         async with asyncio.timeout(30):
             while more:
@@ -219,14 +225,18 @@ class Guard:
                     raise Refused(400, "The visitor left.")
                 parts.append(message.get("body", b""))
                 more = message.get("more_body", False)
-        body = b"".join(parts)
-        found = re.search(rb'"session_hash"\s*:\s*"([A-Za-z0-9_-]{1,64})"', body)
-        if found is None:
+        try:
+            asked = json.loads(b"".join(parts))
+            self._check_files(asked)
+        except (ValueError, RecursionError):
+            raise Refused(400, "That is no question that the page asks.") from None
+        session = asked.get("session_hash") if isinstance(asked, dict) else None
+        if not isinstance(session, str) or not _SESSION.fullmatch(session):
             raise Refused(400, "No such session.")
         if len(self.joined) > 4 * self.limits.connections:
             raise Refused(503, "Too many visitors at once; please come again in a minute.", [("retry-after", "30")])
-        self.joined[found[1].decode()] = time.monotonic()
-        given = False
+        self.joined[session] = time.monotonic()
+        body, given = json.dumps(asked).encode(), False
 
         async def again() -> Message:
             nonlocal given
@@ -237,6 +247,19 @@ class Guard:
 
         return again
 
+    def _check_files(self, asked: Any) -> None:
+        """Refuse what names a file that was not uploaded; addresses, which the framework would fetch, are taken away."""
+        for value in asked.values() if isinstance(asked, dict) else asked if isinstance(asked, list) else ():
+            self._check_files(value)
+        if not isinstance(asked, dict):
+            return
+        asked.pop("url", None)
+        if "path" in asked:
+            path = asked["path"] if isinstance(asked["path"], str) else ""
+            ours = Path(self.uploads, *Path(path).parts[-2:])
+            if str(ours) != path or ours.is_symlink() or ours.parent.is_symlink() or not ours.is_file():
+                raise Refused(400, "That file was not uploaded here, or has been forgotten by now.")
+
     def silent(self, seconds: float) -> list[str]:
         """Sessions that asked for something so long ago and do not listen; they are forgotten here."""
         now = time.monotonic()
@@ -246,7 +269,7 @@ class Guard:
         return gone
 
     def sweep(self, seconds: float) -> None:
-        """Remove uploads older than so many seconds, which nobody had read."""
+        """Remove uploads older than so many seconds."""
         for folder in self.uploads.glob("*"):
             try:
                 if time.time() - os.lstat(folder).st_mtime > seconds:

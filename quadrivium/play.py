@@ -4,7 +4,7 @@
 
 One thread works for all visitors, in turn (`Desk`): who waits is told how many are before them, who leaves frees their
 place, and between any two steps of the model the work may end. Pictures go to the browser inside the answers, so no file is
-ever served; an upload is decoded in a process of its own (`data.decoding`), and its file is gone as soon as that is done.
+ever served; an upload is decoded in a process of its own (`data.decoding`), and its file is swept away after two minutes.
 """
 
 from __future__ import annotations
@@ -258,17 +258,11 @@ class Player:
         yield page + self._legends(words, text=True, frames=True)
 
     def look(self, words: Words, path: str, folder: Path) -> Iterator[tuple[str, str]]:
-        """An uploaded file -> its key and how it looks; the file is gone afterwards."""
+        """An uploaded file -> its key and how it looks."""
         file = Path(path)
-        try:
-            if not file.resolve().is_relative_to(folder.resolve()) or file.is_symlink() or not file.is_file():
-                raise ConfigError(words.forgotten)
-            (found,) = self.decoders.read_all([Item("upload", file.name, "", "image", (), file)])
-        finally:
-            if file.resolve().is_relative_to(folder.resolve()):
-                with contextlib.suppress(OSError):
-                    file.unlink()
-                    file.parent.rmdir()
+        if not file.resolve().is_relative_to(folder.resolve()) or file.is_symlink() or not file.is_file():
+            raise ConfigError(words.forgotten)
+        (found,) = self.decoders.read_all([Item("upload", file.name, "", "image", (), file)])
         if isinstance(found, ItemError):
             reason = str(found).removeprefix(f"{file}: ").removesuffix("; mend, replace or remove the file")
             raise ConfigError(words.bad_file.format(name=one_line(file.name, 60), reason=one_line(reason, 200)))
@@ -607,6 +601,7 @@ def _build(player: Player, folder: Path) -> Any:
         page(ENGLISH)
     with demo.route("日本語", "/ja"):
         page(JAPANESE)
+    demo.state_session_capacity = 64  # what the framework remembers of a visitor, which nothing here needs
     return demo.queue(max_size=64, default_concurrency_limit=None, api_open=False)
 
 
@@ -656,7 +651,7 @@ def application(player: Player, config: WebConfig, folder: Path) -> Guard:
 
 
 async def _sweep(guard: Guard, blocks: Any) -> None:
-    """Forget, every few seconds, visitors who asked and never listened, and uploads that nobody had read."""
+    """Forget, every few seconds, visitors who asked and do not listen, and uploads that have lain there long enough."""
     while True:
         await asyncio.sleep(10)
         queue = blocks._queue
@@ -666,7 +661,7 @@ async def _sweep(guard: Guard, blocks: Any) -> None:
             queue.pending_event_ids_session.pop(session, None)
             blocks.pending_diff_streams.pop(session, None)
         blocks.upload_file_set.clear()
-        guard.sweep(300)
+        guard.sweep(guard.limits.keep)
 
 
 def serve(run: Run, config: WebConfig) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -146,26 +147,24 @@ def test_what_is_missing_is_said_in_a_sentence(player):
             next(work)
 
 
-def test_uploads_are_read_remembered_and_gone(player, folder, tmp_path):
-    inside = tmp_path / "temp" / "x"
-    inside.mkdir(parents=True)
-    shutil.copy(folder / "clips" / "0.mp4", inside / "clip.mp4")
-    ((key, page),) = player.look(ENGLISH, str(inside / "clip.mp4"), tmp_path / "temp")
-    assert "q-frame" in page and not inside.exists() and player.shown[key].frames.shape == (player.frames, 16, 16, 3)
+def test_uploads_are_read_and_remembered(player, folder, tmp_path):
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    shutil.copy(folder / "clips" / "0.mp4", temp / "clip.mp4")
+    ((key, page),) = player.look(ENGLISH, str(temp / "clip.mp4"), temp)
+    (temp / "clip.mp4").unlink()
+    assert "q-frame" in page and player.shown[key].frames.shape == (player.frames, 16, 16, 3)
     assert "q-token" in last(player.read(ENGLISH, key, *HOW))
-    inside.mkdir()
-    (inside / "no.png").write_bytes(b"<script>")
+    (temp / "no.png").write_bytes(b"<script>")
     with pytest.raises(ConfigError, match=r"no\.png cannot be used") as said:
-        next(player.look(ENGLISH, str(inside / "no.png"), tmp_path / "temp"))
-    assert str(tmp_path) not in str(said.value) and not inside.exists()
-    inside.mkdir()
+        next(player.look(ENGLISH, str(temp / "no.png"), temp))
+    assert str(tmp_path) not in str(said.value)
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
-    (inside / "link.png").symlink_to(secret)
-    for path in (secret, inside / "link.png", tmp_path / "temp" / ".." / "secret.png", Path("/etc/passwd"), inside):
+    (temp / "link.png").symlink_to(secret)
+    for path in (secret, temp / "link.png", temp / ".." / "secret.png", Path("/etc/passwd"), temp):
         with pytest.raises(ConfigError, match="forgotten"):
-            next(player.look(ENGLISH, str(path), tmp_path / "temp"))
-    assert secret.exists()
+            next(player.look(ENGLISH, str(path), temp))
 
 
 def test_an_export_plays_like_its_run(run, tmp_path):
@@ -327,7 +326,7 @@ def test_the_password_is_asked_for_everywhere(inner, tmp_path, monkeypatch):
 
 
 def test_bodies_uploads_and_visitors_have_limits(inner, tmp_path):
-    guard = Guard(inner, tmp_path, WebLimits(upload_bytes=50_000, uploads=2, connections=3))
+    guard = Guard(inner, tmp_path, WebLimits(upload_bytes=50_000, room=250_000, connections=3))
     assert call(guard, f"{API}/upload", "POST", body=b"x" * 40_000)[0] == 200
     assert call(guard, f"{API}/upload", "POST", body=b"x" * 70_000)[0] == 413
     assert call(guard, f"{API}/upload", "POST", headers={"content-length": "99999999"})[0] == 413
@@ -343,6 +342,34 @@ def test_bodies_uploads_and_visitors_have_limits(inner, tmp_path):
     guard.under_way = 3
     status, headers, body = call(guard, "/")
     assert status == 503 and b"retry-after" in headers and b"please" in body
+
+
+def test_no_file_is_asked_for_but_one_that_was_uploaded(inner, tmp_path):
+    temp = tmp_path / "temp"
+    (temp / "hash").mkdir(parents=True)
+    (temp / "hash" / "good.png").write_bytes(b"x")
+    (tmp_path / "secret").write_text("x")
+    (temp / "hash" / "link.png").symlink_to(tmp_path / "secret")
+    (temp / "linked").symlink_to(tmp_path)
+    guard = Guard(inner, temp, WebLimits())
+
+    def join(**file):
+        asked = {"data": [[{"meta": {}, **file}]], "session_hash": "a"}
+        return call(guard, f"{API}/queue/join", "POST", body=json.dumps(asked).encode())
+
+    status, _, body = join(path=str(temp / "hash" / "good.png"), url="http://127.0.0.1/x")
+    assert status == 200 and b"good.png" in body and b"http" not in body
+    wrong = [
+        tmp_path / "secret",
+        temp / "hash" / "link.png",
+        temp / "linked" / "secret",
+        temp / "hash" / ".." / ".." / "secret",
+        temp,
+    ]
+    for path in [*map(str, wrong), "http://127.0.0.1/x.png", "/etc/passwd", "", "good.png", "hash/good.png", 3, None, ["x"]]:
+        assert join(path=path)[0] == 400, path
+    for body in (b"[" * 100_000, b"{", b"3", b'{"session_hash": 3}', b'{"session_hash": "a b"}', b"\xff"):
+        assert call(guard, f"{API}/queue/join", "POST", body=body)[0] == 400
 
 
 def test_visitors_who_never_listen_are_forgotten(inner, tmp_path):
