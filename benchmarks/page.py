@@ -403,7 +403,8 @@ def main() -> None:
             attempts(page, root)
             soak(page, options.minutes, options.clients)
         finally:
-            say(claim="tracebacks in the terminal", count=page.end(), ended=page.process.returncode)
+            left = page.end(), page.process.returncode, len(list(page.temp.glob("quadrivium-play-*")))
+            say(claim="ended by SIGTERM", **dict(zip(("tracebacks", "status", "folders_left"), left, strict=True)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ import json
 import math
 import os
 import secrets
+import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -116,7 +118,7 @@ class Desk:
         try:
             while not job.done():
                 yield ticket, 0 if ticket.began else self.line.index(ticket)
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_LOOK if ticket.began else 3 * _LOOK)
             job.result()
             yield ticket, 0
         finally:
@@ -417,13 +419,13 @@ def _strip(words: Words, frames: np.ndarray, bits: np.ndarray | None = None, sca
 _CSS = """
 .gradio-container {max-width: 60rem !important; margin: 0 auto !important}
 .q-strip {display: flex; flex-wrap: wrap; gap: .5rem; align-items: flex-start; margin: .25rem 0}
-.q-strip figure {margin: 0; width: clamp(4.2rem, 21%, 6rem)}
+.q-strip figure {margin: 0; width: clamp(4.2rem, 21%, 8rem)}
 .q-strip figcaption, .q-thumbs figcaption, .q-sum {font-size: .8rem; opacity: .8; margin: .1rem 0; text-align: center}
 .q-sum {text-align: left}
 .q-frame, .q-map {display: block; width: 100%; image-rendering: pixelated; border-radius: .2rem; margin: 0 0 .2rem}
 .q-thumbs {display: flex; flex-wrap: wrap; gap: .5rem}
 .q-thumbs figure {margin: 0; width: 4.2rem}
-@media (max-width: 640px) {.gradio-container main, .gradio-container main > .wrap {padding: .5rem !important}}
+@media (max-width: 640px) {.gradio-container .main {padding: .75rem !important}}
 .q-card {border-top: 1px solid var(--border-color-primary); padding: .6rem 0}
 .q-text {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2; font-size: 1.05rem; margin: 0}
 .q-token {border-bottom: .3em solid var(--q)}
@@ -684,5 +686,6 @@ def serve(run: Run, config: WebConfig) -> None:
         settings = uvicorn.Config(
             guard, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2, ws="none"
         )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no uploads behind
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listening])
