@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -105,7 +106,7 @@ class Desk:
     def __init__(self, limits: WebLimits, threads: int = 1) -> None:
         self.limits, self.pool = limits, ThreadPoolExecutor(threads)
         self.line: list[Ticket] = []
-        self.now: Ticket | None = None
+        self.here = threading.local()  # ``ticket``: that of the work which this thread does
 
     async def serve(self, work: Callable[[], Iterator[Any]]) -> AsyncGenerator[tuple[Ticket, int], None]:
         """News of the work until it is done: its ticket, and how many are before it. Raises what the work raises, and Full."""
@@ -126,13 +127,13 @@ class Desk:
             job.cancel()
 
     def _do(self, work: Callable[[], Iterator[Any]], ticket: Ticket) -> None:
-        ticket.began, self.now = time.monotonic(), ticket
+        ticket.began, self.here.ticket = time.monotonic(), ticket
         for ticket.shown in work():
             self.check()
 
     def check(self, *_: Any) -> None:
         """Called before every step of the model: ends work that nobody waits for, and what takes too long."""
-        ticket = self.now
+        ticket = getattr(self.here, "ticket", None)
         if ticket is None or ticket.began is None:
             return
         if ticket.left:

@@ -211,6 +211,24 @@ def test_work_is_done_in_turn_and_left_work_ends():
     asyncio.run(visits())
 
 
+def test_threads_do_not_end_each_others_work():
+    desk = Desk(WebLimits(), threads=2)
+
+    def slow(name):
+        for _ in range(30):
+            time.sleep(0.02)
+            yield name
+
+    async def visits():
+        one, other = desk.serve(lambda: slow("one")), desk.serve(lambda: slow("other"))
+        assert (await anext(one))[1] == 0
+        await anext(other)
+        await other.aclose()
+        return [ticket.shown async for ticket, _ in one][-1]
+
+    assert asyncio.run(visits()) == "one"
+
+
 def test_work_that_takes_too_long_ends(run):
     desk = Desk(WebLimits(seconds=1))
     hook = run.model.register_forward_pre_hook(desk.check)
@@ -493,7 +511,7 @@ def test_who_closes_the_page_frees_the_work(browser, served):
 
         def slowly(*_):
             begun.set()
-            while not player.desk.now.left:
+            while not player.desk.line[0].left:
                 time.sleep(0.01)
             went_on.set()
 
