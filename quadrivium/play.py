@@ -540,17 +540,19 @@ def _build(player: Player, folder: Path) -> Any:
                     picked = gr.Radio([(name, str(i)) for i, name in enumerate(names)], show_label=False, label=words.examples)
             status, preview = gr.HTML(), gr.HTML(elem_classes="q-page")
 
-            async def taken(path: str) -> AsyncGenerator[tuple[str, Any, Any, Any], None]:
+            # Both ways to choose forget what was chosen by the other, and the button its file, so that each can be taken again.
+            choices = [upload] if picked is None else [upload, picked]
+
+            async def taken(path: str) -> AsyncGenerator[tuple[Any, ...], None]:
                 async with aclosing(news(player.reading, words, lambda: player.look(words, path, folder))) as told:
                     async for said, found in told:
                         new = found if isinstance(found, tuple) else (gr.skip(), gr.skip())
-                        yield said, *new, None
+                        yield said, *new, *(None for _ in choices)
 
-            # The button forgets the file, so that the same one can be taken again.
             upload.upload(
                 taken,
                 upload,
-                [status, key, preview, upload],
+                [status, key, preview, *choices],
                 show_progress="hidden",
                 concurrency_limit=None,
                 api_visibility="private",

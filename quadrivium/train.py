@@ -170,7 +170,7 @@ class RouteTask:
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))
             unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
             per_frame = self.model.config.rows * self.model.config.columns
-            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / per_frame, dtype=torch.float64))
+            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / max(per_frame, 1), dtype=torch.float64))
             cost, size = (total / math.log(2)).tolist(), unit.tolist()
         log = {}
         for route in sorted(set(names)):

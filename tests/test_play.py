@@ -29,8 +29,11 @@ from quadrivium.generate import Sampling
 from quadrivium.guard import Guard, WebLimits
 from quadrivium.library import draw
 from quadrivium.play import Desk, Full, Left, Overdue, Player, WebConfig, application, colours, examples, pieces
+from quadrivium.prepare import prepare
 from quadrivium.text import TextTokenizer
 from quadrivium.words import ENGLISH, JAPANESE
+
+from .conftest import TINY
 
 BYTES = TextTokenizer.train(["a"], 257)  # every byte a token
 HOW = (0.7, 0.95, 1, 0, 12)  # temperature, top_p, number, seed, longest text
@@ -43,6 +46,17 @@ def run(data, tmp_path_factory):
     shape = ["--layers", "1", "--width", "32", "--heads", "2", "--positions", "400", "--patch", "2"]
     assert main(["train", str(data), "--out", str(out), "--steps", "2", *shape]) == 0
     return Run(out)
+
+
+def built(*page):
+    """The application; the framework makes itself event loops, and closes none, where there is none."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return application(*page)
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +192,19 @@ def test_an_export_plays_like_its_run(run, tmp_path):
     (tmp_path / "whole" / "model.safetensors").unlink()
     with pytest.raises(RunError, match="--full"):
         Run(tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_text_alone_only_answers(folder, tmp_path, monkeypatch):
+    prepare([folder / "text"], tmp_path / "data", TINY, progress=False)
+    shape = ["--layers", "1", "--width", "32", "--heads", "2", "--positions", "400"]
+    assert main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--steps", "2", *shape]) == 0
+    with closing(Player(Run(tmp_path / "run"), WebLimits())) as player:
+        page = last(player.answer(ENGLISH, "The red ball", True, 1, *HOW))
+        assert "q-token" in page and ENGLISH.imagined not in page and player.examples.beginnings
+        pytest.importorskip("gradio", reason="the page is not looked at: playwright or gradio is missing")
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        assert built(player, WebConfig(), tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------- desk
@@ -344,7 +371,7 @@ def test_the_password_is_asked_for_everywhere(inner, tmp_path, monkeypatch):
 
 
 def test_bodies_uploads_and_visitors_have_limits(inner, tmp_path):
-    guard = Guard(inner, tmp_path, WebLimits(upload_bytes=50_000, room=250_000, connections=3))
+    guard = Guard(inner, tmp_path, WebLimits(upload_bytes=50_000, room=150_000, connections=3))
     assert call(guard, f"{API}/upload", "POST", body=b"x" * 40_000)[0] == 200
     assert call(guard, f"{API}/upload", "POST", body=b"x" * 70_000)[0] == 413
     assert call(guard, f"{API}/upload", "POST", headers={"content-length": "99999999"})[0] == 413
@@ -418,7 +445,7 @@ def served(run, tmp_path_factory, browser):
     player, folder = Player(run, WebLimits()), tmp_path_factory.mktemp("uploads")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", os.environ.copy())
-        guard = application(player, WebConfig(limits=WebLimits(upload_bytes=300_000)), folder)
+        guard = built(player, WebConfig(limits=WebLimits(upload_bytes=300_000)), folder)
         server = uvicorn.Server(uvicorn.Config(guard, port=0, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -472,6 +499,9 @@ def test_a_visit(browser, served, folder, tmp_path):
 
         page.get_by_role("tab", name=ENGLISH.carry_on).click()
         page.locator("input[type=radio]:visible").first.check()
+        page.locator("input[type=file]:not([disabled])").nth(1).set_input_files(folder / "pictures" / "0.png")
+        page.locator("input[type=radio]:visible:checked").wait_for(state="detached")
+        page.locator("input[type=radio]:visible").first.check()
         page.get_by_role("button", name=ENGLISH.go_carry_on, exact=True).click()
         done(page, ENGLISH)
         assert page.locator("img.q-map:visible").count() == 2 * 3
@@ -502,8 +532,13 @@ def test_a_visit_in_japanese_on_a_phone_in_the_dark(browser, served):
         assert sum(int(x) for x in re.findall(r"\d+", ground)[:3]) < 150
 
 
+def soon(true):
+    """Whether something becomes true within five seconds."""
+    return any(true() or time.sleep(0.05) for _ in range(100))
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_who_closes_the_page_frees_the_work(browser, served):
+def test_who_stops_or_closes_the_page_frees_the_work(browser, served):
     address, player = served
     with visit(browser, address) as page:
         page.get_by_label(ENGLISH.description).fill("a red ball")
@@ -518,13 +553,14 @@ def test_who_closes_the_page_frees_the_work(browser, served):
         hook = player.run.model.register_forward_pre_hook(slowly, prepend=True)
         page.get_by_role("button", name=ENGLISH.go_see, exact=True).click()
         assert begun.wait(10)
+        page.get_by_role("button", name=ENGLISH.stop, exact=True).locator("visible=true").click()
+        assert went_on.wait(10) and soon(lambda: not player.desk.line)
+        begun.clear(), went_on.clear()
+        page.get_by_role("button", name=ENGLISH.go_see, exact=True).click()
+        assert begun.wait(10)
     assert went_on.wait(10)
     hook.remove()
-    for _ in range(100):
-        time.sleep(0.05)
-        if not player.desk.line:
-            break
-    assert not player.desk.line
+    assert soon(lambda: not player.desk.line)
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
