@@ -14,6 +14,7 @@ import base64
 import contextlib
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -59,7 +60,7 @@ _MOST = {"temperature": 2.0, "top_p": 1.0, "n": 8, "seed": 2**31 - 1, "max_ids":
 _TEXT_SCALE = 8.0  # bits of a text token where the colours end; of a visual one they end at half of what a guess costs
 _PALETTE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])  # viridis
 _KEPT = 64  # uploads that are remembered, as codes and small frames
-_LOOK = 0.3  # seconds between two pieces of news to a visitor
+_LOOK = 0.3  # seconds between two looks at the work of a visitor
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,15 @@ class Desk:
         job = self.pool.submit(self._do, work, ticket)
         job.add_done_callback(lambda _: self.line.remove(ticket))
         try:
-            while not job.done():
-                yield ticket, 0 if ticket.began else self.line.index(ticket)
-                await asyncio.sleep(_LOOK if ticket.began else 3 * _LOOK)
+            last: Any = None
+            for look in itertools.count():
+                if job.done():
+                    break
+                news = 0 if ticket.began else self.line.index(ticket), ticket.shown
+                if news != last or look % 4 == 0:  # telling costs the framework more than looking, and is how it sees who left
+                    yield ticket, news[0]
+                last = news
+                await asyncio.sleep(_LOOK)
             job.result()
             yield ticket, 0
         finally:
@@ -660,7 +667,7 @@ async def _sweep(guard: Guard, blocks: Any) -> None:
     while True:
         await asyncio.sleep(10)
         queue = blocks._queue
-        for session in guard.silent(20):
+        for session in guard.silent(60):
             await queue.clean_events(session_hash=session)
             queue.pending_messages_per_session.pop(session, None)
             queue.pending_event_ids_session.pop(session, None)
@@ -689,6 +696,7 @@ def serve(run: Run, config: WebConfig) -> None:
         settings = uvicorn.Config(
             guard, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2, ws="none"
         )
+        sys.setswitchinterval(0.001)  # the model's thread lets those who serve have their turn more often
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no uploads behind
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listening])
