@@ -28,6 +28,7 @@ COMMANDS = {
     "transfer": "arms x seeds on your own data: did text gain from seeing? -> verdict",
     "report": "results.json of transfer, experiment or eval -> one page, self-contained",
     "export": "the text route, or the whole model, as a Hugging Face folder",
+    "play": "a web page with the four routes, in English and Japanese",
 }
 
 HELP = """quadrivium {version}: one model, four routes between text and vision, and the measure of what text gained.
@@ -121,6 +122,8 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
     from quadrivium.train import TrainConfig
 
     run = _run(folder, device)
+    if "mixture" not in run.config:
+        raise ConfigError(f"{folder} was exported and says nothing of its data; give the run folder")
     mixture = from_dict(MixtureConfig, run.config["mixture"], f"{folder / 'config.json'}: mixture")
     seed = from_dict(TrainConfig, run.config["train"], f"{folder / 'config.json'}: train").seed
     return run, Mixture(Dataset(data or Path(run.config["data"])), mixture, run.text.end, seed, run.patch)
@@ -554,6 +557,31 @@ def _export() -> Callable[..., Any]:
     return export
 
 
+def _play() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.play import WebConfig
+
+    def play(
+        run: tyro.conf.Positional[Path],
+        config: Annotated[WebConfig, tyro.conf.arg(name="")] = WebConfig(),
+        device: Device = "auto",
+    ) -> None:
+        """A web page with the four routes: write and see, show and read, show and continue, ask and answer.
+
+        Under every text and frame stand the bits of its tokens, as colours. In English and Japanese, for large and small
+        screens; nothing is fetched from, or sent to, the network. Only this machine is served unless --host says otherwise.
+
+        Args:
+            run: run folder that train wrote, or the folder of an export with --full.
+        """
+        from quadrivium.play import serve
+
+        serve(_run(run, device), config)
+
+    return play
+
+
 def _experiment() -> Callable[..., Any]:
     import tyro
 
@@ -674,4 +702,5 @@ _FACTORIES = {
     "transfer": _transfer,
     "report": _report,
     "export": _export,
+    "play": _play,
 }

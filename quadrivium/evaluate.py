@@ -57,6 +57,18 @@ def bits(model: Model, sequences: Seq[Sequence], budget: int = 4096, progress: t
     return out
 
 
+@torch.no_grad()
+def token_bits(model: Model, sequences: Seq[Sequence]) -> list[np.ndarray]:
+    """Bits of every wanted id (n,) or code (F, R, C, G) of sequences whose last segment alone is wanted, all in one batch."""
+    batch = Batch.of(pack(sequences), next(model.parameters()).device)
+    text, codes = (nats.double().cpu().numpy() / math.log(2) for nats in model.nats(batch))
+    rows = {"text": batch.text_row.cpu().numpy(), "frames": batch.codes_row.cpu().numpy()}
+    return [
+        text[rows["text"] == row] if s.modality == "text" else codes[rows["frames"] == row].reshape(s.data.shape)
+        for row, (*_, s) in enumerate(sequences)
+    ]
+
+
 def units(sequence: Sequence, id_bytes: np.ndarray) -> int:
     """Bytes of wanted text, or wanted frames: what bits are counted per."""
     return sum(int(id_bytes[s.data[1:]].sum()) if s.modality == "text" else len(s.data) for s in sequence if s.wanted)

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import save
 
 from quadrivium import evaluate, harness
+from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
 from quadrivium.data.shards import read_json, write_atomic, write_json
@@ -61,6 +62,7 @@ def export_full(run: Run, out: Path) -> None:
         "bos_token_id": run.text.end,
         "eos_token_id": run.text.end,
         "dtype": "float32",
+        "step": run.step,
     }
     write_json(out / "config.json", described)
     _words(run, out)
@@ -71,7 +73,7 @@ def export_full(run: Run, out: Path) -> None:
         {
             "processor_class": "QuadriviumProcessor",
             "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
-            "read": run.config.get("read", {}),
+            "read": run.config.get("read", {}) | {"clip_frames": frames_of(run)},
         },
     )
     load = (

@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -482,7 +483,7 @@ def train_routes(
     progress: bool = True,
     init: str | Path | None = None,
     init_vision: Literal["copy", "fresh"] = "copy",
-    track: Sequence[str] = (),
+    track: Seq[str] = (),
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
 

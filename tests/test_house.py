@@ -57,6 +57,9 @@ HOUSE = (
     "tasks.documents",
     "harness",
     "export",
+    "words",
+    "guard",
+    "play",
     "remote.configuration_quadrivium",
     "remote.modeling_quadrivium",
     "remote.processing_quadrivium",
@@ -123,6 +126,7 @@ def test_the_commands_are_frozen():
         "transfer",
         "report",
         "export",
+        "play",
     ]
 
 
