@@ -37,6 +37,13 @@ SMALL = {  # what makes a command small enough for a test
 }
 
 
+def test_the_reference_is_up_to_date():
+    import runpy
+
+    page = runpy.run_path(str(DOCS / "reference.py"))["render"]()
+    assert page == (DOCS / "reference.md").read_text(encoding="utf-8"), "run: python docs/reference.py"
+
+
 def blocks(page, kind):
     return re.findall(rf"^```{kind}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
