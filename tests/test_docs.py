@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -38,10 +39,13 @@ SMALL = {  # what makes a command small enough for a test
 
 
 def test_the_reference_is_up_to_date():
-    import runpy
-
     page = runpy.run_path(str(DOCS / "reference.py"))["render"]()
     assert page == (DOCS / "reference.md").read_text(encoding="utf-8"), "run: python docs/reference.py"
+
+
+def test_the_diagram_is_up_to_date():
+    picture = runpy.run_path(str(DOCS / "diagram.py"))["render"]()
+    assert picture == (DOCS / "pictures" / "model.svg").read_text(encoding="utf-8"), "run: python docs/diagram.py"
 
 
 def blocks(page, kind):
