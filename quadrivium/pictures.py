@@ -29,7 +29,9 @@ def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def legible(text: str) -> str:
-    """The text, or a sentence in its place where it would come out as boxes: no font here has Japanese letters."""
+    """The text without control characters, which a model that has learnt little writes and no layout takes; or a sentence in
+    its place where it would come out as boxes: no font here has Japanese letters."""
+    text = "".join(c if c.isprintable() else " " for c in text)
     if any(ord(c) > 0x2E7F for c in text) and _japanese() is None:
         return "(Japanese: no font for it on this machine; the text stands in the page or file beside)"
     return text
