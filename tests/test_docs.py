@@ -18,6 +18,7 @@ from PIL import Image
 
 from quadrivium.cli import _FACTORIES, COMMANDS, main
 from quadrivium.pictures import save_mp4
+from quadrivium.sequence import MAIN_ROUTES
 
 from .conftest import COLOURS, ball, write_folder
 from .test_huggingface import bytelevel, theirs
@@ -38,7 +39,7 @@ PREPARE = (
     "--visual.decoder-depth 1 --visual-train.steps 20 --visual-batch 8 --held 0.2"
 )
 SMALL = {  # what makes a command small enough for a test
-    "world": "--kinds 12 --devices ramp table --size 16 --frames 6 --clips 12 --told 8 --stills 12 --narrations 20",
+    "world": "--seed 5 --kinds 12 --devices ramp table --size 16 --frames 6 --clips 12 --told 8 --stills 12 --narrations 20",
     "prepare": PREPARE,
     "train": "--steps 4 --layers 2 --width 32 --heads 2 --positions 400 --patch 2",
     "eval": "--limit 4",
@@ -259,3 +260,15 @@ def test_the_pages_on_own_video_transfer_and_reports(here):
     assert run_page(DOCS / "reading-a-report.md") == ["report"]
     (here / "FOLDER").symlink_to(here / "data" / "talks")
     assert run_page(DOCS / "transfer.md") == ["transfer", "report"]
+
+
+def test_the_notebook_runs_from_top_to_bottom(here):
+    """With fewer steps: what it draws then is noise, and every line is run."""
+    cells = json.loads((DOCS / "quadrivium.ipynb").read_text(encoding="utf-8"))["cells"]
+    programs = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    named: dict = {}
+    for number, program in enumerate(programs):
+        program = re.sub(r"--(visual-train\.)?steps \d+", r"--\1steps 15", program)
+        exec(compile(program, f"cell {number}", "exec"), named)
+    assert named["after"].shape == (2, 2, 16, 16, 3) and named["scene"].frames.shape[1:] == (16, 16, 3)
+    assert all(f"({route})" in json.dumps(cells) for route in MAIN_ROUTES)
