@@ -39,7 +39,7 @@ PREPARE = (
     "--visual.decoder-depth 1 --visual-train.steps 20 --visual-batch 8 --held 0.2"
 )
 SMALL = {  # what makes a command small enough for a test
-    "world": "--seed 5 --kinds 12 --devices ramp table --size 16 --frames 6 --clips 12 --told 8 --stills 12 --narrations 20",
+    "world": "--kinds 28 --shares .25 .25 .25 .25 --devices ramp seesaw --size 16 --frames 6 --clips 12 --told 8 --stills 12 --narrations 20",
     "prepare": PREPARE,
     "train": "--steps 4 --layers 2 --width 32 --heads 2 --positions 400 --patch 2",
     "eval": "--limit 4",
