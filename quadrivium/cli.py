@@ -284,7 +284,8 @@ def _evaluate() -> Callable[..., Any]:
         print(measure.table(results))
         if context:
             print(f"\n{measure.context_table(context)}")
-        print(f"results written to {path}")
+        print(f"\n{measure.READING}")
+        print(f"results written to {path}; next: quadrivium generate {run}")
 
     return evaluate
 
