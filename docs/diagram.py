@@ -65,18 +65,30 @@ def flow() -> str:
 def schemes() -> str:
     """Each scheme as a small tower: a wide box is common to both modalities, two are apart."""
     drawn = word(540, 30, "What text and vision share", size=15, weight=600)
-    parts = (("heads", 0), ("norm", 1), ("feed-forward", 2), ("attention", 3), ("embeddings", 0))
-    for k, (name, common) in enumerate((("all", (1, 2, 3)), ("attention", (1, 3)), ("none", ()))):
-        y = 56 + 190 * k
-        drawn += word(540, y + 12, f"--sharing {name}", size=14, weight=600)
-        for i, (part, number) in enumerate(parts):
-            at = y + 22 + 29 * i
-            drawn += word(540, at + 16, part, colour=SOFT, size=12)
-            if number in common:
-                drawn += box(640, at, 170, 24, BOTH)
+    block = ("heads", "norm", "feed-forward", "attention", "embeddings")
+    towers = (
+        ("all", block, ("norm", "feed-forward", "attention")),
+        ("attention", block, ("norm", "attention")),
+        ("none", block, ()),
+        ("cross", ("heads", "norm", "decoders", "encoders", "embeddings"), ()),
+    )
+    y = 54
+    for name, parts, common in towers:
+        drawn += word(540, y + 8, f"--sharing {name}", size=14, weight=600)
+        y += 16
+        for part in parts:
+            if part == "encoders":  # every decoder asks both
+                for x, to in ((680, 680), (680, 770), (770, 680), (770, 770)):
+                    drawn += f'<path d="M{x} {y + 19}L{to} {y}" stroke="{SOFT}" stroke-width="1.5" marker-end="url(#tip)"/>\n'
+                y += 20
+            drawn += word(540, y + 15, part, colour=SOFT, size=12)
+            if part in common:
+                drawn += box(640, y, 170, 20, BOTH)
             else:
-                drawn += box(640, at, 81, 24, TEXT) + box(729, at, 81, 24, VISION)
-    return drawn + word(540, 626, "with none they meet where queries find keys", colour=SOFT, size=12)
+                drawn += box(640, y, 81, 20, TEXT) + box(729, y, 81, 20, VISION)
+            y += 24
+        y += 16
+    return drawn
 
 
 def render() -> str:
@@ -84,8 +96,8 @@ def render() -> str:
     tip = f'<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{SOFT}"/></marker>'
     says = "The transformer from ids and codes at the bottom to the two heads at the top, and what each sharing scheme has in common"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 830 640" font-family="system-ui, sans-serif" role="img" '
-        f'aria-label="{says}">\n<defs>{tip}</defs>\n<rect width="830" height="640" fill="#fff"/>\n{flow()}{schemes()}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 830 690" font-family="system-ui, sans-serif" role="img" '
+        f'aria-label="{says}">\n<defs>{tip}</defs>\n<rect width="830" height="690" fill="#fff"/>\n{flow()}{schemes()}</svg>\n'
     )
 
 

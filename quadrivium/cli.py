@@ -26,7 +26,7 @@ COMMANDS = {
     "distil": "what the model imagines of a world, as ordinary text to train on",
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
     "transfer": "arms x seeds on your own data: did text gain from seeing? -> verdict",
-    "report": "results.json of transfer or experiment -> one page, self-contained",
+    "report": "results.json of transfer, experiment or eval -> one page, self-contained",
     "export": "the text route, or the whole model, as a Hugging Face folder",
 }
 
@@ -242,15 +242,23 @@ def _evaluate() -> Callable[..., Any]:
         lm_eval: tuple[str, ...] = (),
         lm_eval_data: Path | None = None,
         lm_eval_limit: int | None = None,
+        alignment: bool = False,
+        world: Path | None = None,
         device: Device = "auto",
     ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one. For captioned things also how often text and
+        frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
+        beside a run without it.
 
         With --lm-eval, lm-evaluation-harness scores the text route in memory instead. Made here: world (world_read, ...), coda,
         verbphysics (verbphysics_size, ...), blimp_strict, with shuffled answers and ties that count 1/k, on files in
         --lm-eval-data; every other task by the name that the harness gives it.
+
+        With --alignment, instead: do keys of text and of frames that mean the same become alike, by layer and by checkpoint
+        (train with --keep 99 --save-every N to have them), and what does text lose without the part of its keys that frames
+        use? `quadrivium report RUN` draws the curves.
 
         Args:
             run: run folder that train wrote.
@@ -259,6 +267,8 @@ def _evaluate() -> Callable[..., Any]:
             lm_eval: tasks or groups of lm-evaluation-harness.
             lm_eval_data: folder that holds coda, verbphysics, blimp or world; for world also the world's own folder.
             lm_eval_limit: documents of each task, a sample; all, if not given.
+            alignment: measure the alignment of keys and queries.
+            world: for alignment, the folder of the world that the run was trained on: adds its kinds and its facts.
         """
         from quadrivium import evaluate as measure
         from quadrivium.data.shards import read_json, write_json
@@ -276,15 +286,29 @@ def _evaluate() -> Callable[..., Any]:
             print(harness.table(found))
             print(f"results written to {path}")
             return
+        if alignment:
+            from quadrivium import alignment as aligning
+            from quadrivium.data.world import world_config
+            from quadrivium.train import threads
+
+            threads()
+            aligned = aligning.measure(run, data, world_config(world) if world else None, limit, _device(device))
+            write_json(path, {**before, "alignment": aligned})
+            print(aligning.table(aligned))
+            print(f"results written to {path}; next: quadrivium report {run}")
+            return
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         context = measure.visual_context(loaded.model, mixed, limit)
-        kept = {k: v for k, v in before.items() if k == "lm_eval"}
-        write_json(path, {**kept, **results, "findings": {"visual_context": context}, "step": loaded.step})
-        print(measure.table(results))
+        found = measure.retrieval(loaded.model, mixed, limit)
+        kept = {k: v for k, v in before.items() if k in ("lm_eval", "alignment")}
+        findings = {"findings": {"visual_context": context}, "retrieval": found}
+        write_json(path, {**kept, **results, **findings, "step": loaded.step})
+        print(f"{measure.table(results)}\n\n{measure.READING}")
         if context:
             print(f"\n{measure.context_table(context)}")
-        print(f"\n{measure.READING}")
+        if found:
+            print(f"\n{measure.retrieval_table(found)}")
         print(f"results written to {path}; next: quadrivium generate {run}")
 
     return evaluate
@@ -592,7 +616,8 @@ def _report() -> Callable[..., Any]:
     import tyro
 
     def report(results: tyro.conf.Positional[Path], out: Path | None = None) -> None:
-        """One self-contained page from results.json of transfer or experiment: verdict, intervals, ladder, routes, facts, cost.
+        """One self-contained page from results.json of transfer or experiment (verdict, intervals, ladder, routes, facts, cost), or
+        of eval (routes of one run, alignment).
 
         Args:
             results: results.json, or the folder that holds it.

@@ -76,6 +76,7 @@ class Engine:
         cache = self.cache
         cache.store = cache.store.repeat_interleave(times, dim=2)
         cache.starts = cache.starts.repeat_interleave(times)
+        cache.textual = cache.textual.repeat_interleave(times, dim=0)
         self.walks = [replace(walk) for walk in self.walks for _ in range(times)]
         self.rows *= times
 
@@ -92,7 +93,10 @@ class Engine:
         row = torch.arange(self.rows, device=ids.device)
         nothing = {name: row[:0] for name in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
         one = torch.ones_like(row)
-        batch = Batch(ids, codes, slots, places, row, one, **nothing, buckets=[row[:, None]], back=row)
+        one_each = [row[:, None]]
+        batch = Batch(
+            ids, codes, slots, places, row, one, **nothing, buckets=one_each, back=row, own_buckets=one_each, own_back=row
+        )
         return self.model(batch, self.cache)
 
     def text(

@@ -65,6 +65,7 @@ def shape_of(folder: Path, ours: ModelConfig) -> ModelConfig:
 
     Raises RunError, naming what this model cannot compute.
     """
+    _refuse_encoders(ours)
     path = folder / "config.json"
     c = read_json(path, "a Hugging Face model folder")
     try:
@@ -117,6 +118,7 @@ def _shape(c: dict[str, Any], ours: ModelConfig, path: Path) -> ModelConfig:
 def config_of(model: Model, end: int) -> dict[str, Any]:
     """``config.json`` of the text stream, as the family that its switches make it. Raises RunError where they make none."""
     c = model.config
+    _refuse_encoders(c)
     family = next((f for f, (_, norm, bias) in _FAMILIES.items() if (norm, bias) == (c.qk_norm, c.qkv_bias)), None)
     if family is None:
         raise RunError("normalised queries together with biases (--qk-norm, --qkv-bias) are no family that transformers knows")
@@ -152,9 +154,18 @@ def config_of(model: Model, end: int) -> dict[str, Any]:
     return described
 
 
+def _refuse_encoders(c: ModelConfig) -> None:
+    if c.encoders:
+        raise RunError(
+            "with sharing cross, text has an encoder and a decoder, which no language model of transformers is; train with "
+            "--sharing all, attention or none"
+        )
+
+
 def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
     """(their name, our weight, rows of it) for every weight of the text stream: we keep q, k, v and gate, up as one product."""
     c = model.config
+    _refuse_encoders(c)
     q, kv, hidden = c.heads * c.head_size, c.kv_heads * c.head_size, c.hidden
     found: list[tuple[str, Tensor, slice]] = []
 

@@ -31,7 +31,7 @@ from quadrivium.data.decoding import Decoders
 from quadrivium.data.formats import scan
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
@@ -49,6 +49,7 @@ class PrepareConfig:
     vocab: int = 8192  # ids of the text tokenizer
     text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one; its folder, or a hub id
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
+    render: bool = False  # also draw documents as pages of pixels, for `train --rendered`; the visual tokenizer learns them too
     visual: VisualConfig = field(default_factory=VisualConfig)
     # No weight decay: nothing is repeated often enough here to be learned by heart. Muon multiplies matrices in bf16: where the
     # processor does not, its steps take three times as long.
@@ -77,6 +78,9 @@ class PrepareConfig:
 def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
     """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name."""
     sources = [source for path in paths for source in scan(path, config.read, config.limits)]
+    if config.render:
+        drawn = [rendered(s, config.read) for s in sources if any(i.kind == "text" for i in s.items)]
+        sources += [s for s in drawn if s.items or s.notes]
     names = [s.name for s in sources]
     for name in names:
         if names.count(name) > 1:
@@ -107,7 +111,7 @@ class _Preparation:
         self.total = sum(len(s.items) + len(s.problems) for s in sources)
         options = to_dict(config)
         # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
-        kept = ("read", "vocab", "visual", "held", "text_tokenizer", "visual_tokenizer")
+        kept = ["read", "vocab", "visual", "held", "text_tokenizer", "visual_tokenizer"] + ["render"] * config.render
         self.options = json.loads(json.dumps({k: options[k] for k in kept}, default=str))
         self.manifest: dict[str, Any] = {
             "version": shards.VERSION,
@@ -163,7 +167,8 @@ class _Preparation:
         if config.text_tokenizer:
             tokenizer = TextTokenizer.load(fetch(config.text_tokenizer, ["tokenizer.json"]))
         else:
-            training = (t for s in self.sources for i in s.items if not is_held(i.group, config.held) for t in i.texts)
+            texts = (i for s in self.sources for i in s.items if i.kind != "rendered")  # a second reading of the same words
+            training = (t for i in texts if not is_held(i.group, config.held) for t in i.texts)
             budget = 200_000_000  # characters; a vocabulary of thousands of ids does not change with more
             tokenizer = TextTokenizer.train(
                 _at_most(tqdm(training, desc="text tokenizer", unit="text", disable=not self.progress), budget), config.vocab
@@ -290,6 +295,8 @@ class _Preparation:
             + f"-{stable_hash(source.name) % 16**4:04x}"
         )
         entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "fingerprint": mark, "shards": []}
+        if source.items and source.items[0].kind == "rendered":
+            entry["rendered"] = True
         chunks = range(0, len(source.items), config.shard_items)
         with tqdm(total=len(source.items), desc=source.name, unit="item", disable=not self.progress) as bar:
             for number, start in enumerate(chunks):
@@ -405,7 +412,7 @@ def table(data: Dataset) -> str:
     """What a data folder holds, a line a source, as text."""
     head = ("source", "documents", "pictures", "clips", "captions", "frames", "text bytes", "held out", "skipped", "routes")
     rows: list[tuple[str, ...]] = []
-    streams = [s for held in (False, True) for s in streams_of(data, MixtureConfig(), held)]
+    streams = [s for held in (False, True) for s in streams_of(data, MixtureConfig(rendered=True), held)]
     for source, entry in zip(data.sources, data.manifest["sources"], strict=True):
         routes = {s.route for s in streams if s.source is source}
         media = source.frames > 0

@@ -33,7 +33,7 @@ from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
-from quadrivium.sequence import pack, route_of
+from quadrivium.sequence import Sequence, apart, pack, route_of
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
 
@@ -140,6 +140,28 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
 
 
+@dataclass
+class Pairs:
+    """The captioned sequences of a step for `Model.contrast`: P texts alone and P clips alone, and which belong together."""
+
+    batch: Batch
+    same: Tensor  # (P, P): text i tells of frames j
+
+    @classmethod
+    def of(cls, sequences: list[Sequence], device: str) -> Pairs | None:
+        """None where fewer than two sequences have both text and frames."""
+        told = [(text, frames) for text, frames in map(apart, sequences) if text and frames]
+        if len(told) < 2:
+            return None
+        # One item is read by several routes, and several items share a caption.
+        (texts, clips), same = zip(*told, strict=True), np.zeros((len(told), len(told)), bool)
+        for side in (texts, clips):
+            met: dict[bytes, int] = {}
+            kind = np.array([met.setdefault(b"".join(s.data.tobytes() for s in q), len(met)) for q in side])
+            same |= kind[:, None] == kind
+        return cls(Batch.of(pack([*texts, *clips]), device), torch.from_numpy(same).to(device))
+
+
 class RouteTask:
     """The four-route model learning from a mixture."""
 
@@ -150,19 +172,23 @@ class RouteTask:
         share = held / max(len(mixture.held), 1)
         self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
 
-    def batch(self, step: int) -> tuple[Batch, list[str]]:
+    def batch(self, step: int) -> tuple[Batch, list[str], Pairs | None]:
         sequences = self.mixture.step(step)
-        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences]
+        pairs = Pairs.of(sequences, self.device) if self.model.config.contrast.weight else None
+        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences], pairs
 
-    def positions(self, batch: tuple[Batch, list[str]]) -> tuple[int, int]:
-        return batch[0].positions, batch[0].attended
+    def positions(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[int, int]:
+        """Those of pairs are counted too, though they run through the layers up to that of the contrast only."""
+        read = [b for b in (batch[0], batch[2] and batch[2].batch) if b]
+        return sum(b.positions for b in read), sum(b.attended for b in read)
 
-    def loss(self, batch: tuple[Batch, list[str]]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, float]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
-        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames.
+        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. A contrast is added with
+        its weight, and logged in nats.
         """
-        data, names = batch
+        data, names, pairs = batch
         text, codes = self.model.nats(data)
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
@@ -170,12 +196,16 @@ class RouteTask:
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))
             unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
             per_frame = self.model.config.rows * self.model.config.columns
-            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / per_frame, dtype=torch.float64))
+            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / max(per_frame, 1), dtype=torch.float64))
             cost, size = (total / math.log(2)).tolist(), unit.tolist()
         log = {}
         for route in sorted(set(names)):
             rows = [i for i, name in enumerate(names) if name == route]
             log[route] = sum(cost[i] for i in rows) / max(sum(size[i] for i in rows), 1e-9)
+        if pairs is not None:
+            contrast = self.model.contrast(pairs.batch, pairs.same)
+            loss = loss + self.model.config.contrast.weight * contrast
+            log["contrast"] = contrast.item()
         return loss, log
 
     def items(self, step: int) -> list[str]:

@@ -48,6 +48,7 @@ HOUSE = (
     "train",
     "prepare",
     "inspect",
+    "alignment",
     "samples",
     "library",
     "tasks.documents",

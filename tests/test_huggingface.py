@@ -107,6 +107,19 @@ def test_weights_of_another_shape_are_refused():
         fill(model, weights)
 
 
+def test_cross_is_no_language_model_of_theirs_and_says_so(tmp_path):
+    model = Model(ModelConfig(vocab=60, layers=2, width=32, heads=4, hidden=48, sharing="cross"))
+    ways = (
+        lambda: config_of(model, 0),
+        lambda: weights_of(model),
+        lambda: fill(model, {}),
+        lambda: shape_of(tmp_path, model.config),
+    )
+    for refused in ways:
+        with pytest.raises(RunError, match=r"sharing cross.*--sharing all"):
+            refused()
+
+
 @pytest.mark.parametrize(
     "change, what",
     [
