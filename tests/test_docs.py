@@ -149,7 +149,10 @@ def test_every_command_that_a_page_names_exists_with_its_options(monkeypatch):
             continue
         inline = [shlex.split(c) for c in re.findall(r"`(quadrivium [^`]*)`", read(page))]
         for words in [*commands(page), *inline]:
-            if words[0] == "quadrivium" and len(words) > 2 and words[1] in COMMANDS and "..." not in words:
+            if words[0] != "quadrivium":
+                continue
+            assert words[1] in {*COMMANDS, "COMMAND", "--help", "play"}, (page.name, words)  # play stands in another branch
+            if len(words) > 2 and words[1] in COMMANDS and "..." not in words:
                 assert main(words[1:]) == 0, (page.name, words)
                 named += 1
     assert named > 40
