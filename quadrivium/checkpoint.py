@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +218,22 @@ def last_metrics(path: Path, step: int) -> None:
     write_atomic(path, b"".join(line + b"\n" for line in kept))
 
 
-class Run:
-    """A trained run: ``model``, ``text`` and ``visual`` tokenizers, ``config``, ``step``; read from its folder, with the
-    newest checkpoint, or from the folder of one of its checkpoints."""
+@dataclass
+class Trained:
+    """A model with the tokenizers that it reads and writes by."""
+
+    model: Model
+    text: TextTokenizer
+    visual: VisualTokenizer | None
+    step: int = 0
+
+    @property
+    def patch(self) -> int:
+        return self.model.config.patch or 1
+
+
+class Run(Trained):
+    """A run with its ``config``, read from its folder, with the newest checkpoint, or from the folder of one of its checkpoints."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
@@ -229,11 +243,10 @@ class Run:
             if not isinstance(self.config.get(name), kind):
                 raise RunError(f"{home / 'config.json'}: {name} is missing or damaged; this is not a run folder")
         path = weights(folder).parent
-        self.text = TextTokenizer.load(home / "tokenizers" / "text")
+        text = TextTokenizer.load(home / "tokenizers" / "text")
         shape = from_dict(ModelConfig, self.config.get("model", {}), f"{home / 'config.json'}: model")
         seen = home / "tokenizers" / "visual"
-        self.visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
-        self.model = build(shape, path / _WEIGHTS, f"{home / 'config.json'}: model").to(device).eval()
-        self.patch = shape.patch or 1
+        visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
+        model = build(shape, path / _WEIGHTS, f"{home / 'config.json'}: model").to(device).eval()
         self.device = device
-        self.step: int = load(path, self.model)["step"]
+        super().__init__(model, text, visual, load(path, model)["step"])

@@ -166,7 +166,9 @@ def _prepare() -> Callable[..., Any]:
 
         A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
         or .tsv text, a folder of bare pictures and videos, with .srt or .vtt beside them or not; WebDataset tars; parquet or
-        arrow tables; .json and .jsonl of interleaved documents or conversations. The same command goes on where it was stopped.
+        arrow tables; .json and .jsonl of interleaved documents or conversations; a dataset of the Hugging Face hub,
+        hf://OWNER/NAME; or a mixture file (.toml) that names several with a way of reading and a weight each.
+        The same command goes on where it was stopped.
 
         Args:
             sources: folders or files to read.
@@ -208,6 +210,8 @@ def _train() -> Callable[..., Any]:
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
         init: str | None = None,
         init_vision: Literal["copy", "fresh"] = "copy",
+        mixture_file: Path | None = None,
+        track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = (),
         resume: bool = False,
         device: Device = "auto",
     ) -> int:
@@ -221,12 +225,23 @@ def _train() -> Callable[..., Any]:
             init: what to begin with, on data prepared with its tokenizers: a run, or a Qwen3, Qwen2 or Llama model as a folder
                 or hub id (Qwen/Qwen3-0.6B), which fills the text stream; a low --lr, such as 1e-4, keeps what it knows.
             init_vision: visual weights that are apart (--sharing) begin as copies of the model's, or fresh.
+            mixture_file: a .toml that names sources, routes and weights, as prepare takes it (docs/formats.md).
+            track: where the numbers go besides metrics.jsonl, with sheets of samples at every evaluation: tensorboard into
+                RUN/tensorboard; wandb, kept in RUN/wandb where there is no account or WANDB_MODE=offline is set; trackio.
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision)
+        if mixture_file and not resume:  # a run goes on with what it was started with
+            from quadrivium.data.mixture import streams_of
+            from quadrivium.data.mixture_file import MixtureFile
+            from quadrivium.data.shards import Dataset
+
+            mixture = MixtureFile(mixture_file).mixture(
+                mixture, [s.name for s in streams_of(Dataset(data), mixture, held=False)]
+            )
+        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision, track)
         return 0 if state["finished"] else 130
 
     return train

@@ -2,6 +2,7 @@
 
     fetch(name)            a folder, or a hub id such as Qwen/Qwen3-0.6B -> folder
     shape_of(folder, ...)  its config.json -> ModelConfig
+    check(shape, weights)  whether its weights have that shape, before memory is taken for it
     fill(model, weights)   its weights -> the text stream, and what the visual stream begins from
     config_of, weights_of  the text stream -> config.json and weights under their names
 
@@ -203,6 +204,18 @@ def weights_of(model: Model) -> dict[str, Tensor]:
     return {name: weight.detach()[rows].clone() for name, weight, rows in _places(model)}
 
 
+def check(shape: ModelConfig, weights: Weights) -> None:
+    """Raises RunError where the weights that a folder holds are not those of a shape."""
+    if shape.layers > len(weights):
+        raise RunError(f"{shape.layers} layers and {len(weights)} weights; config.json and weights do not belong together")
+    with torch.device("meta"):
+        places = _places(Model(shape))
+    for name, weight, rows in places:
+        found, wanted = weights.shape(name) if name in weights else "nothing", tuple(weight[rows].shape)
+        if found != wanted:
+            raise RunError(f"{name}: {found} where {wanted} belongs; the shapes of the two models differ")
+
+
 @torch.no_grad()
 def fill(model: Model, weights: Mapping[str, Tensor], copy: bool = True) -> None:
     """Fill the text stream. Weights that the streams share serve both; the visual stream's own begin as copies, or stay fresh.
@@ -237,6 +250,13 @@ class Weights(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight, read off its file's header."""
+        return tuple(self._where[name].get_slice(name).get_shape())
 
     def __len__(self) -> int:
         return len(self._where)

@@ -38,8 +38,8 @@ def look(
     head = f"{'source':<28}{'documents':>10}{'pictures':>10}{'videos':>8}{'captions':>10}{'groups':>8}{'held out':>10}{'problems':>10}  routes"
     lines, rows = [head, "-" * len(head)], []
     details = []
-    with Decoders(options, limits) as decoders:
-        for source in sources:
+    for source in sources:
+        with Decoders(source.options or options, limits) as decoders:
             kinds = Counter(i.kind for i in source.items)
             groups = {i.group for i in source.items}
             told = sum(len(i.texts) for i in source.items if i.kind != "text")

@@ -32,12 +32,13 @@ def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def _truetype(path: str, size: int) -> ImageFont.FreeTypeFont:
-    # The finer layout fails on text with two paragraph marks, such as a model that has learnt little writes.
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(path, size)
 
 
 def legible(text: str) -> str:
-    """The text, or a sentence in its place where it would come out as boxes: no font here has Japanese letters."""
+    """The text without control characters, at some of which the layout of text fails; a sentence in its place where it would
+    come out as boxes, because no font here has Japanese letters."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     if any(ord(c) > 0x2E7F for c in text) and _japanese() is None:
         return "(Japanese: no font for it on this machine; the text stands in the page or file beside)"
     return text

@@ -10,13 +10,14 @@ Whatever stops it, the same command goes on: finished tokenizers and shards stan
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from quadrivium.data import shards
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.formats import scan
 from quadrivium.data.mixture import MixtureConfig, streams_of
+from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
 from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
@@ -76,8 +78,14 @@ class PrepareConfig:
 
 
 def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
-    """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name."""
-    sources = [source for path in paths for source in scan(path, config.read, config.limits)]
+    """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name.
+
+    A path is a folder, a file, a dataset's address (hf://OWNER/NAME) or a mixture file (.toml).
+    """
+    sources: list[Source] = []
+    for path in paths:
+        named = path.suffix == ".toml" and not path.is_dir()
+        sources += MixtureFile(path).scan(config.read, config.limits) if named else scan(path, config.read, config.limits)
     if config.render:
         drawn = [rendered(s, config.read) for s in sources if any(i.kind == "text" for i in s.items)]
         sources += [s for s in drawn if s.items or s.notes]
@@ -101,12 +109,22 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
         raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
     sources = find(paths, config)
     threads()
-    with checkpoint.locked(out), Decoders(config.read, config.limits) as decoders:
+    with checkpoint.locked(out), contextlib.ExitStack() as stack:
+        ways = {source.options or config.read for source in sources}
+        pools = {options: stack.enter_context(Decoders(options, config.limits)) for options in ways}
+        decoders = {source.name: pools[source.options or config.read] for source in sources}
         return _Preparation(sources, out, config, progress, decoders).go()
 
 
 class _Preparation:
-    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool, decoders: Decoders) -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        out: Path,
+        config: PrepareConfig,
+        progress: bool,
+        decoders: dict[str, Decoders],  # by source
+    ) -> None:
         self.sources, self.out, self.config, self.progress, self.decoders = sources, out, config, progress, decoders
         self.total = sum(len(s.items) + len(s.problems) for s in sources)
         options = to_dict(config)
@@ -231,7 +249,8 @@ class _Preparation:
             wanted = config.sample_frames
             blank = _blank(work / "frames.npy", (wanted, size, size, 3))
             filled, of, held = 0, [], []
-            reader = self.decoders.read_all([i for _, i, _ in chosen])
+            of_source = [[item for n, item, _ in chosen if n == index] for index in range(len(sources))]
+            reader = chain.from_iterable(self.decoders[s.name].read_all(i) for s, i in zip(sources, of_source, strict=True))
             for (index, item, each), clips in zip(
                 chosen,
                 tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress),
@@ -249,7 +268,7 @@ class _Preparation:
             if not filled:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})
-        state = read_json(done, "a frame sample")
+        state = read_json(done, "a frame sample", most=1 << 30)
         try:
             source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
             sample: np.ndarray = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]
@@ -336,7 +355,7 @@ class _Preparation:
         bar: tqdm,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
-        reader = self.decoders.read_all(items)
+        reader = self.decoders[items[0].source].read_all(items)
         while batch := list(islice(zip(items, reader, strict=False), 64)):
             items = items[len(batch) :]
             texts = iter(text.encode_all([t for item, _ in batch for t in item.texts]))

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,11 @@ from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
+from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.sequence import Sequence, apart, pack, route_of
 from quadrivium.text import TextTokenizer
+from quadrivium.tracking import Sheets, Tracking
 from quadrivium.visual import VisualTokenizer
 
 
@@ -233,25 +234,34 @@ class RouteTask:
 
 
 def fit(
-    task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True
+    task: Task,
+    config: TrainConfig,
+    run: Path,
+    resume: bool = False,
+    name: str = "train",
+    progress: bool = True,
+    tracking: Tracking | None = None,
 ) -> dict[str, Any]:
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
 
     Writes ``run/metrics.jsonl`` and ``run/checkpoints``, and ``run/bad-batches.jsonl`` where a loss is not a number or explodes:
-    its step, routes and items. Returns the final state: ``step``, ``steps``, ``seconds``,
+    its step, routes and items; ``tracking`` is told every line of the first. Returns the final state: ``step``, ``steps``, ``seconds``,
     ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number or
     explodes (the last checkpoint stays), when the disk is full, and when another process holds the folder.
     """
     with checkpoint.locked(run):
-        return _Loop(task, config, run, resume, name, progress).go()
+        return _Loop(task, config, run, resume, name, progress, tracking or Tracking()).go()
 
 
 _PATIENCE = 20  # bad batches in a row after which nothing but the model itself can be at fault
 
 
 class _Loop:
-    def __init__(self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool) -> None:
+    def __init__(
+        self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool, tracking: Tracking
+    ) -> None:
         self.task, self.config, self.run, self.name, self.progress = task, config, run, name, progress
+        self.tracking = tracking
         self.optimizers = make_optimizers(task.model, config)
         self.folder = run / "checkpoints"
         self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
@@ -280,6 +290,7 @@ class _Loop:
             self._signals(),
             self._bar() as bar,
             ThreadPoolExecutor(1) as ahead,
+            self.tracking,
         ):
             pending = ahead.submit(self.task.batch, state["step"])
             while not self._done() and not self.stop:
@@ -340,6 +351,7 @@ class _Loop:
                 every = config.save_every and step % config.save_every == 0
                 if every or better or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
                     state["finished"] = self._done()
+                    self.tracking.flush()  # a resumed run does not write again what lies before its checkpoint
                     checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep)
                     saved = time.monotonic()
             pending.cancel()
@@ -387,6 +399,8 @@ class _Loop:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise unwritten(self.run / name, error) from None
+        if name == "metrics.jsonl":
+            self.tracking.line(line)
 
     def _is_best(self, step: int) -> bool:
         cost = self.task.cost(self.state["held"])
@@ -468,11 +482,13 @@ def train_routes(
     progress: bool = True,
     init: str | Path | None = None,
     init_vision: Literal["copy", "fresh"] = "copy",
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
 
     ``init``: what to begin with, on data prepared with its tokenizers. A finished run gives its weights and shape; a Hugging
     Face folder or hub id fills the text stream, and ``init_vision`` says whether visual weights of their own begin as copies.
+    ``track``: names of `tracking`'s trackers; when resuming, those of the start, if none is named.
     Returns the final state (see `fit`). Raises RunError when the run folder exists without ``resume``, or the reverse.
     """
     threads()
@@ -486,8 +502,10 @@ def train_routes(
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         data = Path(stored.get("data", data))
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
+        track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+    Tracking(track)  # a library that is missing is said before anything is written
     begun = resume and checkpoint.latest(run / "checkpoints") is not None
     source = None if init is None or begun else fetch(init)
     foreign = source is not None and is_model(source)
@@ -521,6 +539,7 @@ def train_routes(
             "read": prepared.manifest["options"]["read"],
         }
         described |= {"model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)}
+        described |= {"track": list(track)} if track else {}
         with checkpoint.locked(run):
             if path.exists():  # two were started at once, and the other was first
                 raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
@@ -529,6 +548,8 @@ def train_routes(
                 visual.save(run / "tokenizers" / "visual")
             write_json(path, described)
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
+    if source is not None and foreign:
+        check(model, Weights(source))
     found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
     network = (
         checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
@@ -540,7 +561,20 @@ def train_routes(
     size = sum(p.numel() for p in network.parameters())
     shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
     print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
-    state = fit(RouteTask(network, mixed, text.id_bytes, device), config, run, resume, progress=progress)
+    task = RouteTask(network, mixed, text.id_bytes, device)
+    seen = VisualTokenizer.load(run / "tokenizers" / "visual").to(device).eval() if track and model.codes else None
+
+    def draw(step: int) -> Sheets:
+        from quadrivium import samples  # which brings the world's simulator along
+
+        shown = checkpoint.Trained(network, text, seen, step)
+        rows = samples.draw(shown, mixed, 4, samples.SOBER, progress=False)
+        sheets = {f"samples/{route}": samples.sheet_of(route, cells, step) for route, cells in rows}
+        network.train()
+        return sheets
+
+    tracking = Tracking(track, run, read_json(path, "a run folder"), draw)
+    state = fit(task, config, run, resume, progress=progress, tracking=tracking)
     if state["finished"]:
         speed = state["positions"] / max(state["seconds"], 1e-9)
         print(

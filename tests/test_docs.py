@@ -18,9 +18,10 @@ from PIL import Image
 
 from quadrivium.cli import _FACTORIES, COMMANDS, main
 from quadrivium.pictures import save_mp4
+from quadrivium.prepare import prepare
 from quadrivium.sequence import MAIN_ROUTES
 
-from .conftest import COLOURS, ball, write_folder
+from .conftest import COLOURS, TINY, ball, write_folder
 from .test_huggingface import bytelevel, theirs
 
 wds = pytest.importorskip("webdataset", reason="webdataset is not installed: pip install webdataset")
@@ -196,7 +197,7 @@ def test_the_page_on_hugging_face(here, monkeypatch):
     assert [ran.count(c) for c in ("prepare", "train", "eval", "export")] == [1, 1, 2, 3]
 
 
-def test_the_page_on_formats(here):
+def test_the_page_on_formats(here, monkeypatch):
     frames = [ball(COLOURS[list(COLOURS)[i % 4]], x=3 + i) for i in range(12)]
 
     def png(frame):
@@ -220,8 +221,21 @@ def test_the_page_on_formats(here):
     for i in range(4):
         save_mp4(np.stack([frames[t] for t in range(8)]), Path(f"talks/{i}.mp4"), fps=4)
         Path(f"talks/{i}.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nA ball rolls.\n")
+    Path("mixture.toml").write_text(blocks(DOCS / "formats.md", "toml")[0])
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'quadrivium[data]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "cache")
+    load = datasets.load_dataset
+    (here / "hub").mkdir()
+    pq.write_table(pa.table({"image": [png(f) for f in frames], "caption": ["a ball"] * 12}), "hub/train.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, **how: load(str(here / "hub"), config, **how))
     ran = run_page(DOCS / "formats.md")
-    assert ran == ["prepare"] * 6
+    assert ran == ["prepare"] * 8 + ["train"]
+
+
+def test_the_page_on_watching_a_run(here):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    prepare([write_folder(here / "mine", n=12)], here / "data" / "mine", TINY, progress=False)
+    assert run_page(DOCS / "tracking.md") == ["train"] and list(here.glob("runs/mine/tensorboard/events*"))
 
 
 def test_the_readmes(here):

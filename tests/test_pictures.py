@@ -126,3 +126,11 @@ def test_the_text_tokenizer_reads_no_word_twice(drawn, folder, tmp_path):
     name = Path("tokenizers") / "text" / "tokenizer.json"
     assert (drawn.folder / name).read_bytes() == (plain.folder / name).read_bytes()
     assert isinstance(plain, Dataset) and not plain.has_frames
+
+
+def test_whatever_a_model_writes_can_be_drawn():
+    """Separators beside U+FFFD, which an untrained model writes, make the layout of text fail."""
+    odd = [chr(c) for c in (*range(0x250), 0x2028, 0x2029, 0x202E, 0xFEFF, 0xFFFD, 0x1F600)]
+    rows = [[f"a{''.join(odd[i : i + 8])}b"] for i in range(0, len(odd), 8)]
+    rows += [[f"\ufffd{c}T"] for c in odd[:32]]
+    pictures.sheet(rows, ("text",), "title")

@@ -144,6 +144,7 @@ class Source:
     items: list[Item] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out by rule and is no damage, a line each
+    options: ReadOptions | None = None  # how it is read, where that is not how all others are
 
     def refuse(self, item: str, reason: object) -> None:
         """Record that an item cannot be used."""
@@ -497,6 +498,8 @@ def fingerprint(sources: list[Source], options: ReadOptions) -> str:
     digest = hashlib.sha256(repr(options).encode())
     for source in sources:
         digest.update(repr((source.name, source.problems)).encode())
+        if source.options is not None:
+            digest.update(repr(source.options).encode())
         for item in source.items:
             state: tuple[int, ...] = ()
             if item.kind != "text" and item.file is not None:
