@@ -322,12 +322,12 @@ def _evaluate() -> Callable[..., Any]:
         kept = {k: v for k, v in before.items() if k in ("lm_eval", "alignment")}
         findings = {"findings": {"visual_context": context}, "retrieval": found}
         write_json(path, {**kept, **results, **findings, "step": loaded.step})
-        print(measure.table(results))
+        print(f"{measure.table(results)}\n\n{measure.READING}")
         if context:
             print(f"\n{measure.context_table(context)}")
         if found:
             print(f"\n{measure.retrieval_table(found)}")
-        print(f"results written to {path}")
+        print(f"results written to {path}; next: quadrivium generate {run}")
 
     return evaluate
 

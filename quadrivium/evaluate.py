@@ -354,6 +354,9 @@ def context_table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+READING = "A route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error."
+
+
 def table(results: dict[str, dict], streams: bool = True) -> str:
     """The route table as text."""
     head = f"{'route':<26}{'unit':<11}{'held-out':>16}{'order-0':>10}{'without':>10}{'wrong':>10}{'gain over wrong':>22}{'items':>7}"

@@ -14,6 +14,7 @@ from quadrivium.data.shards import is_held, stable_hash
 from quadrivium.data.sources import Item, Limits, ReadOptions, Source
 from quadrivium.errors import ItemError, one_line
 from quadrivium.pictures import Cell, sheet
+from quadrivium.prepare import lacking
 from quadrivium.sequence import ROUTES
 
 
@@ -67,7 +68,8 @@ def look(
             details += [f"{source.name}: problem: {p.item}: {p.reason}" for p in source.problems[:5]]
             if len(source.problems) > 5:
                 details.append(f"{source.name}: and {len(source.problems) - 5} more problems")
-    return "\n".join([*lines, "", *details]), rows
+    fed = {route for source in sources for route in routes_of(source.items)}
+    return "\n".join([*lines, *filter(None, [lacking(fed)]), "", *details]), rows
 
 
 def write_sheets(rows: Seq[tuple[Source, list[list[Cell]]]]) -> list[Path]:

@@ -75,7 +75,7 @@ class ModelConfig:
     rows: int = 0  # cells in a column of a frame
     columns: int = 0  # cells in a row of a frame
     patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
-    sharing: Sharing = "all"
+    sharing: Sharing = "all"  # weights that text and vision have in common
     layers: int = 4  # with sharing cross: half of them in encoders, half in decoders (2 + 2)
     width: int = 256
     heads: int = 4

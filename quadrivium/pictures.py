@@ -159,7 +159,7 @@ def sheet(rows: Seq[Seq[Cell]], heads: Seq[str], title: str, scale: int = 2, tex
             return text_width, (size + 4) * min(len(lines(cell)), 9)
         return cell.shape[0] * (cell.shape[2] * scale + 2), cell.shape[1] * scale
 
-    widths = [max([60, *(extent(r[c])[0] for r in rows)]) for c in range(columns)]
+    widths = [max([60, 7 * len(heads[c]), *(extent(r[c])[0] for r in rows)]) for c in range(columns)]
     heights = [max(20, *(extent(cell)[1] for cell in r)) for r in rows]
     top = 52
     image = Image.new("RGB", (sum(widths) + pad * (columns + 1), top + sum(heights) + pad * (len(rows) + 1)), "white")

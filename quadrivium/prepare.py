@@ -455,4 +455,16 @@ def table(data: Dataset) -> str:
             v.ljust(w) if c in (0, 9) else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
 
-    return "\n".join([line(head), "-" * len(line(head)), *map(line, rows)])
+    lines = [line(head), "-" * len(line(head)), *map(line, rows), lacking({s.route for s in streams})]
+    return "\n".join(filter(None, lines))
+
+
+def lacking(routes: set[str]) -> str:
+    """What data that feeds these routes does not teach, and what would: a line, or nothing."""
+    missing = {
+        "t2t": "t2t (documents: .txt, .jsonl, .tsv)",
+        "t2v": "t2v and v2t (captions: metadata.jsonl with file_name and text, beside the pictures or clips)",
+        "v2v": "v2v (clips, or pictures without captions)",
+    }
+    found = [told for route, told in missing.items() if route not in routes]
+    return f"nothing here teaches {', '.join(found)}" if found else ""

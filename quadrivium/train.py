@@ -71,9 +71,9 @@ class TrainConfig:
     """How long, how fast, how often. The budget is ``steps``, ``tokens`` or ``minutes``, or whichever is spent first;
     without any, 10 minutes."""
 
-    steps: int | None = None
+    steps: int | None = None  # the budget: steps, tokens or minutes, or whichever is spent first; without any, 10 minutes
     tokens: int | None = None  # model positions, all routes together
-    minutes: float | None = None  # the number of steps is fixed from measured speed when the decay begins
+    minutes: float | None = None  # of the clock; the number of steps is fixed from measured speed when the decay begins
     lr: float = 2e-3
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, all else by AdamW
     weight_decay: float = 0.1

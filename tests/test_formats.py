@@ -26,7 +26,8 @@ from quadrivium.errors import DataError, ItemError
 from quadrivium.inspect import routes_of
 from quadrivium.model import ModelConfig
 from quadrivium.pictures import save_mp4
-from quadrivium.prepare import prepare
+from quadrivium.prepare import lacking, prepare, table
+from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig, train_routes
 
 from .conftest import COLOURS, TINY, ball
@@ -423,3 +424,12 @@ def test_inspect_shows_and_writes_nothing(pages, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
     assert main(["prepare", str(tmp_path / "a" / "story")]) == 2
     assert "--out is missing" in capsys.readouterr().err
+
+
+def test_what_the_data_does_not_teach_is_said(data, tmp_path, capsys):
+    """The commonest folder of a newcomer: pictures without captions, of which no text can be learnt to be drawn."""
+    assert lacking(set(ROUTES)) == "" and "nothing here teaches" not in table(Dataset(data))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert main(["prepare", str(tmp_path), "--inspect"]) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nothing here teaches"))
+    assert "t2v and v2t (captions" in said and "t2t (documents" in said and "v2v" not in said
