@@ -254,7 +254,6 @@ class _Loop:
         config, state = self.config, self.state
         device = next(self.task.model.parameters()).device
         cast = autocast(config.precision, device)
-        began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
         self.task.model.train()
         with (
             self._signals(),
@@ -262,6 +261,7 @@ class _Loop:
             ThreadPoolExecutor(1) as ahead,
             self.tracking,
         ):
+            began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
             pending = ahead.submit(self.task.batch, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
