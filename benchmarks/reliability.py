@@ -40,9 +40,9 @@ from PIL import Image
 
 from quadrivium import checkpoint, cli
 from quadrivium.config import from_dict
+from quadrivium.data import inside
 from quadrivium.data.decoding import Decoder
 from quadrivium.data.formats import scan as scan_any
-from quadrivium.data.inside import open_inside
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import Dataset, map_shard, read_json, sha256
@@ -603,7 +603,8 @@ def fuzz_formats(root: Path, count: int, seed: int) -> None:
             for item in source.items[:3]:
                 if item.inside and item.kind != "text":
                     with contextlib.suppress(Exception):  # which costs the item, as its decoder says
-                        open_inside(item.file, item.inside).read(100)
+                        inside.open_inside(item.file, item.inside).read(100)
+        inside._column.cache_clear()  # a mapped file that is written over ends the process that looks at it
 
     def one(name: str) -> Callable[[Path], None]:
         return lambda home: listed(home, name)
@@ -975,17 +976,27 @@ def pickles(root: Path) -> None:
     tried = 0
     for form, raw in forms.items():
         everything = [f"x{ending}" for ending in sorted({*TEXTS, *IMAGES, *VIDEOS})]
-        for names in (everything, ["metadata.jsonl"], ["metadata.csv"]):
+        # A format that is there hides others, so each has a folder to itself.
+        alone = [
+            ["metadata.jsonl"],
+            ["metadata.csv"],
+            ["b.srt"],
+            ["b.vtt"],
+            *([f"x{e}"] for e in (".tar", ".parquet", ".arrow", ".json", ".toml")),
+        ]
+        for names in (everything, *alone):
             home = root / "source"
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir()
             for name in (*names, "a.png", "b.mp4"):
                 (home / name).write_bytes(raw)
             (home / "fine.txt").write_text("so that there is something to read\n" * 3)
-            with contextlib.suppress(QuadriviumError):
-                prepare([home], root / "never", replace(TINY, max_bad=1.0), progress=False)
-            shutil.rmtree(root / "never", ignore_errors=True)
             tried += len(names)
+            for source in (home, *([home / names[0]] if len(names) == 1 else [])):
+                with contextlib.suppress(QuadriviumError):
+                    prepare([source], root / "never", replace(TINY, max_bad=1.0), progress=False)
+                shutil.rmtree(root / "never", ignore_errors=True)
+        tried += wrapped(root / "wrapped", raw)
         for source in (data, run):
             for path in sorted(p for p in source.rglob("*") if p.is_file() and p.name != ".lock"):
                 home = root / "copy"
@@ -1009,6 +1020,39 @@ def pickles(root: Path) -> None:
             tried += 1
         assert not marker.exists(), form
     say(claim="pickles under every name that is read", forms=list(forms), places=tried, executed=marker.exists())
+
+
+def wrapped(home: Path, raw: bytes) -> int:
+    """A pickle inside sound containers, where their own libraries would look for one; how many places these are."""
+    import tarfile
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    shutil.rmtree(home, ignore_errors=True)
+    endings = ("pyd", "pickle", "pkl", "pth", "npy", "png", "mp4", "txt", "json", "cls")
+    for part in ("tar", "parquet", "arrow"):
+        (home / part).mkdir(parents=True)
+    with tarfile.open(home / "tar" / "a.tar", "w") as archive:
+        for ending in endings:
+            info = tarfile.TarInfo(f"0.{ending}")
+            info.size = len(raw)
+            archive.addfile(info, io.BytesIO(raw))
+    # A type that older versions of arrow unpickle from the schema.
+    meta = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": raw}
+    schema = pa.schema(
+        [pa.field("text", pa.string(), metadata=meta), pa.field("image", pa.binary())],
+        metadata={"pandas": raw, "huggingface": raw},
+    )
+    table = pa.table([["one"], [raw]], schema=schema)
+    parquet.write_table(table, home / "parquet" / "a.parquet")
+    with pa.ipc.new_stream(str(home / "arrow" / "a.arrow"), schema) as sink:
+        sink.write_table(table)
+    for part in ("tar", "parquet", "arrow"):
+        with contextlib.suppress(QuadriviumError):
+            prepare([home / part], home / "never", replace(TINY, max_bad=1.0), progress=False)
+        shutil.rmtree(home / "never", ignore_errors=True)
+    return len(endings) + 4 * 2
 
 
 def readers(home: Path, folder: Path) -> list[Callable[[], Any]]:

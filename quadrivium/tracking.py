@@ -3,11 +3,11 @@
     RUN/tensorboard     event files; tensorboard --logdir RUN
     RUN/wandb           Weights & Biases; without an account, or with WANDB_MODE=offline, kept there for ``wandb sync``
     TRACKIO_DIR         trackio, all runs in one place; trackio show
-    RUN/tracking.json   the run's name there, and the last step that each was sent
+    RUN/tracking.json   the run's name in the last two
 
-A tracker gets one row a step, made of the lines of ``metrics.jsonl``, and each row once: what it holds when a run is resumed is
-passed over, as a resumed run gives the same numbers again, and what it lacks is sent first. One that fails is told of once and
-left alone; training goes on.
+A tracker gets one row a step, made of the lines of ``metrics.jsonl``, and each row once: when a run is resumed, however it ended, the
+tracker is asked what it holds. That is passed over, as a resumed run gives the same numbers again, and what it lacks is sent first. A
+tracker that fails is told of once and left alone; training goes on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Tracker(Protocol):
     last: int  # last step that it holds
 
     def log(self, step: int, numbers: Numbers, sheets: Sheets) -> None:
-        """Take the row of a step; on return it survives the death of this process."""
+        """Take the row of a step."""
 
     def close(self) -> None:
         """Finish what is under way."""
@@ -54,24 +54,24 @@ class Tracker(Protocol):
 class _TensorBoard:
     """Event files, written here and at once: the library's own writer is a thread, whose failures are told late or never."""
 
-    def __init__(self, run: Path, name: str, last: int, config: dict[str, Any]) -> None:
+    def __init__(self, run: Path, name: str, config: dict[str, Any]) -> None:
+        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder = run / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
         files = sorted(folder.glob("events.out.tfevents.*"))
-        self.last = last if files else 0
+        steps = [e.step for f in files for e in LegacyEventFileLoader(str(f)).Load() if e.HasField("summary")]
+        self.last = max(steps, default=0)
         # They are read in the order of their names, which clocks that jump must not turn round.
         stamp = max([int(time.time()), *(1 + int(f.name.split(".")[3]) for f in files if f.name.split(".")[3].isdigit())])
         self.file = open(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}", "wb")  # noqa: SIM115
-        self.event, self.summary, self.writer = event_pb2, summary_pb2.Summary, RecordWriter(self.file)
+        self.event, self.summary, self.writer = event_pb2.Event, summary_pb2.Summary, RecordWriter(self.file)
         self._write(file_version="brain.Event:2")
-        if files:  # what a killed process wrote beyond the last step that it noted is not shown
-            self._write(step=self.last + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def _write(self, **event: Any) -> None:
-        self.writer.write(self.event.Event(wall_time=time.time(), **event).SerializeToString())
+        self.writer.write(self.event(wall_time=time.time(), **event).SerializeToString())
         self.file.flush()
 
     def log(self, step: int, numbers: Numbers, sheets: Sheets) -> None:
@@ -90,11 +90,11 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, run: Path, name: str, last: int, config: dict[str, Any]) -> None:
+    def __init__(self, run: Path, name: str, config: dict[str, Any]) -> None:
         import wandb
 
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-        known = list(run.glob(f"wandb/*run-*-{name}"))
+        kept = [_last_step(f) for f in run.glob(f"wandb/offline-run-*-{name}/*.wandb")]
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=name,
@@ -106,8 +106,7 @@ class _Wandb:
             settings=wandb.Settings(console="off", silent=True),
         )
         self.image = wandb.Image
-        # Online, W&B says where the run stands; offline it does not know.
-        self.last = self.run.starting_step - 1 if self.run.starting_step else last if known else 0
+        self.last = max([self.run.starting_step - 1, *kept]) if mode != "online" else self.run.starting_step - 1
         if mode == "offline":
             print(f"wandb keeps {name} here for now; send it with: wandb sync {run}/wandb/offline-run-*", file=sys.stderr)
 
@@ -118,14 +117,35 @@ class _Wandb:
         self.run.finish()
 
 
+def _last_step(file: Path) -> int:
+    """Last step on the disk in the log of an offline run, of which W&B leaves the end in memory, so that a kill takes it.
+
+    The log is LevelDB's: blocks of 32 KiB; 4 bytes of checksum, 2 of size and 1 of kind before each piece of a record.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, at, record, last = file.read_bytes(), 7, b"", 0
+    while at + 7 <= len(raw):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6]
+        record = (record if kind in (3, 4) else b"") + raw[at + 7 : at + 7 + size]  # 1: whole, 2: first, 3: middle, 4: last
+        at += 7 + size
+        if kind in (1, 4) and at <= len(raw):
+            last = max(last, Record.FromString(record).history.step.num)
+    return last
+
+
 class _Trackio:
-    def __init__(self, run: Path, name: str, last: int, config: dict[str, Any]) -> None:
+    def __init__(self, run: Path, name: str, config: dict[str, Any]) -> None:
         import trackio
 
         with contextlib.redirect_stdout(sys.stderr):
             self.run = trackio.init(project=PROJECT, name=name, config=config, resume="allow")
         self.image = trackio.Image
-        # It writes in a thread, so what it holds after a kill only it knows; it says so nowhere else.
+        # What it holds it says nowhere else.
         self.last = self.run._next_step - 1
 
     def log(self, step: int, numbers: Numbers, sheets: Sheets) -> None:
@@ -136,7 +156,7 @@ class _Trackio:
             self.run.finish()
 
 
-_MAKE: dict[str, Callable[[Path, str, int, dict[str, Any]], Tracker]] = {
+_MAKE: dict[str, Callable[[Path, str, dict[str, Any]], Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
     "trackio": _Trackio,
@@ -161,22 +181,20 @@ class Tracking:
                 raise ConfigError(f"--track {name} needs {name}: pip install 'quadrivium[track]'")
         self.names, self.run, self.config, self.draw = names, run, config or {}, draw
         self.trackers: dict[str, Tracker] = {}
-        self.sent: dict[str, int] = {}
-        self.name = ""
         self.row: tuple[int, Numbers, Sheets] = (0, {}, {})
 
     def __enter__(self) -> Tracking:
         if not self.names:
             return self
+        path = self.run / "tracking.json"
         try:
-            noted = read_json(self.run / "tracking.json", "what trackers were sent")
-            self.name = str(noted["name"])
-            self.sent = {str(k): int(v) for k, v in noted["sent"].items()}
-        except (RunError, KeyError, TypeError, ValueError, AttributeError):
-            self.name = re.sub(r"[^\w-]+", "-", self.run.resolve().name)[:60] + "-" + secrets.token_hex(3)
-        for name in self.names:
-            with self._guarded(name):
-                self.trackers[name] = _MAKE[name](self.run, self.name, self.sent.get(name, 0), self.config)
+            name = str(read_json(path, "the name of a tracked run")["name"])
+        except (RunError, KeyError):
+            name = re.sub(r"[^\w-]+", "-", self.run.resolve().name)[:60] + "-" + secrets.token_hex(3)
+            write_json(path, {"name": name})
+        for tracker in self.names:
+            with self._guarded(tracker):
+                self.trackers[tracker] = _MAKE[tracker](self.run, name, self.config)
         metrics = self.run / "metrics.jsonl"
         for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
             self._add(json.loads(line))
@@ -212,10 +230,7 @@ class Tracking:
             with self._guarded(name):
                 if step > tracker.last:
                     tracker.log(step, numbers, sheets)
-                    self.sent[name] = tracker.last = step
-        if self.trackers:
-            with self._guarded(*self.trackers):
-                write_json(self.run / "tracking.json", {"name": self.name, "sent": self.sent})
+                    tracker.last = step
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.flush()
@@ -225,13 +240,12 @@ class Tracking:
         self.trackers.clear()
 
     @contextlib.contextmanager
-    def _guarded(self, *names: str) -> Iterator[None]:
+    def _guarded(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # network, disk, a server of another version: the libraries raise many types
-            for name in names:
-                self.trackers.pop(name, None)
-            self._warn(", ".join(names), error)
+            self.trackers.pop(name, None)
+            self._warn(name, error)
 
     def _warn(self, what: str, error: Exception) -> None:
         why = one_line(str(error) or type(error).__name__)

@@ -268,6 +268,7 @@ class _Loop:
         self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
         # The first loss, its running mean, bad batches in a row, and the best checkpoint: its step and its cost.
         self.state |= {"first": None, "usual": None, "bad": 0, "best": None, "cost": None}
+        self.state |= {"sums": {}}  # of what is logged next
         self.stop: str | None = None  # name of the signal that asked to leave
         if config.steps and not config.tokens and not config.minutes:
             self.state["steps"] = config.steps
@@ -284,8 +285,6 @@ class _Loop:
         config, state = self.config, self.state
         device = next(self.task.model.parameters()).device
         cast = autocast(config.precision, device)
-        began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
-        sums: dict[str, list[float]] = {}
         self.task.model.train()
         with (
             self._signals(),
@@ -293,6 +292,7 @@ class _Loop:
             ThreadPoolExecutor(1) as ahead,
             self.tracking,
         ):
+            began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
             pending = ahead.submit(self.task.batch, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
@@ -320,10 +320,10 @@ class _Loop:
                 state["computed"] += padded
                 self._plan()
                 for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())) if not bad else ():
-                    sums.setdefault(key, []).append(float(value))
+                    state["sums"].setdefault(key, []).append(float(value))
                 bar.update(min(self._progress(), bar.total) - bar.n)
                 if step % config.log_every == 0 or self._done():
-                    means = {k: sum(v) / len(v) for k, v in sums.items()}
+                    means = {k: sum(v) / len(v) for k, v in state["sums"].items()}
                     now = (time.monotonic(), state["positions"])
                     speed = (now[1] - shown[1]) / max(now[0] - shown[0], 1e-9) if shown[1] else 0.0
                     shown = now
@@ -337,7 +337,7 @@ class _Loop:
                         + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real",
                         refresh=False,
                     )
-                    sums = {}
+                    state["sums"] = {}
                 better = False
                 if self._due(config.eval_every, step) or self._done():
                     state["held"] = self.task.evaluate()

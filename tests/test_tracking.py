@@ -70,8 +70,7 @@ def read_wandb(run):
     """Rows of all offline folders: a log of records, 7 bytes of head each, in blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    numbers, sheets = [], []
-    for path in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
+    def records(path):
         raw, at, record = path.read_bytes(), 7, b""
         while at + 7 <= len(raw):
             if 32768 - at % 32768 < 7:
@@ -81,13 +80,20 @@ def read_wandb(run):
             record += raw[at + 7 : at + 7 + size]
             at += 7 + size
             if kind in (1, 4):  # whole, or its last part
-                history = Record.FromString(record).history
-                row = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in history.item}
-                step = row.pop("_step", None)
-                sheets += [(step, k.split(".")[0]) for k, v in row.items() if isinstance(v, dict) or k.endswith("._type")]
-                numbers += [((step, k), v) for k, v in row.items() if k.startswith(("train/", "held-out/"))]
+                yield Record.FromString(record)
                 record = b""
-    return numbers, sorted(set(sheets))
+
+    numbers, sheets = [], []
+    paths = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    began = time.monotonic()
+    while not any(r.HasField("exit") for r in records(paths[-1])) and time.monotonic() - began < 60:
+        time.sleep(0.1)  # its own process ends a little later
+    for record in (r for path in paths for r in records(path)):
+        row = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+        step = row.pop("_step", None)
+        sheets += [(step, k.split(".")[0]) for k in row if k.endswith("._type")]
+        numbers += [((step, k), v) for k, v in row.items() if k.startswith(("train/", "held-out/"))]
+    return numbers, sheets
 
 
 def read_trackio(run):
@@ -138,7 +144,7 @@ def test_a_killed_run_goes_on_in_the_same_place(name, data, tmp_path):
     process.wait()
     before = metrics.read_text().count('"loss"')
     assert 8 <= before < steps, "it was over before it was killed"
-    time.sleep(1.0 if name == "wandb" else 0.0)  # its own process ends by itself
+    time.sleep(1.5 if name == "wandb" else 0.0)  # the name of its folder has the second in it
     train(data, run, resume=True)  # what tracks it was said at the start
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == steps
     whole(name, run, timed=False)
@@ -196,10 +202,10 @@ def test_clocks_that_jump_do_not_turn_lives_round(data, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
     run, now = tmp_path / "run", time.time()
     train(data, run, "tensorboard")
-    for path in checkpoint.checkpoints(run / "checkpoints")[1:]:
+    for path in checkpoint.checkpoints(run / "checkpoints")[2:]:
         shutil.rmtree(path)
-    noted = json.loads((run / "tracking.json").read_text())
-    (run / "tracking.json").write_text(json.dumps({**noted, "sent": {"tensorboard": 6}}))  # killed before it noted more
+    for file in (run / "tensorboard").iterdir():  # a machine that died took the end along
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     monkeypatch.setattr(tracking.time, "time", lambda: now - 1e6)
     train(data, run, resume=True)
     whole("tensorboard", run, timed=False)

@@ -152,6 +152,18 @@ def test_a_run_with_contrast_resumes_exactly_and_is_read_back(data, tmp_path):
     assert read.config.contrast == ContrastConfig(0.3, layer=1) and read.sharpness.item() != 1
 
 
+def test_a_mean_that_a_checkpoint_cuts_is_logged_whole(data, tmp_path):
+    config = TrainConfig(steps=12, log_every=4, save_every=5, keep=9)
+    fit(task(data), config, tmp_path / "whole", progress=False)
+    fit(task(data), config, tmp_path / "cut", progress=False)
+    for path in checkpoint.checkpoints(tmp_path / "cut" / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    fit(task(data), config, tmp_path / "cut", resume=True, progress=False)
+    logs = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")]
+    timed = ("seconds", "positions_per_second")
+    assert len({json.dumps([{k: v for k, v in x.items() if k not in timed} for x in log]) for log in logs}) == 1
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, name, capsys):
     fit(task(data), TrainConfig(steps=9, save_every=4, keep=9), tmp_path, progress=False)

@@ -58,11 +58,12 @@ def _opened(tar: Path) -> tarfile.TarFile:
         raise ItemError(str(error) or type(error).__name__) from None
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo | ItemError]:
+    """Members, and at last what keeps from reading on."""
     try:
         yield from archive
     except Exception as error:  # likewise
-        raise ItemError(str(error) or type(error).__name__) from None
+        yield ItemError(str(error) or type(error).__name__)
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
@@ -70,6 +71,10 @@ def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, list[tuple[str, ta
     key = ""
     found: list[tuple[str, tarfile.TarInfo]] = []
     for member in _members(archive):
+        if isinstance(member, ItemError):
+            if found:
+                yield key, found
+            raise member
         folder, _, file = member.name.rpartition("/")
         stem, _, ending = file.partition(".")
         if not member.isreg() or not stem or stem == "__MACOSX":
