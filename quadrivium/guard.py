@@ -197,19 +197,17 @@ class Guard:
                 raise Refused(413, f"That is more than the {most:,} bytes that the page takes.")
             return message
 
-        if path != _UPLOAD:
-            await self.app(scope, await self._read_join(bounded) if path == _JOIN else bounded, send)
-            return
-        if self.uploading >= 4 or self._taken() + int(length) > self.limits.room:
+        upload = path == _UPLOAD
+        if upload and (self.uploading >= 4 or self._taken() + int(length) > self.limits.room):
             raise Refused(503, "Too many uploads at once; please try again in a moment.", [("retry-after", "10")])
-        self.uploading += 1
+        self.uploading += upload
         try:
             async with asyncio.timeout(self.limits.seconds):
-                await self.app(scope, bounded, send)
+                await self.app(scope, await self._read_join(bounded) if path == _JOIN else bounded, send)
         except TimeoutError:
-            raise Refused(408, "The upload took too long.") from None
+            raise Refused(408, "The request took too long.") from None
         finally:
-            self.uploading -= 1
+            self.uploading -= upload
 
     def _taken(self) -> int:
         """Bytes that uploads take, each at least what its folder and its name are worth."""
@@ -218,13 +216,12 @@ class Guard:
     async def _read_join(self, receive: Receive) -> Receive:
         """Read what is asked, note whose it is, and give it again, with no file in it but one that was uploaded."""
         parts, more = [], True
-        async with asyncio.timeout(30):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "The visitor left.")
-                parts.append(message.get("body", b""))
-                more = message.get("more_body", False)
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "The visitor left.")
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
         try:
             asked = json.loads(b"".join(parts))
             self._check_files(asked)

@@ -654,7 +654,7 @@ def application(player: Player, config: WebConfig, folder: Path) -> Guard:
             pwa=False,
             mcp_server=False,
             theme=theme,
-            css=_CSS,
+            head=f"<style>{_CSS}</style>",  # as it stands; what is given as css is made to count inside the page alone
         )
     password = config.password or os.environ.get("QUADRIVIUM_PASSWORD", "")
     hosts = LOOPBACK if config.host in LOOPBACK else frozenset()

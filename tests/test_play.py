@@ -389,6 +389,14 @@ def test_bodies_uploads_and_visitors_have_limits(inner, tmp_path):
     assert status == 503 and b"retry-after" in headers and b"please" in body
 
 
+def test_requests_that_take_too_long_are_ended(tmp_path):
+    async def app(scope, receive, send):
+        await asyncio.sleep(60)
+
+    guard = Guard(app, tmp_path, WebLimits(seconds=1))
+    assert call(guard, f"{API}/upload", "POST", body=b"x")[0] == 408 and guard.uploading == guard.under_way == 0
+
+
 def test_no_file_is_asked_for_but_one_that_was_uploaded(inner, tmp_path):
     temp = tmp_path / "temp"
     (temp / "hash").mkdir(parents=True)
