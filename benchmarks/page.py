@@ -135,9 +135,10 @@ class Page:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         decoders = 0
         for task in (folder / "task").iterdir():
-            for child in (task / "children").read_text().split():
-                found = re.search(r"VmRSS:\s+(\d+)", (Path("/proc") / child / "status").read_text())
-                decoders += int(found[1]) if found else 0
+            with contextlib.suppress(OSError):  # a thread or a decoder that has just ended
+                for child in (task / "children").read_text().split():
+                    found = re.search(r"VmRSS:\s+(\d+)", (Path("/proc") / child / "status").read_text())
+                    decoders += int(found[1]) if found else 0
         return {
             "megabytes": int(status["VmRSS"].split()[0]) // 1024,
             "threads": int(status["Threads"]),

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from quadrivium.errors import ConfigError
 
@@ -40,6 +40,7 @@ _ASSET = re.compile(r"/(assets|svelte|static)(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
 _JOIN, _DATA, _UPLOAD, _CANCEL = (f"{_API}/{x}" for x in ("queue/join", "queue/data", "upload", "cancel"))
 _QUERIES = {_DATA: "session_hash", _UPLOAD: "upload_id"}
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _HEADERS = {
     # Scripts in the page and what they compile are the framework's way; nothing comes from, or goes to, any other host.
     "content-security-policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; "
@@ -147,8 +148,8 @@ class Guard:
     def _check_host(self, headers: dict[str, str]) -> None:
         """A page elsewhere can make a browser call this one, under this one's name or its own; neither is let in."""
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", host) else None
-        if name is None or (self.hosts and name not in self.hosts):
+        name = _HOST.fullmatch(host)
+        if name is None or (self.hosts and name["name"].strip("[]") not in self.hosts):
             raise Refused(403, "The page is not served under this name.")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
@@ -185,7 +186,7 @@ class Guard:
         """A request with a body, read up to its limit."""
         most = self.limits.upload_bytes + 10_000 if path == _UPLOAD else 200_000
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > most:
+        if not re.fullmatch("[0-9]{1,12}", length) or int(length) > most:
             raise Refused(413, f"That is more than the {most:,} bytes that the page takes.")
         seen = 0
 

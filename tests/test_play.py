@@ -26,7 +26,7 @@ from quadrivium.errors import ConfigError, RunError
 from quadrivium.evaluate import bits, token_bits
 from quadrivium.export import export_full
 from quadrivium.generate import Sampling
-from quadrivium.guard import Guard, WebLimits
+from quadrivium.guard import LOOPBACK, Guard, WebLimits
 from quadrivium.library import draw
 from quadrivium.play import Desk, Full, Left, Overdue, Player, WebConfig, application, colours, examples, pieces
 from quadrivium.prepare import prepare
@@ -344,7 +344,9 @@ def test_the_page_exists_and_loads_nothing_from_elsewhere(inner, tmp_path):
 def test_other_names_and_other_pages_are_not_let_in(inner, tmp_path):
     guard = Guard(inner, tmp_path, WebLimits(), frozenset({"127.0.0.1", "localhost"}))
     assert call(guard, "/", headers={"host": "evil.example:7860"})[0] == 403
-    assert call(guard, "/", headers={"host": "127.0.0.1@evil.example"})[0] == 403
+    for host in ("127.0.0.1@evil.example", "[::1", "[", "", ":7860", "127.0.0.1:x", "a" * 999, "localhost, evil.example"):
+        assert call(guard, "/", headers={"host": host})[0] == 403, host
+    assert call(Guard(inner, tmp_path, WebLimits(), LOOPBACK), "/", headers={"host": "[::1]:7860"})[0] == 200
     join = {"method": "POST", "body": b'{"session_hash": "a"}'}
     assert call(guard, f"{API}/queue/join", headers={"origin": "http://evil.example"}, **join)[0] == 403
     assert call(guard, f"{API}/queue/join", headers={"origin": "null"}, **join)[0] == 403
@@ -375,7 +377,8 @@ def test_bodies_uploads_and_visitors_have_limits(inner, tmp_path):
     assert call(guard, f"{API}/upload", "POST", body=b"x" * 40_000)[0] == 200
     assert call(guard, f"{API}/upload", "POST", body=b"x" * 70_000)[0] == 413
     assert call(guard, f"{API}/upload", "POST", headers={"content-length": "99999999"})[0] == 413
-    assert call(guard, f"{API}/upload", "POST", headers={"content-length": "-1"})[0] == 413
+    for length in ("-1", "x", "", "9" * 5000):
+        assert call(guard, f"{API}/upload", "POST", headers={"content-length": length})[0] == 413
     assert call(guard, f"{API}/queue/join", "POST", body=b'{"session_hash": "a"}' + b" " * 300_000)[0] == 413
     assert call(guard, f"{API}/queue/join", "POST", body=b"[]")[0] == 400
     for i in range(2):
@@ -429,6 +432,22 @@ def test_visitors_who_never_listen_are_forgotten(inner, tmp_path):
     guard = Guard(inner, tmp_path, WebLimits())
     call(guard, f"{API}/queue/join", "POST", body=b'{"data": [], "session_hash": "abc"}')
     assert guard.silent(60) == [] and guard.silent(-1) == ["abc"] and guard.silent(-1) == []
+
+
+@given(st.text("abc/.%=?_\\\x00é", max_size=30), st.binary(max_size=40), st.binary(max_size=30))
+def test_whatever_is_asked_is_answered(path, body, header):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(app, Path("/nowhere"), WebLimits(), LOOPBACK, "word")
+    for where in ("/" + path, f"{API}/queue/join", f"{API}/queue/data"):
+        for headers in (
+            {"authorization": "Basic OndvcmQ=", "host": "localhost"},
+            dict.fromkeys(("host", "origin"), header.decode("latin-1")),
+        ):
+            assert call(guard, where, "POST" if body else "GET", headers, body, header)[0] in (200, 400, 401, 403, 404, 413)
 
 
 # ------------------------------------------------------------------------------------------------------------- a visit
