@@ -69,8 +69,9 @@ def read(page):
 
 
 def fenced(page):
-    """(language, text) of every fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL)
+    """(language, text) of every fenced block; a command that goes on in the next line is one line."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL)
+    return [(kind, text if kind else re.sub(r"\\\n\s*", "", text)) for kind, text in found]
 
 
 def blocks(page, kind):
