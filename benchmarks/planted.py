@@ -1,0 +1,181 @@
+"""Is the verdict of `quadrivium transfer` right where the truth is known? Real small runs on data sets with a planted answer.
+
+    python benchmarks/planted.py --out runs/planted
+
+    sight     every name has a colour. Pictures show it and captions give the name alone; documents tell it of some names, and
+              held-out documents are about others. What text can gain, only pictures hold: visual profit.
+    caption   as above, but captions tell the colour and pictures show another one, drawn anew: caption profit.
+    compute   documents of one made-up language, of which a run reads less than half. Captions are more of it, under pictures of
+              nothing: text alone that reads as much gains as much: compute or regularisation profit.
+    null-0 .. pictures of nothing, without captions, beside documents that say nothing of them: none detected.
+
+For sight it also prints how often text alone gives the colour of a name that no training document tells it of; chance .25.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from quadrivium import evaluate, transfer
+from quadrivium.ask import credit
+from quadrivium.checkpoint import Run
+from quadrivium.data.language import invent_names
+from quadrivium.data.mixture import MixtureConfig
+from quadrivium.data.shards import Dataset, write_json
+from quadrivium.data.sources import ReadOptions
+from quadrivium.model import ModelConfig
+from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.sequence import text
+from quadrivium.train import TrainConfig
+from quadrivium.transfer import MAIN, TransferConfig, possible, run_transfer
+from quadrivium.visual import VisualConfig
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 70, 220), "yellow": (230, 210, 40)}
+EXPECTED = {"sight": "visual profit", "caption": "caption profit", "compute": "compute or regularisation profit"}
+PREPARE = PrepareConfig(
+    read=ReadOptions(size=16),
+    vocab=1200,
+    visual=VisualConfig(levels=(4, 4), width=8, encoder_depth=0, decoder_depth=1),
+    visual_train=TrainConfig(steps=60, lr=4e-3),
+    visual_batch=16,
+    held=0.3,
+)
+CONFIG = TransferConfig(
+    model=ModelConfig(layers=1, width=32, heads=2, patch=4),
+    mixture=MixtureConfig(positions=400, context=32),
+    train=TrainConfig(steps=200, lr=5e-3, warmup=10, eval_every=10**6),
+    text=1.0,
+)
+# To compose name -> look -> word takes more than to hear a word.
+SIGHT = replace(
+    CONFIG,
+    model=replace(CONFIG.model, width=64),
+    mixture=replace(
+        CONFIG.mixture, positions=500, weights=(("t2t", 1.0), ("t2v", 0.5), ("v2t", 2.0), ("v2v", 0.0), ("tv2v", 0.0))
+    ),
+    train=replace(CONFIG.train, steps=1200, lr=8e-3),
+)
+
+
+def tile(colour: str | None, rng: random.Random) -> Image.Image:
+    """A picture of a colour, or of nothing: 16 x 16 pixels of noise."""
+    noise = np.random.default_rng(rng.getrandbits(32))
+    if colour is None:
+        return Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8))
+
+
+def write(folder: Path, documents: list[str], pictures: list[tuple[Image.Image, str]]) -> None:
+    """A folder as a user has it: documents, and pictures with captions or without."""
+    for part in ("text", "pictures"):
+        (folder / part).mkdir(parents=True)
+    lines = (json.dumps({"text": document}) + "\n" for document in documents)
+    (folder / "text" / "documents.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = []
+    for i, (picture, caption) in enumerate(pictures):
+        picture.save(folder / "pictures" / f"{i:05d}.png")
+        rows.append({"file_name": f"{i:05d}.png", "text": caption})
+    (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+def facts(folder: Path, seed: int, told: bool, names: int, each: int) -> None:
+    """Names and their colours: in pictures, or (``told``) in captions under pictures of other colours."""
+    rng = random.Random(f"planted/{seed}")
+    colour = {name: rng.choice(list(COLOURS)) for name, _ in invent_names(rng, names)}
+    # A document a name: those that are held out tell of names whose colour no other document tells.
+    documents = [f"{name} {c}" for name, c in colour.items()] + [f"{name}" for name in colour for _ in range(2)]
+    pictures = []
+    for name, c in colour.items():
+        for _ in range(each):
+            pictures.append((tile(rng.choice(list(COLOURS)), rng), f"{name} {c}") if told else (tile(c, rng), name))
+    rng.shuffle(documents)
+    rng.shuffle(pictures)
+    write(folder, documents, pictures)
+
+
+def language(folder: Path, seed: int, documents: int, captions: int, bare: int) -> None:
+    """Texts of a made-up language, each word likely after some others; captions of it, or none, under pictures of nothing."""
+    rng = random.Random(f"language/{seed}")
+    words = [name for name, _ in invent_names(rng, 60)]
+    after = {w: rng.sample(words, 4) for w in words}
+
+    def sentence() -> str:
+        said = [rng.choice(words)]
+        while len(said) < 8:
+            said.append(rng.choice(after[said[-1]]))
+        return " ".join(said)
+
+    pictures = [(tile(None, rng), sentence() if i < captions else "") for i in range(captions + bare)]
+    write(folder, [sentence() for _ in range(documents)], pictures)
+
+
+def make(name: str, folder: Path, seed: int) -> None:
+    if name in ("sight", "caption"):
+        facts(folder, seed, name == "caption", *((120, 4) if name == "caption" else (100, 6)))
+    elif name == "compute":
+        language(folder, seed, 3000, 1000, 0)
+    else:
+        language(folder, seed, 1500, 0, 300)
+
+
+def judge(name: str, out: Path, seeds: int, number: int = 0) -> dict:
+    """Make the data set, run what is missing of its grid, and return its verdict."""
+    folder = out / name
+    if not (folder / "source").exists():
+        make(name, folder / "source", number)
+    prepare([folder / "source"], folder / "data", PREPARE, progress=False)
+    config = SIGHT if name == "sight" else CONFIG
+    (folder / "samples").mkdir(exist_ok=True)  # so that none are drawn
+    arms = [a for a in possible(Dataset(folder / "data"), config) if a in MAIN]
+    for arm in arms:
+        for seed in range(seeds):
+            if not (folder / "cells" / f"{arm}-seed-{seed}.json").exists():
+                # In this process: to start one takes longer than the cell.
+                transfer._cell(folder, folder / "data", config, arm, seed)
+    return run_transfer([folder / "data"], folder, config, range(seeds), arms, progress=False)
+
+
+def known(folder: Path, arm: str, seed: int) -> float:
+    """Share of held-out documents "NAME COLOUR" whose colour is the likeliest of all after the name, by text alone."""
+    run = Run(folder / f"seed-{seed}" / arm)
+    source = next(s for s in Dataset(folder / "data").sources if not s.frames.any())
+    texts = [run.text.decode(source.text(int(i), 0)).split() for i in np.flatnonzero(source.held)]
+    told = [words for words in texts if len(words) == 2]
+    rows = [(text(run.text.document(f"{name} {colour}"), wanted=True),) for name, _ in told for colour in COLOURS]
+    costs = evaluate.bits(run.model, rows).reshape(len(told), -1)
+    return float(credit(-costs, np.array([list(COLOURS).index(colour) for _, colour in told])).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/planted"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--nulls", type=int, default=5)
+    parser.add_argument("--only", nargs="*")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = {}
+    for name in options.only or [*EXPECTED, *(f"null-{i}" for i in range(options.nulls))]:
+        found = judge(name, options.out, options.seeds, int(name.partition("-")[2] or 0))
+        rows[name] = {"verdict": found["verdict"]["words"], "expected": EXPECTED.get(name, transfer.NONE),
+                      "gains": {a: [g["mean"], g["low"], g["high"]] for a, g in found["gains"].items()},
+                      "bits": {a: r["bits_per_byte"] for a, r in found["arms"].items()}}  # fmt: skip
+        gains = ", ".join(f"{a} {g[0]:+.3f} ({g[1]:+.3f} to {g[2]:+.3f})" for a, g in rows[name]["gains"].items())
+        if name == "sight":
+            right = {a: np.mean([known(options.out / name, a, s) for s in range(options.seeds)]) for a in found["arms"]}
+            rows[name]["colours known"] = right
+            print("colours known by text alone: " + ", ".join(f"{a} {r:.2f}" for a, r in right.items()))
+        print(f"{name}: {rows[name]['verdict']} (planted: {rows[name]['expected']}); four is better than {gains}", flush=True)
+    write_json(options.out / "planted.json", rows)
+
+
+if __name__ == "__main__":
+    main()
