@@ -61,6 +61,8 @@ HOUSE = (
     "demo",
     "transfer",
     "report",
+    "peers",
+    "bench",
     "cli",
 )
 
@@ -119,6 +121,7 @@ def test_the_commands_are_frozen():
         "transfer",
         "report",
         "export",
+        "bench",
     ]
 
 
