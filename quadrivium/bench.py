@@ -1,7 +1,8 @@
 """`quadrivium bench`: speed beside other people's models, in one run.
 
 Everything of a part is built first and warmed up; then one round after the other runs each once, in alternation, so that
-whatever else the machine does falls on all alike. Beside seconds stands processor time, which counts what was computed and not
+whatever else the machine does falls on all alike. Other people's models run in a process of their own, with torch's settings as
+they come, since ours are settings of a process. Beside seconds stands processor time, which counts what was computed and not
 what was waited for: on a machine that is busy it is the number to read. Medians and quartiles are over rounds.
 
     train WIDTH        a full step (forward, backward, clip, AdamW) on a batch of four routes; ours includes packing the batch
@@ -25,6 +26,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -38,17 +41,17 @@ import quadrivium
 from quadrivium.config import to_dict
 from quadrivium.data.shards import write_json
 from quadrivium.data.world import WorldConfig, write_world
-from quadrivium.errors import ConfigError
+from quadrivium.errors import ConfigError, RunError
 from quadrivium.export import export_text
 from quadrivium.generate import Sampling, generate
 from quadrivium.harness import language_model
 from quadrivium.huggingface import config_of, weights_of
 from quadrivium.model import Batch, Model, ModelConfig, Sharing
-from quadrivium.peers import PEERS, Size, count, matched, qwen_generate, qwen_of
+from quadrivium.peers import PEERS, Peer, Size, count, matched, qwen_of
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.sequence import Sequence, frames, pack, text
 from quadrivium.text import TextTokenizer
-from quadrivium.train import TrainConfig, autocast, make_optimizers
+from quadrivium.train import TrainConfig, autocast, make_optimizers, tune
 
 Part = Literal["train", "generate", "score", "prepare", "world"]
 CEILING = "matrix products alone"
@@ -69,6 +72,7 @@ class BenchConfig:
     items: int = 100  # forced-choice questions a round
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     peers: bool = True  # without them, ours and the ceiling alone
+    tuned: bool = False  # peers too get the settings of a process that ours has: memory kept, oneDNN's products in fp32
     rounds: int = 15  # at most
     minutes: float = 10.0  # after which no further round begins; every part has at least three
     threads: int = 1
@@ -90,7 +94,8 @@ class Case:
     name: str
     precision: str
     unit: str
-    run: Callable[[], float]
+    run: Callable[[], float] | None  # None: there is nothing to run, and the note says why
+    theirs: bool = False
     parameters: int = 0
     active: int = 0  # of them, those that one position meets in products
     flops: float = 0.0  # floating-point operations of a unit
@@ -105,16 +110,16 @@ def spent() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def measure(case: Case, device: str) -> None:
-    """Run a case once and keep its speed."""
+def measure(case: Case, device: str) -> tuple[float, float]:
+    """Run a case once: units a second of processor time, and units a second."""
+    assert case.run is not None
     if device == "cuda":
         torch.cuda.synchronize()
     cpu, wall = spent(), time.perf_counter()
     done = case.run()
     if device == "cuda":
         torch.cuda.synchronize()
-    case.wall.append(done / (time.perf_counter() - wall))
-    case.cpu.append(done / max(spent() - cpu, 1e-9))
+    return done / max(spent() - cpu, 1e-9), done / (time.perf_counter() - wall)
 
 
 # --- training ---
@@ -220,112 +225,119 @@ def _ceiling(shapes: list[tuple[int, int, int]], precision: str, device: str) ->
     return run
 
 
-def _training(config: BenchConfig, width: int, device: str) -> Iterator[Case]:
-    part = f"train {width}"
-    size = Size(width, config.layers, width // 32, batch=config.batch)
+def _ours_training(config: BenchConfig, width: int, folder: Path, device: str) -> Iterator[Case]:
+    part, size = f"train {width}", _size(config, width)
     sequences = four_routes(size, np.random.default_rng(0))
+    batch = Batch.of(pack(sequences), device)
     parameters = 0
     for sharing in get_args(Sharing):
         model = ours(size, sharing, parameters).to(device)
         parameters = parameters or count(model)
 
         def loss(model: Model = model) -> Tensor:
-            batch = Batch.of(pack(sequences), device)
-            text, codes = model.nats(batch)
+            text, codes = model.nats(Batch.of(pack(sequences), device))
             return (text.sum() + codes.sum() / codes.shape[1]) / (len(text) + len(codes))
 
-        batch = Batch.of(pack(sequences), device)
         shapes = products(model, batch)
         work = 6.0 * sum(n * i * o for n, i, o in shapes)
-        active = round(work / 6 / batch.positions)
+        active, flops = round(work / 6 / batch.positions), (work + _attended(model, batch)) / batch.positions
         for precision in config.precisions:
-            if sharing == get_args(Sharing)[0]:
+            if model.config.sharing == get_args(Sharing)[0]:
                 yield Case(part, CEILING, precision, "flop", _ceiling(shapes, precision, device), flops=1.0)
-            yield Case(
-                part,
-                f"ours, {sharing}",
-                precision,
-                "position",
-                _counted(_step(model, loss, precision, device), batch.positions),
-                count(model),
-                active,
-                (work + _attended(model, batch)) / batch.positions,
-            )
-    for peer in PEERS if config.peers else ():
-        try:
-            module = matched(lambda hidden, peer=peer: peer.build(size, hidden), parameters).to(device)  # type: ignore[misc]
-        except ImportError as error:
-            yield _absent(part, peer.name, peer.package, error)
+            run = _counted(_step(model, loss, precision, device), batch.positions)
+            yield Case(part, f"ours, {sharing}", precision, "position", run, False, count(model), active, flops)
+
+
+def _their_training(config: BenchConfig, width: int, folder: Path, device: str) -> Iterator[Case]:
+    part, size = f"train {width}", _size(config, width)
+    parameters = count(ours(size, "all"))
+    for peer in PEERS:
+        module = _built(peer, size, parameters)
+        if isinstance(module, str):
+            yield Case(part, peer.name, "-", "position", None, True, note=module)
             continue
-        theirs = peer.loss(module, size, device)
+        loss = peer.loss(module.to(device), size, device)
         for precision in config.precisions:
-            run = _counted(_step(module, theirs, precision, device), peer.positions(size))
-            yield Case(part, peer.name, precision, "position", run, count(module))
+            run = _counted(_step(module, loss, precision, device), peer.positions(size))
+            yield Case(part, peer.name, precision, "position", run, True, count(module))
 
 
-def _absent(part: str, name: str, package: str, error: ImportError) -> Case:
-    why = "pip install 'quadrivium[bench]'" if error.name in (None, package.replace("-", "_")) else str(error)
-    return Case(part, name, "-", "", lambda: 0.0, note=f"not installed: {why}")
+def _size(config: BenchConfig, width: int) -> Size:
+    return Size(width, config.layers, width // 32, batch=config.batch)
+
+
+def _built(peer: Peer, size: Size, parameters: int) -> nn.Module | str:
+    """A peer's model of so many parameters, or why there is none."""
+    try:
+        return matched(lambda hidden: peer.build(size, hidden), parameters)
+    except ImportError as error:
+        own = (error.name or "").split(".")[0] == peer.package.replace("-", "_")
+        return "not installed: pip install 'quadrivium[bench]'" if own else f"does not import: {error}"
 
 
 # --- generation ---
 
 
-def _generation(config: BenchConfig, rows: int, device: str) -> Iterator[Case]:
-    part = f"generate {rows}"
-    width = config.widths[0]
-    size = Size(width, config.layers, width // 32)
-    prompt = np.random.default_rng(0).integers(0, size.vocab, (rows, config.prompt))
-    given: list[Sequence] = [(text(p),) for p in prompt]
-    model = ours(size, "all").eval().to(device)
-    ids = torch.from_numpy(prompt).to(device)
+def _ours_generation(config: BenchConfig, rows: int, folder: Path, device: str) -> Iterator[Case]:
+    part, given = f"generate {rows}", _prompts(config, rows)
+    model = ours(_size(config, config.widths[0]), "all").eval().to(device)
     side = max(2, round(config.more**0.5))
     seer = Model(replace(model.config, rows=side, columns=side)).eval().to(device)
-    greedy = Sampling(temperature=0.0, max_ids=config.more)
-    parameters = count(model)
-
-    def words(network: Model) -> list[np.ndarray]:
-        return generate(network, given, "text", end=-1, sampling=greedy, batch=rows)  # -1: no id ends a text
-
-    def told(network: Model) -> Callable[[], float]:
-        return lambda: sum(map(len, words(network)))
-
-    def drawn(network: Model) -> Callable[[], float]:
-        return lambda: sum(f.size for f in generate(network, given, "frames", end=-1, sampling=greedy, batch=rows))
-
+    sampling = Sampling(temperature=0.0, max_ids=config.more)
     for precision in config.precisions:
         one, two = (m if precision == "fp32" else _low(m) for m in (model, seer))
-        yield Case(part, "ours, text", precision, "id", told(one), parameters)
-        yield Case(part, "ours, frames", precision, "code", drawn(two), count(seer))
-    if not config.peers:
-        return
-    try:
-        qwen = qwen_of(config_of(model, 0), weights_of(model)).to(device)
-    except ImportError as error:
-        yield _absent(part, "transformers Qwen3", "transformers", error)
-    else:
-        same = np.array_equal(qwen_generate(qwen, ids, config.more).cpu().numpy(), np.stack(words(model)))
-        note = "our weights, the same ids" if same else "our weights, other ids where two are nearly as likely"
-        for precision in config.precisions:
-            low = qwen if precision == "fp32" else _low(qwen)
-            yield Case(
-                part,
-                "transformers Qwen3",
-                precision,
-                "id",
-                _continued(low, qwen_generate, ids, config.more),
-                count(qwen),
-                note=note,
-            )
+
+        def told(network: Model = one) -> float:
+            return sum(map(len, generate(network, given, "text", end=-1, sampling=sampling, batch=rows)))  # no id ends a text
+
+        def drawn(network: Model = two) -> float:
+            return sum(f.size for f in generate(network, given, "frames", end=-1, sampling=sampling, batch=rows))
+
+        yield Case(part, "ours, text", precision, "id", told, False, count(one))
+        yield Case(part, "ours, frames", precision, "code", drawn, False, count(two))
+
+
+def _their_generation(config: BenchConfig, rows: int, folder: Path, device: str) -> Iterator[Case]:
+    part, size, given = f"generate {rows}", _size(config, config.widths[0]), _prompts(config, rows)
+    ids = torch.from_numpy(np.stack([g[0].data for g in given])).to(device)
+    model = ours(size, "all").eval().to(device)
+    parameters = count(model)
+
+    def case(name: str, precision: str, module: nn.Module, generating: Callable[..., Tensor], note: str = "") -> Case:
+        def run() -> float:
+            with torch.no_grad(), _silent():
+                generating(module, ids, config.more)
+            return len(ids) * config.more
+
+        return Case(part, name, precision, "id", run, True, count(module), note=note)
+
     for peer in PEERS:
-        if peer.generate is None or peer.package == "transformers":
+        if peer.generate is None:
+            continue
+        if peer.package != "transformers":
+            module = _built(peer, size, parameters)
+            if isinstance(module, str):
+                yield Case(part, peer.name, "-", "id", None, True, note=module)
+            else:
+                yield case(peer.name, "fp32", module.eval().to(device), peer.generate)
             continue
         try:
-            module = matched(lambda hidden, peer=peer: peer.build(size, hidden), parameters).eval().to(device)  # type: ignore[misc]
+            qwen = qwen_of(config_of(model, 0), weights_of(model)).to(device)
         except ImportError as error:
-            yield _absent(part, peer.name, peer.package, error)
+            yield Case(part, peer.name, "-", "id", None, True, note=f"does not import: {error}")
             continue
-        yield Case(part, peer.name, "fp32", "id", _continued(module, peer.generate, ids, config.more), count(module))
+        sampling = Sampling(temperature=0.0, max_ids=config.more)
+        with torch.no_grad():
+            theirs = peer.generate(qwen, ids, config.more).cpu().numpy()
+        same = np.mean(theirs == np.stack(generate(model, given, "text", end=-1, sampling=sampling, batch=rows)))
+        for precision in config.precisions:
+            low = qwen if precision == "fp32" else _low(qwen)
+            yield case(peer.name, precision, low, peer.generate, f"our weights; {same:.0%} of the ids are ours")
+
+
+def _prompts(config: BenchConfig, rows: int) -> list[Sequence]:
+    drawn = np.random.default_rng(0).integers(0, Size.vocab, (rows, config.prompt))
+    return [(text(p),) for p in drawn]
 
 
 def _low(model: Any) -> Any:
@@ -333,15 +345,6 @@ def _low(model: Any) -> Any:
     import copy
 
     return copy.deepcopy(model).to(torch.bfloat16)
-
-
-def _continued(model: Any, generate: Callable[[Any, Tensor, int], Tensor], prompt: Tensor, more: int) -> Callable[[], float]:
-    def run() -> float:
-        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # progress bars of theirs
-            generate(model, prompt, more)
-        return len(prompt) * more
-
-    return run
 
 
 # --- forced choice ---
@@ -356,65 +359,74 @@ def _choices(n: int) -> list[tuple[str, list[str]]]:
     return [(q.beginning, [*q.options[:3], other.options[0] + other.options[1]]) for q, other in zip(asked, more, strict=True)]
 
 
-def _scoring(config: BenchConfig, folder: Path, device: str) -> Iterator[Case]:
-    width = config.widths[0]
+def _asked(config: BenchConfig, device: str) -> tuple[Any, list[Any]]:
+    """A run with an untrained model, and requests to lm-eval: four answers to every question. Raises ImportError."""
+    from lm_eval.api.instance import Instance
+
     asked = _choices(config.items)
     tokenizer = TextTokenizer.train([b + a for b, answers in asked for a in answers], 512)
-    size = Size(width, config.layers, width // 32, vocab=tokenizer.size)
-    model = ours(size, "all").eval().to(device)
-    run: Any = SimpleNamespace(model=model, text=tokenizer, folder=folder, config={}, step=0)
+    size = replace(_size(config, config.widths[0]), vocab=tokenizer.size)
+    run = SimpleNamespace(model=ours(size, "all").eval().to(device), text=tokenizer, folder=Path("bench"), config={}, step=0)
+    pairs = [(beginning, answer) for beginning, answers in asked for answer in answers]
+    return run, [Instance("loglikelihood", {}, pair, i // 4) for i, pair in enumerate(pairs)]
+
+
+def _ours_scoring(config: BenchConfig, number: int, folder: Path, device: str) -> Iterator[Case]:
     try:
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
+        run, requests = _asked(config, device)
     except ImportError:
-        yield Case("score", "lm-eval, one by one", "-", "", lambda: 0.0, note="not installed: pip install 'quadrivium[eval]'")
+        yield Case(
+            "score", "ours, in memory", "-", "item", None, note="lm-eval is not installed: pip install 'quadrivium[eval]'"
+        )
         return
-    mine = language_model(run)
-    requests = [
-        Instance("loglikelihood", {}, (beginning, answer), i)
-        for i, (beginning, answers) in enumerate(asked)
-        for answer in answers
-    ]
+    scorer = language_model(run)
+    score = lambda: len(scorer.loglikelihood(requests, disable_tqdm=True)) / 4  # noqa: E731
+    yield Case("score", "ours, in memory", "fp32", "item", score, False, count(run.model))
 
-    def score(scorer: Any) -> list[float]:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return [value for value, _ in scorer.loglikelihood(requests)]
 
-    def scored(scorer: Any) -> Callable[[], float]:
-        return lambda: len(score(scorer)) / 4
+def _their_scoring(config: BenchConfig, number: int, folder: Path, device: str) -> Iterator[Case]:
+    try:
+        from lm_eval.models.huggingface import HFLM
 
-    yield Case("score", "ours, in memory", "fp32", "item", scored(mine), count(model))
-    if not config.peers:
+        run, requests = _asked(config, device)
+    except ImportError:
         return
-    if not (folder / "text").exists():
-        export_text(run, folder / "text")
-    theirs = {b: HFLM(str(folder / "text"), batch_size=b, device=device, dtype="float32") for b in (1, 16)}
-    off = max(abs(a - b) for a, b in zip(score(mine), score(theirs[1]), strict=True))
-    for size_of, scorer in theirs.items():
-        name = "lm-eval on the export, " + ("one by one" if size_of == 1 else f"{size_of} at a time")
-        note = f"largest difference {off:.1e} nats" if size_of == 1 else ""
-        yield Case("score", name, "fp32", "item", scored(scorer), count(model), note=note)
+    export_text(run, folder / "text")
+    mine = [value for value, _ in language_model(run).loglikelihood(requests, disable_tqdm=True)]
+    for batch in (1, 16):
+        scorer: Any = HFLM(str(folder / "text"), batch_size=batch, device=device, dtype="float32")
+        theirs = [value for value, _ in scorer.loglikelihood(requests, disable_tqdm=True)]
+        off = max(abs(a - b) for a, b in zip(mine, theirs, strict=True))
+        name = "lm-eval on the export, " + ("one by one" if batch == 1 else f"{batch} at a time")
+
+        def score(scorer: Any = scorer) -> float:
+            return len(scorer.loglikelihood(requests, disable_tqdm=True)) / 4
+
+        yield Case("score", name, "fp32", "item", score, True, count(run.model), note=f"largest difference {off:.1e} nats")
 
 
 # --- data ---
 
+_SMALL = WorldConfig(clips=60, told=20, stills=60, narrations=300, processes=1)
 
-def _data(config: BenchConfig, part: Part, folder: Path) -> Iterator[Case]:
-    small = WorldConfig(clips=60, told=20, stills=60, narrations=300, processes=1)
 
-    def world() -> float:
+def _world(config: BenchConfig, number: int, folder: Path, device: str) -> Iterator[Case]:
+    small = replace(_SMALL, clips=60, told=0, stills=0, narrations=0)
+
+    def write() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out, _silent():
-            write_world(replace(small, told=0, stills=0, narrations=0), Path(out) / "world", progress=False)
+            write_world(small, Path(out) / "world", progress=False)
         return small.clips
 
-    if part == "world":
-        yield Case("world", "clips of 8 frames", "-", "clip", world)
-        return
+    yield Case("world", "clips of 8 frames", "-", "clip", write)
+
+
+def _prepare(config: BenchConfig, number: int, folder: Path, device: str) -> Iterator[Case]:
     source, first = folder / "world", folder / "first"
     recipe = PrepareConfig(vocab=1024, visual_train=TrainConfig(steps=30))
     with _silent():
         if not source.exists():
-            write_world(small, source, progress=False)
+            write_world(_SMALL, source, progress=False)
         data = prepare([source], first, recipe, progress=False)
     known = replace(recipe, text_tokenizer=first / "tokenizers" / "text", visual_tokenizer=first / "tokenizers" / "visual")
     size = {
@@ -440,6 +452,16 @@ def _silent() -> Iterator[None]:
 
 # --- the run ---
 
+Build = Callable[[BenchConfig, int, Path, str], Iterator[Case]]
+_OURS: dict[str, Build] = {
+    "train": _ours_training,
+    "generate": _ours_generation,
+    "score": _ours_scoring,
+    "prepare": _prepare,
+    "world": _world,
+}
+_THEIRS: dict[str, Build] = {"train": _their_training, "generate": _their_generation, "score": _their_scoring}
+
 
 def parts_of(config: BenchConfig) -> list[tuple[Part, int]]:
     """Parts in the order in which they run: a width or a batch is a part of its own."""
@@ -447,47 +469,96 @@ def parts_of(config: BenchConfig) -> list[tuple[Part, int]]:
     return [(part, n) for part in config.parts for n in numbers.get(part, (0,))]
 
 
-def cases(config: BenchConfig, part: Part, number: int, folder: Path, device: str) -> Iterator[Case]:
-    if part == "train":
-        return _training(config, number, device)
-    if part == "generate":
-        return _generation(config, number, device)
-    if part == "score":
-        return _scoring(config, folder, device)
-    return _data(config, part, folder)
+def _ready(cases: Iterator[Case]) -> list[Case]:
+    """Build and warm up. Somebody else's model that fails is a line of the table, not an error."""
+    made = []
+    for case in cases:
+        try:
+            for _ in range(_WARM if case.run else 0):
+                case.run()  # type: ignore[misc]
+        except Exception as error:
+            if not case.theirs:
+                raise
+            case.run, case.note = None, f"fails: {type(error).__name__}: {str(error)[:120]}"
+        made.append(case)
+    return made
+
+
+def _serve(pipe: Connection, config: BenchConfig, part: Part, number: int, folder: Path, device: str) -> None:
+    """The other process: builds other people's cases, and measures the one that it is asked for."""
+    torch.set_num_threads(config.threads)
+    if config.tuned:
+        tune()
+    cases = _ready(_THEIRS[part](config, number, folder, device))
+    pipe.send([replace(case, run=case.run and _elsewhere) for case in cases])
+    for index in iter(pipe.recv, None):
+        pipe.send(measure(cases[index], device))
+
+
+def _elsewhere() -> float:
+    raise RuntimeError("this case runs in the other process")
+
+
+@contextlib.contextmanager
+def _others(*arguments: Any) -> Iterator[tuple[list[Case], Callable[[int], tuple[float, float]]]]:
+    """Other people's cases of a part, built in a process of their own, and what measures one of them."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()
+
+    def take(index: int) -> tuple[float, float]:
+        here.send(index)
+        return here.recv()
+
+    try:
+        yield here.recv(), take
+        here.send(None)
+    except EOFError:
+        raise RunError("the process that runs other people's models ended; --no-peers leaves them out") from None
+    finally:
+        here.close()
+        process.join(10)
+        process.kill()
 
 
 def run_bench(config: BenchConfig, out: Path | None = None, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Measure, and write ``out`` where it is given. Returns what `table` shows."""
+    tune()
     torch.set_num_threads(config.threads)
     plan = parts_of(config)
     done: list[Case] = []
     shape = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
     bar = tqdm(total=float(len(plan)), desc="bench", bar_format=shape, disable=not progress, file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder, bar:
-        for part, number in plan:
-            bar.set_postfix_str(f" {part} {number or ''}")
-            began = time.monotonic()
-            here = list(cases(config, part, number, Path(folder), device))
-            live = [case for case in here if case.unit]
-            for case in live:
-                for _ in range(_WARM if part in ("train", "generate") else 1):
-                    case.run()
+    for part, number in plan:
+        bar.set_postfix_str(f" {part} {number or ''}")
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+            mine = _ready(_OURS[part](config, number, Path(temporary), device))
+            theirs: list[Case] = []
+            take = None
+            if config.peers and part in _THEIRS:
+                theirs, take = stack.enter_context(_others(config, part, number, Path(temporary), device))
             shown = 0.0
             for n in range(config.rounds):
                 share = (time.monotonic() - began) / (60 * config.minutes / len(plan))
                 if n >= 3 and share >= 1:
                     break
-                for case in live:
-                    measure(case, device)
+                for index, case in [*enumerate(mine), *enumerate(theirs)]:
+                    if case.run:
+                        cpu, wall = take(index) if case.theirs and take else measure(case, device)
+                        case.cpu.append(cpu)
+                        case.wall.append(wall)
                 now = min(1.0, max((n + 1) / config.rounds, share))
                 bar.update(now - shown)
                 shown = now
             bar.update(1.0 - shown)
-            for case in here:
-                case.run = lambda: 0.0  # lets go of its model
-            done += here
-            gc.collect()
+        for case in mine:
+            case.run = None  # lets go of its model
+        done += mine + theirs
+        gc.collect()
+    bar.close()
     found = {
         "version": quadrivium.__version__,
         "machine": machine(device),
@@ -531,11 +602,7 @@ def _row(case: Case, everything: list[Case]) -> dict[str, Any]:
     row |= {"cpu": _speed(case.cpu), "wall": _speed(case.wall)}
     clock = "wall" if torch.cuda.is_available() else "cpu"
     mine = getattr(case, clock)
-    rivals = [
-        c
-        for c in everything
-        if c.part == case.part and c.cpu and c.unit and not c.name.startswith("ours") and c.name != CEILING
-    ]
+    rivals = [c for c in everything if c.part == case.part and c.cpu and c.theirs]
     if case.name == CEILING:
         return row
     for key, precision in (("over_fastest_peer", case.precision), ("over_fastest_peer_fp32", "fp32")):

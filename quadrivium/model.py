@@ -380,7 +380,7 @@ class _RMSNorm(torch.autograd.Function):
         return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, product: bool = False) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float | None, product: bool = False) -> Tensor:
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) over the last axis, in the precision of the weight.
 
     x (..., *weight.shape) -> the same, in its own precision, or in that of a ``product`` which reads it and nothing else does.
@@ -389,7 +389,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, product: bool = False) -> Te
     if product and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if device == "cpu" and torch.is_grad_enabled() and x.numel():
-        return _RMSNorm.apply(x, weight, eps, dtype)
+        return _RMSNorm.apply(x, weight, eps or 0.0, dtype)
     return (F.rms_norm(x.type_as(weight), weight.shape[-1:], eps=eps) * weight).to(dtype)
 
 
@@ -397,7 +397,7 @@ class Norm(nn.RMSNorm):
     """`rms_norm` with a weight that is learnt. (..., D) -> (..., D)."""
 
     def forward(self, x: Tensor, product: bool = False) -> Tensor:
-        return rms_norm(x, self.weight, float(self.eps or 0.0), product)
+        return rms_norm(x, self.weight, self.eps, product)
 
 
 class Project(nn.Module):
@@ -413,12 +413,11 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x, product=True)).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
-        if not isinstance(self.q_norm, Norm):
+        if not (isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm)):
             return qkv
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        both = ((self.heads, self.q_norm), (self.kv_heads, self.k_norm))
-        weight = torch.cat([norm.weight.expand(heads, -1) for heads, norm in both])
-        return torch.cat([rms_norm(qk, weight, self.norm.eps), v], dim=1)
+        weight = torch.cat([self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)])
+        return torch.cat([rms_norm(qk, weight, self.q_norm.eps), v], dim=1)
 
 
 class FeedForward(nn.Module):
@@ -578,7 +577,8 @@ class Model(nn.Module):
             shift = 1 + c.codes * torch.arange(batch.codes.shape[1], device=where.device)
             cell = torch.where(batch.codes < 0, 0, batch.codes + shift)  # (Nv, J)
             # The begin mark stands in every place of its cell: count it once.
-            parts.append(self.embed_codes(cell).sum(1) * torch.where(batch.codes[:, :1] < 0, 1 / cell.shape[1], 1.0) + where)
+            share = torch.where(batch.codes[:, :1] < 0, 1 / cell.shape[1], 1.0).type_as(where)
+            parts.append(self.embed_codes(cell).sum(1) * share + where)
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         cos, sin = self.rotary(batch.places)
         for block in self.blocks:

@@ -537,12 +537,17 @@ def threads() -> int:
 
     The number changes the order of sums, so runs are bit-equal only with equal numbers of threads.
     """
-    _keep_memory()
-    _quick_products()
+    tune()
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
     torch.set_num_threads(cores())
     return cores()
+
+
+def tune() -> None:
+    """Settings of the process that make it faster and change no number beyond rounding."""
+    _keep_memory()
+    _quick_products()
 
 
 def _keep_memory() -> None:
