@@ -6,6 +6,8 @@ a random generator of its own, so a sample does not depend on its neighbours in 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quadrivium.model import Batch, Cache, Model
+from quadrivium.model import Batch, Cache, Model, Steps
 from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of, text
 
 
@@ -68,6 +70,7 @@ class Engine:
         self.cache = Cache(model.config, self.rows, longest + more, weight.device, weight.dtype)
         self.device: torch.device = weight.device
         self.walks = [Walk().over(g) for g in given]
+        self.steps: dict[bool, Steps] = {}  # of words, and of cells
         if longest:
             model(Batch.of(pack(given), weight.device), self.cache)
 
@@ -89,11 +92,21 @@ class Engine:
 
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
-        row = torch.arange(self.rows, device=ids.device)
-        nothing = {name: row[:0] for name in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
-        one = torch.ones_like(row)
-        batch = Batch(ids, codes, slots, places, row, one, **nothing, buckets=[row[:, None]], back=row)
-        return self.model(batch, self.cache)
+        model, visual = self.model, len(codes) > 0
+        if visual not in self.steps:
+            self.steps[visual] = Steps(model, self.cache, visual)
+        return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places))
+
+    @contextlib.contextmanager
+    def _few(self) -> Iterator[None]:
+        """MKL multiplies a few rows with a matrix as it lies; oneDNN, which `train.tune` chooses, first lays it out anew."""
+        before = torch.get_float32_matmul_precision()
+        if self.rows <= 4 and self.device.type == "cpu":
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def text(
         self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None
@@ -102,8 +115,9 @@ class Engine:
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
         for draw in draws(sampling.max_ids, generators):
             place = torch.tensor([w.text(1) for w in self.walks], device=self.device)
-            hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
-            last = choose(self.model.text_logits(hidden), sampling, draw)
+            with self._few():
+                hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
+                last = choose(self.model.text_logits(hidden), sampling, draw)
             done |= last == end
             out.append(torch.where(done, -1, last))
             if bar is not None:
@@ -125,19 +139,20 @@ class Engine:
         for slot, place in zip(slots, places, strict=True):
             if slot == 0:
                 draw = iter(draws(c.rows * c.columns * cell, generators))
-            hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
-            if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
-                last = last[:, :0]
-                for _ in range(cell):
-                    logits = self.model.next_code_logits(hidden, last)
-                    last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
-                out.append(last)
+            with self._few():
+                hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
+                if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
+                    last = last[:, :0]
+                    for _ in range(cell):
+                        logits = self.model.next_code_logits(hidden, last)
+                        last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
+                    out.append(last)
             if bar is not None:
                 bar.update(self.rows)
         return torch.stack(out, dim=1).reshape(self.rows, count, c.rows, c.columns, cell).cpu().numpy()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Model,
     given: Seq[Sequence],

@@ -51,7 +51,7 @@ def _generators(opening: np.ndarray, samples: int, seed: int) -> list[torch.Gene
     return [torch.Generator().manual_seed(int.from_bytes(d[:7], "little")) for d in digests]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def imagine(
     model: Model,
     openings: Seq[np.ndarray],
@@ -93,7 +93,7 @@ def imagine(
     return found
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def choose_by_sight(
     model: Model, clips: Seq[np.ndarray], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
 ) -> np.ndarray:
