@@ -354,7 +354,7 @@ def _choices(n: int) -> list[tuple[str, list[str]]]:
     """Questions of the world, and four answers to each."""
     from quadrivium.data.questions import make_questions
 
-    asked = [q for q in make_questions(WorldConfig(), "read", max(1, n // 100), ("en",)) if len(q.options) > 2][:n]
+    asked = [q for q in make_questions(WorldConfig(), "read", 1 + n // 50, ("en",)) if len(q.options) > 2][:n]
     more = [*asked[1:], asked[0]]
     return [(q.beginning, [*q.options[:3], other.options[0] + other.options[1]]) for q, other in zip(asked, more, strict=True)]
 
