@@ -1,7 +1,7 @@
 """What `docs/reliability.md` claims, done again: kill, mutate, break, fill, forbid. Prints one line of JSON for each claim.
 
     PYTHONPATH=. python benchmarks/reliability.py kills --train 120 --prepare 80
-    PYTHONPATH=. python benchmarks/reliability.py fuzz --media 12000 --other 12000
+    PYTHONPATH=. python benchmarks/reliability.py fuzz --media 12000 --other 12000 --formats 6000
     PYTHONPATH=. python benchmarks/reliability.py broken
     PYTHONPATH=. python benchmarks/reliability.py system     # mounts small filesystems, so as root
     PYTHONPATH=. python benchmarks/reliability.py pickle
@@ -40,8 +40,11 @@ from PIL import Image
 
 from quadrivium import checkpoint, cli
 from quadrivium.config import from_dict
+from quadrivium.data import inside
 from quadrivium.data.decoding import Decoder
+from quadrivium.data.formats import scan as scan_any
 from quadrivium.data.mixture import MixtureConfig
+from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import Dataset, map_shard, read_json, sha256
 from quadrivium.data.sources import IMAGES, TEXTS, VIDEOS, Item, Limits, ReadOptions, fingerprint, scan
 from quadrivium.errors import DataError, ItemError, QuadriviumError
@@ -191,7 +194,7 @@ NUMBERS = [
 def mutated(seeds: list[bytes], chance: random.Random) -> bytes:
     """One of the seeds with a few things done to it."""
     raw = bytearray(chance.choice(seeds))
-    if chance.random() < 0.4 and raw[:1] == b"{":
+    if chance.random() < 0.4 and raw[:1] in (b"{", b"["):
         with contextlib.suppress(ValueError, RecursionError):
             return twisted(bytes(raw), chance)
     size = int.from_bytes(raw[:8], "little")
@@ -414,18 +417,226 @@ def fuzz_other(root: Path, count: int, seed: int) -> None:
         ("optimizer", "optimizer.safetensors", [(step / "optimizer.safetensors").read_bytes()], copied(step), lambda h: checkpoint.load(h, network, optimizers)),
         ("train config", "c.json", [json.dumps(asdict(c)).encode() for c in (TRAIN, MIX, SHAPE, ReadOptions(), Limits())], bare, any_config),
     ]  # fmt: skip
+    watch_all(
+        root, count, seed, [(*row, None) for row in table], "mutated text, metadata, shards, tokenizers, configs, weights"
+    )
+
+
+Kind = tuple[str, str, list[bytes], Callable[[Path], None], Callable[[Path], Any], Callable[[random.Random], bytes] | None]
+
+
+def watch_all(root: Path, count: int, seed: int, table: list[Kind], claim: str) -> None:
+    """Inputs of every kind, each in a child that is watched: its name, its file, seeds, what lies beside, its reader, its growth."""
     total: Counter[str] = Counter()
     outcome = root / "outcome.json"
-    for kind, name, seeds, make, read in table:
-        child = fork(
-            lambda s=seeds, n=name, m=make, r=read: watched(root, count // len(table), seed, n, s, m, r, outcome), quiet=False
-        )
-        status = finish(child)
+    for kind, name, seeds, make, read, grow in table:
+        job = (root, count // len(table), seed, name, seeds, make, read, grow, outcome)
+        status = finish(fork(lambda job=job: watched(*job), quiet=False))
         found = json.loads(outcome.read_text()) if status == 0 else {"died": 1, "status": status}
         say(kind=kind, **found)
         for key in ("inputs", "read", "refused", "found", "died"):
             total[key] += found.get(key, 0)
-    say(claim="mutated text, metadata, shards, tokenizers, configs, weights", **total)
+    say(claim=claim, **total)
+
+
+# Names that readers of other people's formats look for, and values that they do not expect under them.
+COLUMNS = (
+    "image",
+    "text",
+    "text_ja",
+    "caption",
+    "captions",
+    "file_name",
+    "video",
+    "story",
+    "group",
+    "path",
+    "mp4",
+    "audio",
+    "n",
+)
+
+
+def odd_table(chance: random.Random) -> Any:
+    """A table of columns that are called right and hold anything."""
+    import pyarrow as pa
+
+    rows = chance.choice((0, 1, 3, 40))
+    makers: list[Callable[[], Any]] = [
+        lambda: pa.array([chance.choice((None, "a ball", "", "x" * 5000, "a\0b", "玉")) for _ in range(rows)], pa.string()),
+        lambda: pa.array([chance.choice((None, b"", b"\xff\xfe", b"\x89PNG", b"x" * 99)) for _ in range(rows)], pa.binary()),
+        lambda: pa.array(
+            [chance.choice((None, {"bytes": b"x", "path": "a.png"}, {"bytes": None, "path": "../x.png"})) for _ in range(rows)],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        ),
+        lambda: pa.array([chance.choice((None, [], ["a", None], ["b"] * 9)) for _ in range(rows)], pa.list_(pa.string())),
+        lambda: pa.array([chance.choice((None, 1.5, float("nan"))) for _ in range(rows)], pa.float64()),
+        lambda: pa.array([chance.choice((None, -(2**63), 2**63 - 1)) for _ in range(rows)], pa.int64()),
+        lambda: pa.array([chance.choice((-(2**63), 2**63 - 1, 0)) for _ in range(rows)], pa.int64()).cast(
+            pa.timestamp(chance.choice(("s", "ms", "us", "ns")), tz=chance.choice((None, "UTC", "Mars/Olympus")))
+        ),
+        lambda: pa.array([{"bytes": "no bytes"}] * rows, pa.struct([("bytes", pa.string())])),
+        lambda: pa.array([{"path": "x.png"}] * rows, pa.struct([("path", pa.string())])),
+        lambda: pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array(["one"])),
+        lambda: pa.array([None] * rows, pa.null()),
+        lambda: pa.array([[[b"x"]]] * rows, pa.list_(pa.list_(pa.binary()))),
+        lambda: pa.array([b"\xff\xfe\xfd"] * rows, pa.binary()).view(pa.binary()).cast(pa.large_binary()),
+        lambda: pa.Array.from_buffers(pa.string(), rows, pa.array([b"\xff\xfe"] * rows, pa.binary()).buffers()),  # no UTF-8
+    ]
+    names = [chance.choice(COLUMNS) for _ in range(chance.choice((1, 2, 2, 3, 5)))]
+    return pa.table([chance.choice(makers)() for _ in names], names=names)
+
+
+def grown_parquet(chance: random.Random) -> bytes:
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    while True:
+        with contextlib.suppress(Exception):  # what the library itself refuses to write
+            how = chance.choice(("none", "snappy", "zstd", "gzip", "lz4"))
+            parquet.write_table(odd_table(chance), out, compression=how, row_group_size=chance.choice((1, 2, 1000)))
+            return out.getvalue()
+
+
+def grown_arrow(chance: random.Random) -> bytes:
+    import pyarrow as pa
+
+    out = io.BytesIO()
+    while True:
+        with contextlib.suppress(Exception):
+            table = odd_table(chance)
+            with chance.choice((pa.ipc.new_stream, pa.ipc.new_stream, pa.ipc.new_file))(out, table.schema) as writer:
+                writer.write_table(table, max_chunksize=chance.choice((1, 2, 1000)))
+            return out.getvalue()
+
+
+def grown_tar(chance: random.Random) -> bytes:
+    """Members whose heads are sound by their checksums and say what is not so."""
+    import tarfile
+
+    out, png = b"", b"\x89PNG\r\n\x1a\n" + b"0" * 40
+    names = ("a.png", "a.txt", "a.json", "b.mp4", "b.json", "../../x.png", "/etc/passwd.png", "x" * 300 + ".png", ".png", "a.b.c.png",
+             "é.png", "d/", "a", "\udcff.txt", "__MACOSX/a.png", "a.npy")  # fmt: skip
+    for _ in range(chance.choice((1, 2, 3, 6))):
+        name = chance.choice(names)
+        data = chance.choice(
+            (png, b"a ball", b'{"caption": "a", "group": 3}', twisted(b'{"text": ["a"], "story": "s"}', chance), b"", b"\xff\0")
+        )
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), chance.choice((0o644, 0))
+        info.type = chance.choice((tarfile.REGTYPE,) * 6 + (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE,
+                                                            tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.CONTTYPE))  # fmt: skip
+        info.linkname = chance.choice(("", "/etc/passwd", "a.png"))
+        head = bytearray(info.tobuf(chance.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)), errors="surrogateescape")
+                         if len(name) < 99 else info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"))  # fmt: skip
+        if chance.random() < 0.4:  # a size, or any byte, that lies under a checksum that does not
+            last = len(head) - 512
+            if chance.random() < 0.5:
+                lie = chance.choice(
+                    (
+                        b"77777777777\0",
+                        b"00000000001\0",
+                        b"\x80" + b"\xff" * 11,
+                        b"\xff" * 12,
+                        b"-0000000001\0",
+                        b"           \0",
+                    )
+                )
+                head[last + 124 : last + 136] = lie
+            else:
+                head[last + chance.randrange(512)] = chance.randrange(256)
+            head[last + 148 : last + 156] = b" " * 8
+            head[last + 148 : last + 156] = f"{sum(head[last:]):06o}\0 ".encode()
+        out += bytes(head) + data + bytes(-len(data) % 512)
+    return out + bytes(chance.choice((0, 512, 1024, 10240)))
+
+
+def fuzz_formats(root: Path, count: int, seed: int) -> None:
+    """Tars, tables, documents, subtitles, mixture files: listed as `prepare` lists them, and the bytes of what is listed fetched."""
+    clip, png = np.stack([ball((40, 40, 220), x=3 + t) for t in range(3)]), io.BytesIO()
+    save_mp4(clip, root / "seed.mp4", fps=4)
+    video = (root / "seed.mp4").read_bytes()
+    Image.fromarray(clip[0]).save(png, "PNG")
+
+    def seeds_of(grow: Callable[[random.Random], bytes]) -> list[bytes]:
+        found = root / "seeds.json"  # written by a child: a library with threads is not to be forked from here
+
+        def write() -> None:
+            chance = random.Random(7)
+            found.write_text(json.dumps([grow(chance).hex() for _ in range(12)]))
+
+        assert finish(fork(write)) == 0
+        return [bytes.fromhex(x) for x in json.loads(found.read_text())]
+
+    def good_tar(chance: random.Random) -> bytes:
+        import webdataset
+
+        out = io.BytesIO()
+        with webdataset.TarWriter(out) as sink:
+            for i in range(3):
+                sink.write(
+                    {
+                        "__key__": f"{i:04}",
+                        "png": png.getvalue(),
+                        "txt": "a ball",
+                        "json": {"caption": "b", "story": chance.randrange(9)},
+                    }
+                )
+            sink.write({"__key__": "clip", "mp4": video, "json": {"text": ["one", "two"], "text_ja": "玉"}})
+        return out.getvalue()
+
+    def bare(home: Path) -> None:
+        home.mkdir()
+        (home / "x.png").write_bytes(png.getvalue())
+        (home / "x.mp4").write_bytes(video)
+
+    def listed(home: Path, name: str = "") -> None:
+        options, limits = ReadOptions(size=16), Limits(row_bytes=1 << 16, document_bytes=1 << 14)
+        sources = scan_any(home / name, options, limits)
+        fingerprint(sources, options)
+        for source in sources:
+            assert source.name.isprintable()
+            assert all(p.item.isprintable() and p.reason.isprintable() for p in source.problems)
+            "".join(t for i in source.items for t in (i.key, i.group, *i.texts)).encode()
+            assert all(i.file is None or str(os.path.realpath(i.file)).startswith(str(home)) for i in source.items)
+            assert all(all(len(t.encode()) <= limits.document_bytes for t in i.texts) for i in source.items)
+            for item in source.items[:3]:
+                if item.inside and item.kind != "text":
+                    with contextlib.suppress(Exception):  # which costs the item, as its decoder says
+                        inside.open_inside(item.file, item.inside).read(100)
+        inside._column.cache_clear()  # a mapped file that is written over ends the process that looks at it
+
+    def one(name: str) -> Callable[[Path], None]:
+        return lambda home: listed(home, name)
+
+    def mixed(home: Path) -> None:
+        MixtureFile(home / "m.toml").mixture(MixtureConfig(), ["t2t/a", "t2v/b/c"])
+
+    srt = (
+        b"1\n00:00:00,000 --> 00:00:01,900\n<i>It is</i> red.\n\n2\n00:00:02,000 --> 00:00:04,000\n{\\an8}It is &lt;green&gt;\n"
+    )
+    vtt = "WEBVTT\nKind: captions\n\n00:00.000 --> 01:02.500 align:start\n玉\n\nNOTE x\n\n1:00:02.000 --> 1:00:04.000\nb\n".encode()
+    chat = json.dumps([{"id": 1, "image": "x.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ball."}]},
+                       {"id": "2", "video": ["x.mp4", "x.png"], "conversations": [{"value": "Hi"}]}]).encode()  # fmt: skip
+    documents = [
+        json.dumps({"story": "s", "content": [{"text": "a"}, {"image": "x.png"}, {"text": "b"}, {"video": "x.mp4"}]}).encode()
+        + b"\n",
+        json.dumps({"images": ["x.png", None], "texts": [None, "a"], "id": 3}).encode() + b"\n",
+        json.dumps({"text_list": ["a", "b"], "image_info": [{"image_name": "x.png", "matched_text_index": 1}]}).encode()
+        + b"\n",
+    ]
+    toml = b'routes = ["t2t"]\n[weights]\nt2v = 2\n[sources.a]\npath = "x"\nweight = { t2v = 1 }\n[sources.b]\npath = "y"\nread = { fps = 2 }\nformat = "tars"\n'
+    table: list[Kind] = [
+        ("tar", "a.tar", [*seeds_of(good_tar), *seeds_of(grown_tar)], bare, listed, grown_tar),
+        ("parquet", "a.parquet", seeds_of(grown_parquet), bare, listed, grown_parquet),
+        ("arrow", "a.arrow", seeds_of(grown_arrow), bare, listed, grown_arrow),
+        ("conversations, .json", "a.json", [chat], bare, one("a.json"), None),
+        ("documents, .jsonl", "a.jsonl", [*documents, b"".join(documents)], bare, one("a.jsonl"), None),
+        ("subtitles, .srt", "x.srt", [srt], bare, listed, None),
+        ("subtitles, .vtt", "x.vtt", [vtt], bare, listed, None),
+        ("mixture file", "m.toml", [toml], bare, mixed, None),
+    ]  # fmt: skip
+    watch_all(root, count, seed, table, "mutated tars, tables, documents, subtitles, mixture files")
 
 
 def any_config(home: Path) -> None:
@@ -451,9 +662,10 @@ def watched(
     seeds: list[bytes],
     make: Callable[[Path], None],
     read: Callable[[Path], Any],
+    grow: Callable[[random.Random], bytes] | None,
     outcome: Path,
 ) -> None:
-    """Read mutated inputs under limits of memory and time, note what is opened elsewhere, and keep inputs that reach new lines."""
+    """Read inputs, grown or mutated, under limits of memory and time, note what is opened elsewhere, and keep inputs that reach new lines."""
     home, chance, corpus = root / "target", random.Random(f"{seed}/{name}"), list(seeds)
     allowed = tuple(
         map(
@@ -507,7 +719,7 @@ def watched(
     ends: Counter[str] = Counter()
     slowest, base = 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for n in range(count):
-        raw = mutated(corpus, chance)
+        raw = grow(chance) if grow and chance.random() < 0.4 else mutated(corpus, chance)
         (home / name).write_bytes(raw)
         began, known = time.monotonic(), len(arcs)
         signal.alarm(20)
@@ -764,17 +976,27 @@ def pickles(root: Path) -> None:
     tried = 0
     for form, raw in forms.items():
         everything = [f"x{ending}" for ending in sorted({*TEXTS, *IMAGES, *VIDEOS})]
-        for names in (everything, ["metadata.jsonl"], ["metadata.csv"]):
+        # A format that is there hides others, so each has a folder to itself.
+        alone = [
+            ["metadata.jsonl"],
+            ["metadata.csv"],
+            ["b.srt"],
+            ["b.vtt"],
+            *([f"x{e}"] for e in (".tar", ".parquet", ".arrow", ".json", ".toml")),
+        ]
+        for names in (everything, *alone):
             home = root / "source"
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir()
             for name in (*names, "a.png", "b.mp4"):
                 (home / name).write_bytes(raw)
             (home / "fine.txt").write_text("so that there is something to read\n" * 3)
-            with contextlib.suppress(QuadriviumError):
-                prepare([home], root / "never", replace(TINY, max_bad=1.0), progress=False)
-            shutil.rmtree(root / "never", ignore_errors=True)
             tried += len(names)
+            for source in (home, *([home / names[0]] if len(names) == 1 else [])):
+                with contextlib.suppress(QuadriviumError):
+                    prepare([source], root / "never", replace(TINY, max_bad=1.0), progress=False)
+                shutil.rmtree(root / "never", ignore_errors=True)
+        tried += wrapped(root / "wrapped", raw)
         for source in (data, run):
             for path in sorted(p for p in source.rglob("*") if p.is_file() and p.name != ".lock"):
                 home = root / "copy"
@@ -798,6 +1020,39 @@ def pickles(root: Path) -> None:
             tried += 1
         assert not marker.exists(), form
     say(claim="pickles under every name that is read", forms=list(forms), places=tried, executed=marker.exists())
+
+
+def wrapped(home: Path, raw: bytes) -> int:
+    """A pickle inside sound containers, where their own libraries would look for one; how many places these are."""
+    import tarfile
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    shutil.rmtree(home, ignore_errors=True)
+    endings = ("pyd", "pickle", "pkl", "pth", "npy", "png", "mp4", "txt", "json", "cls")
+    for part in ("tar", "parquet", "arrow"):
+        (home / part).mkdir(parents=True)
+    with tarfile.open(home / "tar" / "a.tar", "w") as archive:
+        for ending in endings:
+            info = tarfile.TarInfo(f"0.{ending}")
+            info.size = len(raw)
+            archive.addfile(info, io.BytesIO(raw))
+    # A type that older versions of arrow unpickle from the schema.
+    meta = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": raw}
+    schema = pa.schema(
+        [pa.field("text", pa.string(), metadata=meta), pa.field("image", pa.binary())],
+        metadata={"pandas": raw, "huggingface": raw},
+    )
+    table = pa.table([["one"], [raw]], schema=schema)
+    parquet.write_table(table, home / "parquet" / "a.parquet")
+    with pa.ipc.new_stream(str(home / "arrow" / "a.arrow"), schema) as sink:
+        sink.write_table(table)
+    for part in ("tar", "parquet", "arrow"):
+        with contextlib.suppress(QuadriviumError):
+            prepare([home / part], home / "never", replace(TINY, max_bad=1.0), progress=False)
+        shutil.rmtree(home / "never", ignore_errors=True)
+    return len(endings) + 4 * 2
 
 
 def readers(home: Path, folder: Path) -> list[Callable[[], Any]]:
@@ -825,6 +1080,7 @@ def main() -> None:
     parser.add_argument("--prepare", type=int, default=80, help="prepares to kill")
     parser.add_argument("--media", type=int, default=12_000, help="mutated pictures and videos")
     parser.add_argument("--other", type=int, default=12_000, help="mutated inputs of all other kinds")
+    parser.add_argument("--formats", type=int, default=6_000, help="inputs in other people's formats")
     parser.add_argument("--sizes", type=int, default=12, help="sizes of the disk that fills up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep the folder, with the inputs that found something")
@@ -836,8 +1092,9 @@ def main() -> None:
         if given.claim == "kills":
             kills(root, given.train, given.prepare, given.seed)
         elif given.claim == "fuzz":
-            fuzz_media(root, given.media, given.seed)
-            fuzz_other(root, given.other, given.seed)
+            for fuzz, count in ((fuzz_media, given.media), (fuzz_other, given.other), (fuzz_formats, given.formats)):
+                if count:
+                    fuzz(root, count, given.seed)
         elif given.claim == "broken":
             broken(root)
         elif given.claim == "system":

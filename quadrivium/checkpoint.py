@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,12 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
     return read_json(path / _STATE, "a checkpoint")
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Fill a model from a safetensors file. Raises RunError when names or shapes differ, before memory is taken for them."""
-    check_shapes(path, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
+    """Fill a model from a safetensors file, whose names may begin with ``prefix``. Raises RunError when names or shapes differ,
+    before memory is taken for them."""
+    check_shapes(path, {prefix + name: tuple(value.shape) for name, value in model.state_dict().items()})
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict({name.removeprefix(prefix): value for name, value in load_file(path).items()})
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{path}: weights do not fit this model ({' '.join(str(error).split())[:200]})") from None
 
@@ -190,13 +192,13 @@ def check_shapes(path: Path, wanted: dict[str, tuple[int, ...]]) -> None:
             raise RunError(f"{path}: weights do not fit this model ({what:.200})")
 
 
-def build(shape: ModelConfig, path: Path, where: str, seed: int = 0) -> Model:
+def build(shape: ModelConfig, path: Path, where: str, seed: int = 0, prefix: str = "") -> Model:
     """A model of a shape that a file of weights confirms. Raises RunError before a shape that is a lie takes memory."""
     try:
         if shape.layers > len(tensor_shapes(path)):
             raise RunError(f"{where}: {shape.layers} layers; {path} has fewer")
         with torch.device("meta"):
-            wanted = {name: tuple(value.shape) for name, value in Model(shape).state_dict().items()}
+            wanted = {prefix + name: tuple(value.shape) for name, value in Model(shape).state_dict().items()}
     except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
         raise RunError(f"{where}: not the shape of a model ({' '.join(str(error).split())[:200]})") from None
     check_shapes(path, wanted)
@@ -217,23 +219,50 @@ def last_metrics(path: Path, step: int) -> None:
     write_atomic(path, b"".join(line + b"\n" for line in kept))
 
 
-class Run:
-    """A trained run: ``model``, ``text`` and ``visual`` tokenizers, ``config``, ``step``; read from its folder, with the
-    newest checkpoint, or from the folder of one of its checkpoints."""
+@dataclass
+class Trained:
+    """A model with the tokenizers that it reads and writes by."""
+
+    model: Model
+    text: TextTokenizer
+    visual: VisualTokenizer | None
+    step: int = 0
+
+    @property
+    def patch(self) -> int:
+        return self.model.config.patch or 1
+
+
+class Run(Trained):
+    """A run with its ``config``, read from its folder, with the newest checkpoint, from the folder of one of its checkpoints, or
+    from what `quadrivium export --full` made of it."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
         home = folder.resolve().parents[1] if (folder / _STATE).is_file() else folder
+        where = f"{home / 'config.json'}: model"
         self.config = read_json(home / "config.json", "a run folder")
-        for name, kind in (("data", str), ("model", dict), ("mixture", dict), ("train", dict)):
-            if not isinstance(self.config.get(name), kind):
-                raise RunError(f"{home / 'config.json'}: {name} is missing or damaged; this is not a run folder")
-        path = weights(folder).parent
-        self.text = TextTokenizer.load(home / "tokenizers" / "text")
-        shape = from_dict(ModelConfig, self.config.get("model", {}), f"{home / 'config.json'}: model")
-        seen = home / "tokenizers" / "visual"
-        self.visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
-        self.model = build(shape, path / _WEIGHTS, f"{home / 'config.json'}: model").to(device).eval()
-        self.patch = shape.patch or 1
+        if self.config.get("model_type") == "quadrivium":
+            self._read_export(home)
+            words, seen, path, prefix = home, home / "visual", home / _WEIGHTS, "network."
+        else:
+            for name, kind in (("data", str), ("model", dict), ("mixture", dict), ("train", dict)):
+                if not isinstance(self.config.get(name), kind):
+                    raise RunError(f"{home / 'config.json'}: {name} is missing or damaged; this is not a run folder")
+            words, seen, prefix = home / "tokenizers" / "text", home / "tokenizers" / "visual", ""
+            path = weights(folder)
+        text = TextTokenizer.load(words)
+        shape = from_dict(ModelConfig, self.config["model"], where)
+        visual = VisualTokenizer.load(seen).to(device).eval() if shape.codes else None
+        model = build(shape, path, where, prefix=prefix).to(device).eval()
+        load_weights(path, model, prefix)
         self.device = device
-        self.step: int = load(path, self.model)["step"]
+        step: int = self.config.get("step", 0) if prefix else read_json(path.parent / _STATE, "a checkpoint")["step"]
+        super().__init__(model, text, visual, step)
+
+    def _read_export(self, home: Path) -> None:
+        """The config of an exported folder, as far as it goes: it says neither what the run was trained on nor how."""
+        if not isinstance(self.config.get("shape"), dict) or not (home / _WEIGHTS).is_file():
+            raise RunError(f"{home / 'config.json'}: shape or weights are missing; export the run again with --full")
+        read = read_json(home / "processor_config.json", "an exported model").get("read", {})
+        self.config = {"model": self.config["shape"], "read": read, "step": self.config.get("step", 0)}

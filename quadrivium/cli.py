@@ -26,8 +26,9 @@ COMMANDS = {
     "distil": "what the model imagines of a world, as ordinary text to train on",
     "experiment": "arms x seeds on the world: what does text gain from seeing? -> one table",
     "transfer": "arms x seeds on your own data: did text gain from seeing? -> verdict",
-    "report": "results.json of transfer or experiment -> one page, self-contained",
+    "report": "results.json of transfer, experiment or eval -> one page, self-contained",
     "export": "the text route, or the whole model, as a Hugging Face folder",
+    "play": "a web page with the four routes, in English and Japanese",
     "bench": "how fast this machine trains, generates and prepares, beside other people's models",
 }
 
@@ -122,6 +123,8 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
     from quadrivium.train import TrainConfig
 
     run = _run(folder, device)
+    if "mixture" not in run.config:
+        raise ConfigError(f"{folder} was exported and says nothing of its data; give the run folder")
     mixture = from_dict(MixtureConfig, run.config["mixture"], f"{folder / 'config.json'}: mixture")
     seed = from_dict(TrainConfig, run.config["train"], f"{folder / 'config.json'}: train").seed
     return run, Mixture(Dataset(data or Path(run.config["data"])), mixture, run.text.end, seed, run.patch)
@@ -167,7 +170,9 @@ def _prepare() -> Callable[..., Any]:
 
         A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
         or .tsv text, a folder of bare pictures and videos, with .srt or .vtt beside them or not; WebDataset tars; parquet or
-        arrow tables; .json and .jsonl of interleaved documents or conversations. The same command goes on where it was stopped.
+        arrow tables; .json and .jsonl of interleaved documents or conversations; a dataset of the Hugging Face hub,
+        hf://OWNER/NAME; or a mixture file (.toml) that names several with a way of reading and a weight each.
+        The same command goes on where it was stopped.
 
         Args:
             sources: folders or files to read.
@@ -209,6 +214,8 @@ def _train() -> Callable[..., Any]:
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
         init: str | None = None,
         init_vision: Literal["copy", "fresh"] = "copy",
+        mixture_file: Path | None = None,
+        track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = (),
         resume: bool = False,
         device: Device = "auto",
     ) -> int:
@@ -222,12 +229,23 @@ def _train() -> Callable[..., Any]:
             init: what to begin with, on data prepared with its tokenizers: a run, or a Qwen3, Qwen2 or Llama model as a folder
                 or hub id (Qwen/Qwen3-0.6B), which fills the text stream; a low --lr, such as 1e-4, keeps what it knows.
             init_vision: visual weights that are apart (--sharing) begin as copies of the model's, or fresh.
+            mixture_file: a .toml that names sources, routes and weights, as prepare takes it (docs/formats.md).
+            track: where the numbers go besides metrics.jsonl, with sheets of samples at every evaluation: tensorboard into
+                RUN/tensorboard; wandb, kept in RUN/wandb where there is no account or WANDB_MODE=offline is set; trackio.
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision)
+        if mixture_file and not resume:  # a run goes on with what it was started with
+            from quadrivium.data.mixture import streams_of
+            from quadrivium.data.mixture_file import MixtureFile
+            from quadrivium.data.shards import Dataset
+
+            mixture = MixtureFile(mixture_file).mixture(
+                mixture, [s.name for s in streams_of(Dataset(data), mixture, held=False)]
+            )
+        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision, track)
         return 0 if state["finished"] else 130
 
     return train
@@ -243,15 +261,23 @@ def _evaluate() -> Callable[..., Any]:
         lm_eval: tuple[str, ...] = (),
         lm_eval_data: Path | None = None,
         lm_eval_limit: int | None = None,
+        alignment: bool = False,
+        world: Path | None = None,
         device: Device = "auto",
     ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one.
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one. For captioned things also how often text and
+        frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
+        beside a run without it.
 
         With --lm-eval, lm-evaluation-harness scores the text route in memory instead. Made here: world (world_read, ...), coda,
         verbphysics (verbphysics_size, ...), blimp_strict, with shuffled answers and ties that count 1/k, on files in
         --lm-eval-data; every other task by the name that the harness gives it.
+
+        With --alignment, instead: do keys of text and of frames that mean the same become alike, by layer and by checkpoint
+        (train with --keep 99 --save-every N to have them), and what does text lose without the part of its keys that frames
+        use? `quadrivium report RUN` draws the curves.
 
         Args:
             run: run folder that train wrote.
@@ -260,6 +286,8 @@ def _evaluate() -> Callable[..., Any]:
             lm_eval: tasks or groups of lm-evaluation-harness.
             lm_eval_data: folder that holds coda, verbphysics, blimp or world; for world also the world's own folder.
             lm_eval_limit: documents of each task, a sample; all, if not given.
+            alignment: measure the alignment of keys and queries.
+            world: for alignment, the folder of the world that the run was trained on: adds its kinds and its facts.
         """
         from quadrivium import evaluate as measure
         from quadrivium.data.shards import read_json, write_json
@@ -277,15 +305,30 @@ def _evaluate() -> Callable[..., Any]:
             print(harness.table(found))
             print(f"results written to {path}")
             return
+        if alignment:
+            from quadrivium import alignment as aligning
+            from quadrivium.data.world import world_config
+            from quadrivium.train import threads
+
+            threads()
+            aligned = aligning.measure(run, data, world_config(world) if world else None, limit, _device(device))
+            write_json(path, {**before, "alignment": aligned})
+            print(aligning.table(aligned))
+            print(f"results written to {path}; next: quadrivium report {run}")
+            return
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         context = measure.visual_context(loaded.model, mixed, limit)
-        kept = {k: v for k, v in before.items() if k == "lm_eval"}
-        write_json(path, {**kept, **results, "findings": {"visual_context": context}, "step": loaded.step})
-        print(measure.table(results))
+        found = measure.retrieval(loaded.model, mixed, limit)
+        kept = {k: v for k, v in before.items() if k in ("lm_eval", "alignment")}
+        findings = {"findings": {"visual_context": context}, "retrieval": found}
+        write_json(path, {**kept, **results, **findings, "step": loaded.step})
+        print(f"{measure.table(results)}\n\n{measure.READING}")
         if context:
             print(f"\n{measure.context_table(context)}")
-        print(f"results written to {path}")
+        if found:
+            print(f"\n{measure.retrieval_table(found)}")
+        print(f"results written to {path}; next: quadrivium generate {run}")
 
     return evaluate
 
@@ -515,6 +558,31 @@ def _export() -> Callable[..., Any]:
     return export
 
 
+def _play() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.play import WebConfig
+
+    def play(
+        run: tyro.conf.Positional[Path],
+        config: Annotated[WebConfig, tyro.conf.arg(name="")] = WebConfig(),
+        device: Device = "auto",
+    ) -> None:
+        """A web page with the four routes: write and see, show and read, show and continue, ask and answer.
+
+        Under every text and frame stand the bits of its tokens, as colours. In English and Japanese, for large and small
+        screens; nothing is fetched from, or sent to, the network. Only this machine is served unless --host says otherwise.
+
+        Args:
+            run: run folder that train wrote, or the folder of an export with --full.
+        """
+        from quadrivium.play import serve
+
+        serve(_run(run, device), config)
+
+    return play
+
+
 def _experiment() -> Callable[..., Any]:
     import tyro
 
@@ -592,7 +660,8 @@ def _report() -> Callable[..., Any]:
     import tyro
 
     def report(results: tyro.conf.Positional[Path], out: Path | None = None) -> None:
-        """One self-contained page from results.json of transfer or experiment: verdict, intervals, ladder, routes, facts, cost.
+        """One self-contained page from results.json of transfer or experiment (verdict, intervals, ladder, routes, facts, cost), or
+        of eval (routes of one run, alignment).
 
         Args:
             results: results.json, or the folder that holds it.
@@ -663,5 +732,6 @@ _FACTORIES = {
     "transfer": _transfer,
     "report": _report,
     "export": _export,
+    "play": _play,
     "bench": _bench,
 }

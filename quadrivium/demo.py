@@ -71,7 +71,7 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
     cells = {arm: by_seed[0] for arm, by_seed in read_cells(out / "results").items()}
     print("\nThe four routes, all in one model, in bits on held-out items:\n")
     print(evaluate.table({"routes": cells["four"]["routes"], "streams": {}}, streams=False))
-    print("\nA route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error.")
+    print(f"\n{evaluate.READING}")
     print("\nQuestions in text alone, three outcomes each, by what was given of their kinds:\n")
     print(table(found))
     print(f"\n{sentence(cells)}\n")

@@ -15,6 +15,7 @@ vision in bits per frame.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +26,8 @@ import torch
 from tqdm import tqdm
 
 from quadrivium.data.mixture import Mixture, Stream
-from quadrivium.model import Batch, Model
-from quadrivium.sequence import Segment, Sequence, frames, group, only_wanted, pack, positions_of
+from quadrivium.model import Batch, Model, likeness
+from quadrivium.sequence import Segment, Sequence, apart, frames, group, only_wanted, pack, positions_of
 
 UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
 
@@ -54,6 +55,18 @@ def bits(model: Model, sequences: Seq[Sequence], budget: int = 4096, progress: t
         if progress is not None:
             progress.update(len(rows))
     return out
+
+
+@torch.no_grad()
+def token_bits(model: Model, sequences: Seq[Sequence]) -> list[np.ndarray]:
+    """Bits of every wanted id (n,) or code (F, R, C, G) of sequences whose last segment alone is wanted, all in one batch."""
+    batch = Batch.of(pack(sequences), next(model.parameters()).device)
+    text, codes = (nats.double().cpu().numpy() / math.log(2) for nats in model.nats(batch))
+    rows = {"text": batch.text_row.cpu().numpy(), "frames": batch.codes_row.cpu().numpy()}
+    return [
+        text[rows["text"] == row] if s.modality == "text" else codes[rows["frames"] == row].reshape(s.data.shape)
+        for row, (*_, s) in enumerate(sequences)
+    ]
 
 
 def units(sequence: Sequence, id_bytes: np.ndarray) -> int:
@@ -248,6 +261,79 @@ def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str
     return found
 
 
+RECALL = (1, 5, 10)
+
+
+def captioned(mixture: Mixture, limit: int) -> Iterator[tuple[str, list[tuple[Sequence, Sequence]], np.ndarray]]:
+    """Source, held-out items as text alone and frames alone, and their groups. No caption and no clip is there twice."""
+    met_sources = set[str]()
+    for route in ("t2v", "v2t", "tv2v"):  # the same captioned items
+        for held in (s for s in mixture.held.values() if s.route == route and s.source.name not in met_sources):
+            pairs: list[tuple[Sequence, Sequence]] = []
+            groups, met = [], set[bytes]()
+            for unit in mixture.held_units(held, len(held.unit)):
+                pair = apart(mixture.sequence(held, unit))
+                keys = {b"".join(s.data.tobytes() for s in side) for side in pair}
+                if not keys & met and len(pairs) < limit:
+                    pairs.append(pair)
+                    groups.append(int(held.source.group[held.unit[unit, 0]]))
+                    met |= keys
+            met_sources.add(held.source.name)
+            yield held.source.name, pairs, np.array(groups)
+
+
+@torch.no_grad()
+def retrieval(model: Model, mixture: Mixture, limit: int = 256) -> dict[str, dict]:
+    """Held-out frames found by their text, and text by its frames: source -> a row. Read from the states that the contrast
+    compares (`Model.pooled`), in every run, so that one with the objective can be laid beside one without.
+
+    Rows have ``n``, ``layer``, ``chance`` and, for ``text_to_frames`` and ``frames_to_text``, ``r1``, ``r5``, ``r10`` and
+    ``r1_stderr``, ... : how often what belongs to it is among the 1, 5, 10 most alike.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found: dict[str, dict] = {}
+    for source, pairs, groups in captioned(mixture, limit):
+        if len(pairs) < 2:
+            continue
+        sides = []
+        for k in (0, 1):
+            parts = (Batch.of(pack([p[k] for p in pairs[i : i + 32]]), device) for i in range(0, len(pairs), 32))
+            sides.append(torch.cat([model.pooled(part) for part in parts]))
+        scores = likeness(*sides).cpu().numpy()
+        row: dict[str, Any] = {"n": len(pairs), "layer": model.config.contrast.layer}
+        row["chance"] = {f"r{k}": min(1.0, k / len(pairs)) for k in RECALL}
+        for name, way in (("text_to_frames", scores), ("frames_to_text", scores.T)):
+            row[name] = {}
+            for k in RECALL:
+                cut = ratio(recall(way, k), np.ones(len(pairs)), groups)
+                row[name] |= dict(zip((f"r{k}", f"r{k}_stderr"), cut, strict=True))
+        found[source] = row
+    return found
+
+
+def recall(scores: np.ndarray, k: int) -> np.ndarray:
+    """Credit (n,) for having the i-th thing among the k highest of row i of ``scores`` (n, n); ties share the places left."""
+    if np.isnan(scores).any():
+        raise ValueError("the model gives states that are not numbers")
+    own = np.diagonal(scores)[:, None]
+    above, level = (scores > own).sum(axis=1), (scores == own).sum(axis=1)
+    return np.clip((k - above) / level, 0.0, 1.0)
+
+
+def retrieval_table(found: dict[str, dict]) -> str:
+    """`retrieval` as text: a source a block, a way a line."""
+    lines = []
+    for source, row in found.items():
+        lines.append(f"{source}: {row['n']} texts and frames found by their states after layer {row['layer']}, %")
+        lines.append(f"  {'':<24}" + "".join(f"{f'R@{k}':>16}" for k in RECALL))
+        for name, way in (("text_to_frames", "frames by their text"), ("frames_to_text", "text by its frames")):
+            cells = (f"{100 * row[name][f'r{k}']:.1f} ± {100 * row[name][f'r{k}_stderr']:.1f}" for k in RECALL)
+            lines.append(f"  {way:<24}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(f"  {'chance':<24}" + "".join(f"{100 * row['chance'][f'r{k}']:>16.1f}" for k in RECALL))
+    return "\n".join(lines)
+
+
 def _moved(n: int, seed: int) -> np.ndarray:
     """An order of n things that is not their own, where there is one."""
     draw, own = np.random.default_rng(seed), np.arange(n)
@@ -266,6 +352,9 @@ def context_table(found: dict[str, dict]) -> str:
             saved = "-" if condition == "0" else f"{row['saved']:.1f} ± {row['saved_stderr']:.1f}"
             lines.append(f"  {condition:<24}{cost:>16}{saved:>16}{row['n']:>7}")
     return "\n".join(lines)
+
+
+READING = "A route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error."
 
 
 def table(results: dict[str, dict], streams: bool = True) -> str:

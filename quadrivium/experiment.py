@@ -135,7 +135,7 @@ def run_experiment(
     declared = grid.plain(config)
     declared["world"].pop("processes")
     for folder in (out, results):
-        grid.declare(folder / "experiment.json", declared)
+        grid.declare(folder / "experiment.json", config, declared)
     jobs: dict[str, Job] = {}
     for seed in seeds:
         for arm in arms:

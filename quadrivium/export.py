@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from quadrivium import evaluate, harness
+from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
-from quadrivium.data.shards import read_json, write_json
+from quadrivium.data.shards import read_json, write_atomic, write_json
 from quadrivium.errors import QuadriviumError, RunError
 from quadrivium.huggingface import config_of, weights_of
 
@@ -28,7 +29,7 @@ def export_text(run: Run, out: Path) -> None:
     """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours."""
     config = config_of(run.model, run.text.end)
     _new(out)
-    save_file(weights_of(run.model), out / "model.safetensors", metadata={"format": "pt"})
+    write_atomic(out / "model.safetensors", save(weights_of(run.model), metadata={"format": "pt"}))
     write_json(out / "config.json", config)
     _words(run, out)
     load = (
@@ -42,9 +43,9 @@ def export_full(run: Run, out: Path) -> None:
     """Write the whole model, its tokenizers and the code that runs it, for ``trust_remote_code=True``."""
     _new(out)
     weights = {f"network.{k}": v.detach().clone() for k, v in run.model.state_dict().items()}
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    write_atomic(out / "model.safetensors", save(weights, metadata={"format": "pt"}))
     for path in _brought():
-        (out / path.name).write_text(_IMPORT.sub(r"\1from .\3 import", path.read_text(encoding="utf-8")), encoding="utf-8")
+        write_atomic(out / path.name, _IMPORT.sub(r"\1from .\3 import", path.read_text(encoding="utf-8")).encode())
     described = {
         "architectures": ["QuadriviumForCausalLM"],
         "model_type": "quadrivium",
@@ -61,6 +62,7 @@ def export_full(run: Run, out: Path) -> None:
         "bos_token_id": run.text.end,
         "eos_token_id": run.text.end,
         "dtype": "float32",
+        "step": run.step,
     }
     write_json(out / "config.json", described)
     _words(run, out)
@@ -71,7 +73,7 @@ def export_full(run: Run, out: Path) -> None:
         {
             "processor_class": "QuadriviumProcessor",
             "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
-            "read": run.config.get("read", {}),
+            "read": run.config.get("read", {}) | {"clip_frames": frames_of(run)},
         },
     )
     load = (
@@ -143,9 +145,9 @@ def _card(run: Run, out: Path, about: str, load: str, task: str) -> None:
     c = run.model.config
     shape = f"{c.layers} layers of width {c.width}, sharing `{c.sharing}`, {size / 1e6:.1f}M parameters with vision, step {run.step}"
     begun = f"\n\nBegun from `{Path(run.config['init']).name}`." if run.config.get("init") else ""
-    out.joinpath("README.md").write_text(
+    card = (
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [quadrivium]\n---\n\n# {out.name}\n\n{about}\n\n"
         f"{shape}.{begun}\n\n## Measured\n\n{measured}\n\n## Load\n\n```python\n{load}\n```\n\n"
-        f"A text opens and closes with `{run.text.end_name}`.\n",
-        encoding="utf-8",
+        f"A text opens and closes with `{run.text.end_name}`.\n"
     )
+    write_atomic(out / "README.md", card.encode())

@@ -80,6 +80,7 @@ class Engine:
         cache = self.cache
         cache.store = cache.store.repeat_interleave(times, dim=2)
         cache.starts = cache.starts.repeat_interleave(times)
+        cache.textual = cache.textual.repeat_interleave(times, dim=0)
         self.walks = [replace(walk) for walk in self.walks for _ in range(times)]
         self.rows *= times
 
@@ -94,9 +95,18 @@ class Engine:
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
         model, visual = self.model, len(codes) > 0
-        if visual not in self.steps:
-            self.steps[visual] = Steps(model, self.cache, visual)
-        return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places))
+        if not model.config.encoders:
+            if visual not in self.steps:
+                self.steps[visual] = Steps(model, self.cache, visual)
+            return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places))
+        row = torch.arange(self.rows, device=ids.device)
+        nothing = {name: row[:0] for name in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
+        one = torch.ones_like(row)
+        one_each = [row[:, None]]
+        batch = Batch(
+            ids, codes, slots, places, row, one, **nothing, buckets=one_each, back=row, own_buckets=one_each, own_back=row
+        )
+        return self.model(batch, self.cache)
 
     @contextlib.contextmanager
     def _few(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -61,13 +61,32 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(config), default=str))
 
 
-def declare(path: Path, now: dict[str, Any]) -> None:
-    """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes."""
+def declare(path: Path, config: Any, now: dict[str, Any]) -> None:
+    """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes.
+
+    ``now``: ``config`` as `plain` gives it, with what else counts. An option that was not there yet when ``path`` was written
+    counts as its default, which is to do as before: cells that were finished without it stay valid.
+    """
     if not path.exists():
         write_json(path, now)
-    elif (before := read_json(path, "an experiment")) != now:
+        return
+    before = _completed(read_json(path, "an experiment"), config, now)
+    if before != now:
         keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")
+
+
+def _completed(before: dict[str, Any], config: Any, now: dict[str, Any]) -> dict[str, Any]:
+    """``before`` with the options of ``now`` that it lacks, at their defaults."""
+    found = dict(before)
+    for option in (f for f in fields(config) if f.name in now):
+        name, value = option.name, getattr(config, option.name)
+        if name not in before:
+            made = option.default if option.default_factory is MISSING else option.default_factory()
+            found[name] = plain(made) if is_dataclass(made) else json.loads(json.dumps(made, default=str))
+        elif is_dataclass(value) and isinstance(before[name], dict):
+            found[name] = _completed(before[name], value, now[name])
+    return found
 
 
 def read_cells(results: Path, arms: Iterable[str]) -> dict[str, dict[int, dict]]:

@@ -2,6 +2,7 @@
 
     fetch(name)            a folder, or a hub id such as Qwen/Qwen3-0.6B -> folder
     shape_of(folder, ...)  its config.json -> ModelConfig
+    check(shape, weights)  whether its weights have that shape, before memory is taken for it
     fill(model, weights)   its weights -> the text stream, and what the visual stream begins from
     config_of, weights_of  the text stream -> config.json and weights under their names
 
@@ -65,6 +66,7 @@ def shape_of(folder: Path, ours: ModelConfig) -> ModelConfig:
 
     Raises RunError, naming what this model cannot compute.
     """
+    _refuse_encoders(ours)
     path = folder / "config.json"
     c = read_json(path, "a Hugging Face model folder")
     try:
@@ -117,6 +119,7 @@ def _shape(c: dict[str, Any], ours: ModelConfig, path: Path) -> ModelConfig:
 def config_of(model: Model, end: int) -> dict[str, Any]:
     """``config.json`` of the text stream, as the family that its switches make it. Raises RunError where they make none."""
     c = model.config
+    _refuse_encoders(c)
     family = next((f for f, (_, norm, bias) in _FAMILIES.items() if (norm, bias) == (c.qk_norm, c.qkv_bias)), None)
     if family is None:
         raise RunError("normalised queries together with biases (--qk-norm, --qkv-bias) are no family that transformers knows")
@@ -152,9 +155,18 @@ def config_of(model: Model, end: int) -> dict[str, Any]:
     return described
 
 
+def _refuse_encoders(c: ModelConfig) -> None:
+    if c.encoders:
+        raise RunError(
+            "with sharing cross, text has an encoder and a decoder, which no language model of transformers is; train with "
+            "--sharing all, attention or none"
+        )
+
+
 def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
     """(their name, our weight, rows of it) for every weight of the text stream: we keep q, k, v and gate, up as one product."""
     c = model.config
+    _refuse_encoders(c)
     q, kv, hidden = c.heads * c.head_size, c.kv_heads * c.head_size, c.hidden
     found: list[tuple[str, Tensor, slice]] = []
 
@@ -192,6 +204,18 @@ def weights_of(model: Model) -> dict[str, Tensor]:
     return {name: weight.detach()[rows].clone() for name, weight, rows in _places(model)}
 
 
+def check(shape: ModelConfig, weights: Weights) -> None:
+    """Raises RunError where the weights that a folder holds are not those of a shape."""
+    if shape.layers > len(weights):
+        raise RunError(f"{shape.layers} layers and {len(weights)} weights; config.json and weights do not belong together")
+    with torch.device("meta"):
+        places = _places(Model(shape))
+    for name, weight, rows in places:
+        found, wanted = weights.shape(name) if name in weights else "nothing", tuple(weight[rows].shape)
+        if found != wanted:
+            raise RunError(f"{name}: {found} where {wanted} belongs; the shapes of the two models differ")
+
+
 @torch.no_grad()
 def fill(model: Model, weights: Mapping[str, Tensor], copy: bool = True) -> None:
     """Fill the text stream. Weights that the streams share serve both; the visual stream's own begin as copies, or stay fresh.
@@ -226,6 +250,13 @@ class Weights(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight, read off its file's header."""
+        return tuple(self._where[name].get_slice(name).get_shape())
 
     def __len__(self) -> int:
         return len(self._where)

@@ -14,6 +14,7 @@ from quadrivium.data.shards import is_held, stable_hash
 from quadrivium.data.sources import Item, Limits, ReadOptions, Source
 from quadrivium.errors import ItemError, one_line
 from quadrivium.pictures import Cell, sheet
+from quadrivium.prepare import lacking
 from quadrivium.sequence import ROUTES
 
 
@@ -37,8 +38,8 @@ def look(
     head = f"{'source':<28}{'documents':>10}{'pictures':>10}{'videos':>8}{'captions':>10}{'groups':>8}{'held out':>10}{'problems':>10}  routes"
     lines, rows = [head, "-" * len(head)], []
     details = []
-    with Decoders(options, limits) as decoders:
-        for source in sources:
+    for source in sources:
+        with Decoders(source.options or options, limits) as decoders:
             kinds = Counter(i.kind for i in source.items)
             groups = {i.group for i in source.items}
             told = sum(len(i.texts) for i in source.items if i.kind != "text")
@@ -67,7 +68,8 @@ def look(
             details += [f"{source.name}: problem: {p.item}: {p.reason}" for p in source.problems[:5]]
             if len(source.problems) > 5:
                 details.append(f"{source.name}: and {len(source.problems) - 5} more problems")
-    return "\n".join([*lines, "", *details]), rows
+    fed = {route for source in sources for route in routes_of(source.items)}
+    return "\n".join([*lines, *filter(None, [lacking(fed)]), "", *details]), rows
 
 
 def write_sheets(rows: Seq[tuple[Source, list[list[Cell]]]]) -> list[Path]:

@@ -23,8 +23,7 @@ from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run
 from quadrivium.data.sources import _fit
 from quadrivium.errors import ConfigError
-from quadrivium.generate import Sampling
-from quadrivium.generate import generate as draw
+from quadrivium.generate import Sampling, generate
 from quadrivium.samples import decode, give, read
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
@@ -53,8 +52,39 @@ class _Options(TypedDict, total=False):
 
 
 def load(folder: str | PathLike[str], device: str = "auto") -> Quadrivium:
-    """Load a run folder that `quadrivium train` wrote. ``device``: auto takes a GPU where there is one. Raises RunError."""
+    """Load a folder that `quadrivium train` or `quadrivium export --full` wrote. ``device``: auto takes a GPU where there is one. Raises RunError."""
     return Quadrivium(Run(Path(folder), device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def draw(
+    run: Run, want: str, text: str | None, shown: list[np.ndarray], n: int, frames: int, sampling: Sampling
+) -> list[seq.Sequence]:
+    """``n`` sequences: text and shown codes (F, R, C, G), given, and after them text or ``frames`` frames, drawn and *wanted*.
+
+    Text that goes on from text begins with the id before it; it ends with the end mark unless it was cut at its limit.
+    """
+    given, end = give(run, "text" if want == "text" else "frames", text, shown), run.text.end
+    made = generate(run.model, [given] * n, "text" if want == "text" else "frames", end, frames, sampling)
+    if want != "text":
+        return [(*given, seq.frames(codes, wanted=True)) for codes in made]
+    opening = int(given[-1].data[-1]) if given and given[-1].modality == "text" else end
+    return [(*given, seq.text([opening, *ids, *([end] if len(ids) < sampling.max_ids else [])], wanted=True)) for ids in made]
+
+
+def dream(run: Run, text: str, n: int, frames: int, sampling: Sampling, forget: bool = False) -> list[list[seq.Sequence]]:
+    """What `Quadrivium.imagine` draws, as three lists of ``n`` sequences: the clips, how the text goes on after each, and
+    what each alone is called."""
+    opening = run.text.document(text)
+    clips = imagining.imagine(run.model, [opening], frames, n, sampling, forget=forget)[0]
+    begun = seq.text([run.text.end, *run.text.encode(text)])
+    drawn: list[list[seq.Sequence]] = [[(seq.text(opening), seq.frames(clip, wanted=True)) for clip in clips]]
+    for after in ((begun,), ()):
+        given = [(seq.frames(clip), *after) for clip in clips]
+        told = generate(run.model, given, "text", run.text.end, 1, sampling)
+        first = int(begun.data[-1]) if after else run.text.end
+        ends = [[run.text.end] if len(ids) < sampling.max_ids else [] for ids in told]
+        drawn.append([(*g, seq.text([first, *ids, *end], True)) for g, ids, end in zip(given, told, ends, strict=True)])
+    return drawn
 
 
 class Quadrivium:
@@ -91,12 +121,10 @@ class Quadrivium:
         if want != "text":
             self._check_sight()
         count = (frames or frames_of(self._run)) if want == "video" else 1
-        given, end = give(self._run, want, text, shown), self._run.text.end
-        sampling = self._sampling(temperature, top_p, seed, max_ids)
-        made = draw(self._run.model, [given] * n, "text" if want == "text" else "frames", end, count, sampling)
+        rows = draw(self._run, want, text, shown, n, count, self._sampling(temperature, top_p, seed, max_ids))
         if want == "text":
-            return [self._run.text.decode(ids) for ids in made]
-        clips = np.stack([decode(self._run, codes) for codes in made])
+            return [self._run.text.decode(row[-1].data[1:]) for row in rows]
+        clips = np.stack([decode(self._run, row[-1].data) for row in rows])
         return clips if want == "video" else clips[:, 0]
 
     def score(
@@ -142,14 +170,13 @@ class Quadrivium:
         if n < 1 or not text.strip():
             raise ConfigError("n is at least 1, and there is a text to imagine")
         run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
-        opening, count = run.text.document(text), frames or frames_of(run)
-        clips = imagining.imagine(run.model, [opening], count, n, sampling, forget=forget)[0]
-        begun = seq.text([run.text.end, *run.text.encode(text)])
-        stories = draw(run.model, [(seq.frames(c), begun) for c in clips], "text", run.text.end, 1, sampling)
-        captions = draw(run.model, [(seq.frames(c),) for c in clips], "text", run.text.end, 1, sampling)
         return [
-            Imagined(decode(run, clip), text + run.text.decode(story), run.text.decode(caption))
-            for clip, story, caption in zip(clips, stories, captions, strict=True)
+            Imagined(
+                decode(run, clip[-1].data),
+                text + run.text.decode(story[-1].data[1:]),
+                run.text.decode(caption[-1].data[1:]),
+            )
+            for clip, story, caption in zip(*dream(run, text, n, frames or frames_of(run), sampling, forget), strict=True)
         ]
 
     def _sampling(self, temperature: float, top_p: float, seed: int, max_ids: int) -> Sampling:

@@ -20,6 +20,23 @@ What the modalities share is `ModelConfig.sharing`:
     attention   attention and its norm; feed-forward weights are apart
     none        nothing: they meet only where queries of one attend to keys of the other
                 (Mixture-of-Transformers, Liang et al. 2024, arXiv 2411.04996)
+    cross       nothing, and they meet in the second half of the layers only, by cross-attention: an encoder for each
+                modality, then a decoder for each
+
+With ``cross`` the first ``layers // 2`` blocks are the two encoders: a position attends to those of its own modality. The
+others are the two decoders. Their queries come from the decoder of the position's modality, their keys and values from where
+the encoder of the key's modality ends, however deep the decoder layer, in the manner of YOCO (Sun et al. 2024, arXiv
+2405.05254):
+
+    text encoder ---- K1 V1 --+--> visual decoder   Q1 asks the text encoder (t2v), Q2 the visual one (v2v): one query weight
+                              x
+    visual encoder -- K2 V2 --+--> text decoder     Q3 asks both (t2t, v2t); K3 V3 (v2t) are the K2 V2 of v2v: one key weight
+
+Encoders are causal, and what is wanted passes through the encoder of its modality too, as what was given did: the next
+position is wanted given all before it. So plain text, given nothing, is Text(K1 V1) -> Text(Q3) at full depth; a prompt is
+computed alike as the known part of a text and as one that is given; a clip is computed alike wherever it is cut; and a
+cached position stays true when more is read. A bidirectional encoder would have to read anew whenever what is given grows,
+and would train on no plain text. Names and shapes of all weights are those of ``none``, so the two cost the same.
 """
 
 from __future__ import annotations
@@ -33,8 +50,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Sharing = Literal["all", "attention", "none"]
+Sharing = Literal["all", "attention", "none", "cross"]
 AXES = 3  # time, row, column
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """A further objective: of all frames in a step, which belong to this text, and the reverse (see `Model.contrast`)."""
+
+    weight: float = 0.0  # of its nats, beside those of a wanted position; 0: off
+    layer: int = 0  # compared is the mean state after so many layers; 0: half of them
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.weight < math.inf and self.layer >= 0):
+            raise ValueError(f"contrast has weight {self.weight} and layer {self.layer}; neither is negative")
 
 
 @dataclass(frozen=True)
@@ -46,8 +75,8 @@ class ModelConfig:
     rows: int = 0  # cells in a column of a frame
     columns: int = 0  # cells in a row of a frame
     patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
-    sharing: Sharing = "all"
-    layers: int = 4
+    sharing: Sharing = "all"  # weights that text and vision have in common
+    layers: int = 4  # with sharing cross: half of them in encoders, half in decoders (2 + 2)
     width: int = 256
     heads: int = 4
     kv_heads: int = 0  # 0: as many as heads
@@ -59,6 +88,7 @@ class ModelConfig:
     qkv_bias: bool = False  # as Qwen2 has
     norm_eps: float = 1e-6
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
+    contrast: ContrastConfig = ContrastConfig()
 
     def resolve(self) -> ModelConfig:
         """Fill in what follows from other fields, and check that the shape is possible. Raises ValueError."""
@@ -68,9 +98,20 @@ class ModelConfig:
             kv_heads=self.kv_heads or self.heads,
             head_size=self.head_size or self.width // max(self.heads, 1),
             hidden=self.hidden or 64 * math.ceil(self.width * 8 / 3 / 64),
+            contrast=replace(self.contrast, layer=self.contrast.layer or (self.layers + 1) // 2),
         )
         full._check()
         return full
+
+    @property
+    def encoders(self) -> int:
+        """Layers in which a position attends to its own modality only."""
+        return self.layers // 2 if self.sharing == "cross" else 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether no weight is shared by the modalities."""
+        return self.sharing in ("none", "cross")
 
     def _check(self) -> None:
         for field in fields(self):
@@ -85,6 +126,10 @@ class ModelConfig:
             raise ValueError(f"head_size ({self.head_size}) has to be even: rotary positions turn pairs")
         if self.sharing not in get_args(Sharing):
             raise ValueError(f"sharing is {self.sharing!r}; it is one of {', '.join(get_args(Sharing))}")
+        if self.contrast.layer > self.layers:
+            raise ValueError(f"contrast.layer is {self.contrast.layer}; the model has {self.layers} layers")
+        if self.sharing == "cross" and self.layers < 2:
+            raise ValueError("layers is 1; sharing cross needs at least 2, for an encoder and a decoder")
 
 
 def cells(config: ModelConfig, rows: int, columns: int, codes: int) -> ModelConfig:
@@ -114,28 +159,22 @@ class Batch:
     codes_row: Tensor
     buckets: list[Tensor]  # each (S', P): grouped indices of whole sequences; padding repeats index 0 at the end of a row
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
+    own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see
+    own_back: Tensor
 
     @classmethod
     def of(cls, arrays: dict, device: torch.device | str = "cpu", slack: float = 0.85) -> Batch:
         """Arrays of `sequence.pack` -> Batch. Sequences shorter than ``slack`` of the longest open a new bucket."""
         t: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
         order, lengths = t["order"], t["lengths"]
-        starts = torch.cumsum(lengths, 0) - lengths
-        buckets, back, used = [], torch.empty(len(order), dtype=torch.long), 0
-        by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
-        sizes = lengths.tolist()
-        while by_length:
-            longest = sizes[by_length[0]]
-            # Few sequences are not worth a bucket of their own: the call costs more than the padding.
-            rows = [r for i, r in enumerate(by_length) if sizes[r] >= slack * longest or (i < 4 and sizes[r] >= longest / 2)]
-            by_length = by_length[len(rows) :]
-            index = torch.arange(longest) + starts[rows, None]
-            real = torch.arange(longest) < lengths[rows, None]
-            index = torch.where(real, order[index.clamp_(max=len(order) - 1)], 0)
-            back[index[real]] = used + real.flatten().nonzero().squeeze(1)
-            buckets.append(index)
-            used += index.numel()
-        t |= {"buckets": buckets, "back": back}
+        t["buckets"], t["back"] = _buckets(order, lengths, slack)
+        # Grouped order is that of the text of each sequence, then of the frames of each.
+        row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        parts = [
+            torch.bincount(row[kind], minlength=len(lengths)) for kind in (order < len(t["text"]), order >= len(t["text"]))
+        ]
+        own = torch.cat(parts)
+        t["own_buckets"], t["own_back"] = _buckets(torch.arange(len(order)), own[own > 0], slack)
         return cls(**t).to(device)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -156,6 +195,26 @@ class Batch:
         return sum(b.numel() for b in self.buckets)
 
 
+def _buckets(order: Tensor, lengths: Tensor, slack: float) -> tuple[list[Tensor], Tensor]:
+    """Runs of ``order`` (N,) of these ``lengths`` as a few index arrays (S', P), and where each of N is found in them."""
+    starts = torch.cumsum(lengths, 0) - lengths
+    buckets, back, used = [], torch.empty(len(order), dtype=torch.long), 0
+    by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
+    sizes = lengths.tolist()
+    while by_length:
+        longest = sizes[by_length[0]]
+        # Few sequences are not worth a bucket of their own: the call costs more than the padding.
+        rows = [r for i, r in enumerate(by_length) if sizes[r] >= slack * longest or (i < 4 and sizes[r] >= longest / 2)]
+        by_length = by_length[len(rows) :]
+        index = torch.arange(longest) + starts[rows, None]
+        real = torch.arange(longest) < lengths[rows, None]
+        index = torch.where(real, order[index.clamp_(max=len(order) - 1)], 0)
+        back[index[real]] = used + real.flatten().nonzero().squeeze(1)
+        buckets.append(index)
+        used += index.numel()
+    return buckets, back
+
+
 class Cache:
     """Keys and values of every layer for S sequences that grow together.
 
@@ -165,13 +224,26 @@ class Cache:
     def __init__(self, config: ModelConfig, sequences: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.layers, 2, sequences, config.kv_heads, capacity, config.head_size)
         self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.textual = torch.zeros((sequences, capacity), device=device, dtype=torch.bool)  # what a column is
         self.starts = torch.zeros(sequences, dtype=torch.long, device=device)
+        self.new = self.starts[:, None]  # (S, L) grouped index of the position that each column of the last `open` holds
         self.used = 0  # columns filled
         self.ragged = False  # some sequence begins after column 0, so attention needs a mask
 
     @property
     def capacity(self) -> int:
         return self.store.shape[4]
+
+    def open(self, batch: Batch) -> None:
+        """Take note of what the columns hold that this batch is about to fill."""
+        longest = int(batch.lengths.max())
+        blank = longest - batch.lengths
+        if self.used == 0:
+            self.starts, self.ragged = blank, bool(blank.any())
+        first = torch.cumsum(batch.lengths, 0) - batch.lengths - blank
+        column = torch.arange(longest, device=blank.device)
+        self.new = batch.order[torch.where(column < blank[:, None], 0, first[:, None] + column)]
+        self.textual[:, self.used : self.used + longest] = self.new < len(batch.text)
 
 
 class _Rotate(torch.autograd.Function):
@@ -333,14 +405,15 @@ class Apart(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(make() for _ in range(2 if apart else 1))
 
-    def forward(self, x: Tensor, n_text: int) -> Tensor:
-        """x (N, ...), the first ``n_text`` positions textual."""
+    def forward(self, x: Tensor, n_text: int, *more: Tensor) -> Tensor:
+        """x and all further arguments of the module (N, ...), the first ``n_text`` positions textual."""
         if len(self.parts) == 1 or n_text == len(x):
-            return self.parts[0](x)
+            return self.parts[0](x, *more)
         if n_text == 0:
-            return self.parts[1](x)
-        text, codes = x.split([n_text, len(x) - n_text])  # whose gradients are joined; those of two slices would be added
-        return torch.cat([self.parts[0](text), self.parts[1](codes)])
+            return self.parts[1](x, *more)
+        # The gradients of a split are joined; those of two slices would be added.
+        text, frames = zip(*(t.split([n_text, len(t) - n_text]) for t in (x, *more)), strict=True)
+        return torch.cat([self.parts[0](*text), self.parts[1](*frames)])
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -404,23 +477,34 @@ class Norm(nn.RMSNorm):
 
 
 class Project(nn.Module):
-    """Norm, then queries, keys and values in one product; queries and keys may be normalised. (N, D) -> (N, H + 2G, K)."""
+    """Norm, then queries, keys and values in one product; queries and keys may be normalised. (N, D) -> (N, H + 2G, K).
+
+    With ``source`` (N, D), keys and values are those of source, and the queries those of x.
+    """
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads = c.heads, c.kv_heads
+        self.heads, self.kv_heads, self.asked = c.heads, c.kv_heads, c.heads * c.head_size
         self.norm = Norm(c.width, c.norm_eps)
         self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_size, bias=c.qkv_bias)
         self.q_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x, product=True)).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        if source is None:
+            made = self.qkv(self.norm(x, product=True))
+        else:
+            weight, bias = (
+                (None, None) if w is None else w.tensor_split([self.asked]) for w in (self.qkv.weight, self.qkv.bias)
+            )
+            read = (self.norm(y, product=True) for y in (x, source))
+            made = torch.cat([F.linear(y, weight[i], bias[i]) for i, y in enumerate(read)], dim=-1)
+        qkv = made.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
         if not (isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm)):
             return qkv
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        weight = torch.cat([self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)])
-        return torch.cat([rms_norm(qk, weight, self.q_norm.eps), v], dim=1)
+        scale = torch.cat([self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)])
+        return torch.cat([rms_norm(qk, scale, self.q_norm.eps), v], dim=1)
 
 
 class FeedForward(nn.Module):
@@ -477,43 +561,43 @@ class Block(nn.Module):
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
         self.c, self.layer = c, layer
-        self.project = Apart(lambda: Project(c), apart=c.sharing == "none")
-        self.out = Apart(lambda: nn.Linear(c.heads * c.head_size, c.width, bias=False), apart=c.sharing == "none")
-        self.feed = Apart(lambda: FeedForward(c), apart=c.sharing in ("attention", "none"))
+        self.own = layer < c.encoders  # a position attends to its own modality only
+        self.project = Apart(lambda: Project(c), apart=c.apart)
+        self.out = Apart(lambda: nn.Linear(c.heads * c.head_size, c.width, bias=False), apart=c.apart)
+        self.feed = Apart(lambda: FeedForward(c), apart=c.apart or c.sharing == "attention")
 
-    def forward(self, x: Tensor, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+        """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none."""
         c, n_text = self.c, len(batch.text)
-        qkv = rotate(self.project(x, n_text), cos, sin, c.heads + c.kv_heads)  # (N, H + 2G, K)
+        told = () if memory is None else (memory,)
+        qkv = rotate(self.project(x, n_text, *told), cos, sin, c.heads + c.kv_heads)  # (N, H + 2G, K)
         x = x + self.out(self._attend(qkv, batch, cache).flatten(1), n_text)
         return x + self.feed(x, n_text)
 
     def _attend(self, qkv: Tensor, batch: Batch, cache: Cache | None) -> Tensor:
         """(N, H + 2G, K) -> (N, H, K)"""
-        c, longest = self.c, max(index.shape[1] for index in batch.buckets)
+        c = self.c
         if cache is not None and cache.used:
             assert len(batch.buckets) == 1
             q, k, v = qkv[batch.buckets[0]].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
             return self._extend(q, k, v, cache).transpose(1, 2).flatten(0, 1)[batch.back]
         if cache is not None:
-            self._fill(qkv, batch, cache)
-        if qkv.device.type == "cpu" and longest <= 512:  # whose square still fits
-            return _Attend.apply(qkv, c.heads, c.kv_heads, batch.buckets, batch.back)
+            self._fill(qkv, cache)
+        buckets, back = (batch.own_buckets, batch.own_back) if self.own else (batch.buckets, batch.back)
+        if qkv.device.type == "cpu" and max(index.shape[1] for index in buckets) <= 512:  # whose square still fits
+            return _Attend.apply(qkv, c.heads, c.kv_heads, buckets, back)
         outputs = []
-        for index in batch.buckets:
+        for index in buckets:
             q, k, v = qkv[index].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)  # (S', H, P, K)
             # Padding stands after the real positions, and nothing looks ahead: the causal rule masks it.
             outputs.append(attention(q, k, v, causal=True).transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs)[batch.back]
+        return torch.cat(outputs)[back]
 
-    def _fill(self, qkv: Tensor, batch: Batch, cache: Cache) -> None:
+    def _fill(self, qkv: Tensor, cache: Cache) -> None:
         """Store the keys and values of a first pass, each sequence ending at the same column."""
-        c, longest = self.c, int(batch.lengths.max())
-        column = torch.arange(longest, device=qkv.device) - (longest - batch.lengths)[:, None]  # (S, L), negative before it
-        first = torch.cumsum(batch.lengths, 0) - batch.lengths
-        index = batch.order[(first[:, None] + column.clamp(min=0))]
-        kv = qkv[:, c.heads :][index].transpose(1, 2)  # (S, 2G, L, K)
-        cache.store[self.layer, 0, :, :, :longest] = kv[:, : c.kv_heads]
-        cache.store[self.layer, 1, :, :, :longest] = kv[:, c.kv_heads :]
+        longest = cache.new.shape[1]
+        kv = qkv[:, self.c.heads :][cache.new].transpose(1, 2)  # (S, 2G, L, K)
+        cache.store[self.layer, 0, :, :, :longest], cache.store[self.layer, 1, :, :, :longest] = kv.chunk(2, dim=1)
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
         """Attend from P new positions of every sequence to all that is stored and to themselves."""
@@ -522,10 +606,13 @@ class Block(nn.Module):
         store[0, :, :, cache.used : end] = k
         store[1, :, :, cache.used : end] = v
         mask = None
-        if cache.ragged or new > 1:
+        if cache.ragged or new > 1 or self.own:
             column = torch.arange(end, device=q.device)
             ahead = column <= torch.arange(cache.used, end, device=q.device)[:, None]  # (P, end)
             mask = ahead & (column >= cache.starts[:, None, None, None])  # (S, 1, P, end)
+            if self.own:
+                kind = cache.textual[:, None, :end]
+                mask = mask & (kind[..., cache.used :, None] == kind[..., None, :])
         return attention(q, store[0, :, :, :end], store[1, :, :, :end], mask)
 
 
@@ -541,9 +628,11 @@ class Model(nn.Module):
         self.embed_row = nn.Embedding(c.rows + 1, c.width)  # the last row: the frame is complete
         self.embed_column = nn.Embedding(max(c.columns, 1), c.width)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.layers))
-        self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.sharing == "none")
+        self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.apart)
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
         self.head_codes = CodeHead(c)
+        if c.contrast.weight:
+            self.sharpness = nn.Parameter(torch.ones(1))  # the temperature of `contrast` is 0.07 to this power
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -560,23 +649,31 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
         """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds."""
-        n_text = len(batch.text)
+        c, n_text = self.config, len(batch.text)
         if cache is not None:
             longest = int(batch.lengths.max())
             if cache.used + longest > cache.capacity:
                 raise ValueError(f"the cache holds {cache.capacity} positions, {cache.used + longest} are needed")
             if cache.used and len(batch.buckets) != 1:
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
-        x = self.embed(batch.text, batch.codes, batch.slots)
-        cos, sin = self.rotary(batch.places)
-        for block in self.blocks:
-            x = block(x, batch, cos, sin, cache)
+            if c.encoders or not cache.used:
+                cache.open(batch)
+        x = self.states(batch, c.layers, cache)
         if cache is not None:
-            if cache.used == 0:
-                cache.starts = longest - batch.lengths
-                cache.ragged = bool(cache.starts.any())
             cache.used += longest
         return self.norm(x, n_text)
+
+    def states(self, batch: Batch, layers: int, cache: Cache | None = None) -> Tensor:
+        """The residual stream (N, D), grouped order, after the first so many layers."""
+        c = self.config
+        x = self.embed(batch.text, batch.codes, batch.slots)
+        cos, sin = self.rotary(batch.places)
+        memory = None
+        for i, block in zip(range(layers), self.blocks, strict=False):
+            before, x = x, block(x, memory, batch, cos, sin, cache)
+            if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
+                memory = before
+        return x
 
     def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
         """Ids (Nt,), cells (Nv, J) and where in the frame the next one belongs (Nv,) -> (Nt + Nv, D)"""
@@ -629,6 +726,37 @@ class Model(nn.Module):
             states = self.head_codes.states(hidden.index_select(0, n_text + batch.codes_at), batch.codes_want[:, :-1])
             codes = cross_entropy(states.flatten(0, 1), self.head_codes.out.weight, batch.codes_want.flatten()).view_as(codes)
         return text, codes
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The mean of each sequence's normalised states at the layer of ``contrast``: (S, D), fp32."""
+        x = F.rms_norm(self.states(batch, self.config.contrast.layer).float(), (self.config.width,))
+        row = torch.repeat_interleave(torch.arange(len(batch.lengths), device=x.device), batch.lengths)
+        total = x.new_zeros(len(batch.lengths), x.shape[1]).index_add(0, row, x[batch.order])
+        return total / batch.lengths[:, None]
+
+    def contrast(self, batch: Batch, same: Tensor) -> Tensor:
+        """Mean nats of finding P texts by their frames, and frames by their texts, each among all P of the batch.
+
+        batch: P sequences of text alone, then P of frames alone, so that neither was computed from the other.
+        same (P, P): which frames a text belongs to. Equal captions are no negatives of each other.
+        InfoNCE with a learnt temperature, as in CLIP (Radford et al. 2021, arXiv 2103.00020): its start, 0.07, and its
+        bound, 0.01, but on the states themselves, with no projection between: it is they that are to become alike.
+        """
+        scores = likeness(*self.pooled(batch).chunk(2)) * (self.sharpness * -math.log(0.07)).clamp(max=-math.log(0.01)).exp()
+        right = scores.masked_fill(~same, -torch.inf)
+        by_text, by_frames = ((scores.logsumexp(i) - right.logsumexp(i)).mean() for i in (1, 0))
+        return (by_text + by_frames) / 2
+
+
+def likeness(text: Tensor, frames: Tensor) -> Tensor:
+    """Cosines (P, P) between pooled states of P texts and P clips (P, D), of each side the mean taken off.
+
+    What all texts have in common, marks and little words, says nothing of the frames they belong to, and at first is nearly
+    all there is: without this the objective stays for long where it begins.
+    """
+    text, frames = (F.normalize(side - side.mean(0), dim=1) for side in (text, frames))
+    with torch.autocast(text.device.type, enabled=False):
+        return text @ frames.T
 
 
 class Steps:

@@ -1,10 +1,13 @@
-"""Frames to files that people open: PNG, GIF, MP4, and contact sheets of pictures and text."""
+"""Frames to files that people open: PNG, GIF, MP4, and contact sheets of pictures and text. Text to frames: pages of it."""
 
 from __future__ import annotations
 
 import textwrap
+import unicodedata
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +28,17 @@ _FONTS = (  # Pillow's own font has no Japanese; these are where common systems 
 def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font of ``size`` pixels; for text beyond Latin, one that has its letters where the system keeps one."""
     path = _japanese() if any(ord(c) > 0x24F for c in text) else None
-    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+    return ImageFont.load_default(size) if path is None else _truetype(path, size)
+
+
+def _truetype(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
 
 
 def legible(text: str) -> str:
-    """The text, or a sentence in its place where it would come out as boxes: no font here has Japanese letters."""
+    """The text without control characters, at some of which the layout of text fails; a sentence in its place where it would
+    come out as boxes, because no font here has Japanese letters."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     if any(ord(c) > 0x2E7F for c in text) and _japanese() is None:
         return "(Japanese: no font for it on this machine; the text stands in the page or file beside)"
     return text
@@ -37,6 +46,71 @@ def legible(text: str) -> str:
 
 def _japanese() -> str | None:
     return next((path for path in _FONTS if Path(path).is_file()), None)
+
+
+LETTER = 6, 11  # width and height in pixels of a letter on a page; a wide one, such as a Japanese one, takes two places
+_PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": ".", "\u3000": " "})
+
+
+@cache
+def _letter(c: str) -> tuple[int, np.ndarray]:
+    """Places that a letter takes, and which pixels of them are ink: bool (11, 6 or 12). ValueError where no font has it."""
+    width, height = LETTER
+    c = c.translate(_PLAIN)
+    c = c if c.isprintable() else " "
+    places = 2 if unicodedata.east_asian_width(c) in "WF" else 1
+    letters: ImageFont.ImageFont | ImageFont.FreeTypeFont | None = (
+        ImageFont.load_default_imagefont()
+    )  # a bitmap: sharp when small
+    if ord(c) > 0xFF:
+        path = next((p for p in _FONTS if Path(p).is_file()), None)
+        letters = _truetype(path, height - 1) if path else None
+        absent = letters is not None and bytes(letters.getmask(c)) == bytes(letters.getmask("\uffff"))
+        if letters is None or absent:
+            raise ValueError(f"no font here has the letter {c}")
+    image = Image.new("L", (places * width, height))
+    ImageDraw.Draw(image).text((0, 0), c, fill=255, font=letters)
+    return places, np.asarray(image) > 127
+
+
+def _places(text: str, size: int) -> Iterator[tuple[int, int, int]]:
+    """Page, row and column of every letter of a text on pages of ``size`` x ``size`` pixels."""
+    columns, rows = size // LETTER[0], size // LETTER[1]
+    if rows < 1 or columns < 2:
+        raise ValueError(f"frames of {size} pixels hold no line of text; take at least {max(LETTER[1], 2 * LETTER[0])}")
+    page = row = column = 0
+    for c in text:
+        wide = 0 if c == "\n" else _letter(c)[0]
+        if column + wide > columns:
+            row, column = row + 1, 0
+        if row == rows:
+            page, row = page + 1, 0
+        yield page, row, column
+        row, column = (row + 1, 0) if c == "\n" else (row, column + wide)
+
+
+def pages(text: str, size: int) -> list[str]:
+    """Cut a text into what stands on each page of ``size`` x ``size`` pixels; the pages joined are the text.
+
+    Lines are cut where they are full, as on a terminal: with ten letters a line, keeping words whole would waste a third.
+    Raises ValueError for a letter that no font here has.
+    """
+    found: list[str] = []
+    for c, (page, _, _) in zip(text, _places(text, size), strict=True):
+        if page == len(found):
+            found.append("")
+        found[page] += c
+    return found
+
+
+def render(text: str, size: int) -> np.ndarray:
+    """The `pages` of a text, black on white: uint8 (F, size, size, 3)."""
+    (width, height), frames = LETTER, np.full((len(pages(text, size)), size, size, 3), 255, np.uint8)
+    for c, (page, row, column) in zip(text, _places(text, size), strict=True):
+        if c != "\n":
+            wide, ink = _letter(c)
+            frames[page, row * height :, column * width :][:height, : wide * width][ink] = 0
+    return frames
 
 
 def save_png(frames: np.ndarray, path: Path, scale: int = 1) -> None:
@@ -85,7 +159,7 @@ def sheet(rows: Seq[Seq[Cell]], heads: Seq[str], title: str, scale: int = 2, tex
             return text_width, (size + 4) * min(len(lines(cell)), 9)
         return cell.shape[0] * (cell.shape[2] * scale + 2), cell.shape[1] * scale
 
-    widths = [max([60, *(extent(r[c])[0] for r in rows)]) for c in range(columns)]
+    widths = [max([60, 7 * len(heads[c]), *(extent(r[c])[0] for r in rows)]) for c in range(columns)]
     heights = [max(20, *(extent(cell)[1] for cell in r)) for r in rows]
     top = 52
     image = Image.new("RGB", (sum(widths) + pad * (columns + 1), top + sum(heights) + pad * (len(rows) + 1)), "white")

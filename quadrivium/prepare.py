@@ -10,13 +10,14 @@ Whatever stops it, the same command goes on: finished tokenizers and shards stan
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from quadrivium.data import shards
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.formats import scan
 from quadrivium.data.mixture import MixtureConfig, streams_of
+from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
@@ -49,6 +51,7 @@ class PrepareConfig:
     vocab: int = 8192  # ids of the text tokenizer
     text_tokenizer: Path | None = None  # a tokenizer.json to use instead of learning one; its folder, or a hub id
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
+    render: bool = False  # also draw documents as pages of pixels, for `train --rendered`; the visual tokenizer learns them too
     visual: VisualConfig = field(default_factory=VisualConfig)
     # No weight decay: nothing is repeated often enough here to be learned by heart. Muon multiplies matrices in bf16: where the
     # processor does not, its steps take three times as long.
@@ -75,8 +78,17 @@ class PrepareConfig:
 
 
 def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
-    """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name."""
-    sources = [source for path in paths for source in scan(path, config.read, config.limits)]
+    """What lies under ``paths``, listed and not decoded. Raises DataError where that is nothing, or two have one name.
+
+    A path is a folder, a file, a dataset's address (hf://OWNER/NAME) or a mixture file (.toml).
+    """
+    sources: list[Source] = []
+    for path in paths:
+        named = path.suffix == ".toml" and not path.is_dir()
+        sources += MixtureFile(path).scan(config.read, config.limits) if named else scan(path, config.read, config.limits)
+    if config.render:
+        drawn = [rendered(s, config.read) for s in sources if any(i.kind == "text" for i in s.items)]
+        sources += [s for s in drawn if s.items or s.notes]
     names = [s.name for s in sources]
     for name in names:
         if names.count(name) > 1:
@@ -97,17 +109,27 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
         raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
     sources = find(paths, config)
     threads()
-    with checkpoint.locked(out), Decoders(config.read, config.limits) as decoders:
+    with checkpoint.locked(out), contextlib.ExitStack() as stack:
+        ways = {source.options or config.read for source in sources}
+        pools = {options: stack.enter_context(Decoders(options, config.limits)) for options in ways}
+        decoders = {source.name: pools[source.options or config.read] for source in sources}
         return _Preparation(sources, out, config, progress, decoders).go()
 
 
 class _Preparation:
-    def __init__(self, sources: list[Source], out: Path, config: PrepareConfig, progress: bool, decoders: Decoders) -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        out: Path,
+        config: PrepareConfig,
+        progress: bool,
+        decoders: dict[str, Decoders],  # by source
+    ) -> None:
         self.sources, self.out, self.config, self.progress, self.decoders = sources, out, config, progress, decoders
         self.total = sum(len(s.items) + len(s.problems) for s in sources)
         options = to_dict(config)
         # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
-        kept = ("read", "vocab", "visual", "held", "text_tokenizer", "visual_tokenizer")
+        kept = ["read", "vocab", "visual", "held", "text_tokenizer", "visual_tokenizer"] + ["render"] * config.render
         self.options = json.loads(json.dumps({k: options[k] for k in kept}, default=str))
         self.manifest: dict[str, Any] = {
             "version": shards.VERSION,
@@ -163,7 +185,8 @@ class _Preparation:
         if config.text_tokenizer:
             tokenizer = TextTokenizer.load(fetch(config.text_tokenizer, ["tokenizer.json"]))
         else:
-            training = (t for s in self.sources for i in s.items if not is_held(i.group, config.held) for t in i.texts)
+            texts = (i for s in self.sources for i in s.items if i.kind != "rendered")  # a second reading of the same words
+            training = (t for i in texts if not is_held(i.group, config.held) for t in i.texts)
             budget = 200_000_000  # characters; a vocabulary of thousands of ids does not change with more
             tokenizer = TextTokenizer.train(
                 _at_most(tqdm(training, desc="text tokenizer", unit="text", disable=not self.progress), budget), config.vocab
@@ -226,7 +249,8 @@ class _Preparation:
             wanted = config.sample_frames
             blank = _blank(work / "frames.npy", (wanted, size, size, 3))
             filled, of, held = 0, [], []
-            reader = self.decoders.read_all([i for _, i, _ in chosen])
+            of_source = [[item for n, item, _ in chosen if n == index] for index in range(len(sources))]
+            reader = chain.from_iterable(self.decoders[s.name].read_all(i) for s, i in zip(sources, of_source, strict=True))
             for (index, item, each), clips in zip(
                 chosen,
                 tqdm(reader, total=len(chosen), desc="sampling frames", unit="item", disable=not self.progress),
@@ -244,7 +268,7 @@ class _Preparation:
             if not filled:
                 raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
             write_json(done, {"of": of, "held": held})
-        state = read_json(done, "a frame sample")
+        state = read_json(done, "a frame sample", most=1 << 30)
         try:
             source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
             sample: np.ndarray = np.lib.format.open_memmap(work / "frames.npy", mode="r")[: len(source_of)]
@@ -290,6 +314,8 @@ class _Preparation:
             + f"-{stable_hash(source.name) % 16**4:04x}"
         )
         entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "fingerprint": mark, "shards": []}
+        if source.items and source.items[0].kind == "rendered":
+            entry["rendered"] = True
         chunks = range(0, len(source.items), config.shard_items)
         with tqdm(total=len(source.items), desc=source.name, unit="item", disable=not self.progress) as bar:
             for number, start in enumerate(chunks):
@@ -329,7 +355,7 @@ class _Preparation:
         bar: tqdm,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
-        reader = self.decoders.read_all(items)
+        reader = self.decoders[items[0].source].read_all(items)
         while batch := list(islice(zip(items, reader, strict=False), 64)):
             items = items[len(batch) :]
             texts = iter(text.encode_all([t for item, _ in batch for t in item.texts]))
@@ -405,7 +431,7 @@ def table(data: Dataset) -> str:
     """What a data folder holds, a line a source, as text."""
     head = ("source", "documents", "pictures", "clips", "captions", "frames", "text bytes", "held out", "skipped", "routes")
     rows: list[tuple[str, ...]] = []
-    streams = [s for held in (False, True) for s in streams_of(data, MixtureConfig(), held)]
+    streams = [s for held in (False, True) for s in streams_of(data, MixtureConfig(rendered=True), held)]
     for source, entry in zip(data.sources, data.manifest["sources"], strict=True):
         routes = {s.route for s in streams if s.source is source}
         media = source.frames > 0
@@ -429,4 +455,16 @@ def table(data: Dataset) -> str:
             v.ljust(w) if c in (0, 9) else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
 
-    return "\n".join([line(head), "-" * len(line(head)), *map(line, rows)])
+    lines = [line(head), "-" * len(line(head)), *map(line, rows), lacking({s.route for s in streams})]
+    return "\n".join(filter(None, lines))
+
+
+def lacking(routes: set[str]) -> str:
+    """What data that feeds these routes does not teach, and what would: a line, or nothing."""
+    missing = {
+        "t2t": "t2t (documents: .txt, .jsonl, .tsv)",
+        "t2v": "t2v and v2t (captions: metadata.jsonl with file_name and text, beside the pictures or clips)",
+        "v2v": "v2v (clips, or pictures without captions)",
+    }
+    found = [told for route, told in missing.items() if route not in routes]
+    return f"nothing here teaches {', '.join(found)}" if found else ""

@@ -1,4 +1,4 @@
-"""results.json of `transfer` or `experiment` -> one self-contained page: the verdict first, then what it rests on.
+"""results.json of `transfer`, `experiment` or `eval` -> one self-contained page: the verdict first, then what it rests on.
 
 Needs matplotlib and jinja2 (`pip install 'quadrivium[report]'`). Pictures are inline SVG whose colours are variables of the page,
 so that one picture serves light, dark and paper. Nothing but the results file is read.
@@ -23,8 +23,8 @@ def write_report(results: Path, out: Path | None = None) -> Path:
     """Write the page (by default report.html beside the results) and return its path. ``results``: the file, or its folder."""
     path = results / "results.json" if results.is_dir() else results
     found = read_json(path, "results of an experiment")
-    if "arms" not in found:
-        raise RunError(f"{path}: holds no arms; give the results.json of quadrivium transfer or quadrivium experiment")
+    if not found.keys() & {"arms", "routes", "alignment"}:
+        raise RunError(f"{path}: holds nothing to show; give the results.json of quadrivium transfer, experiment or eval")
     try:
         page = render(found)
     except (KeyError, TypeError, AttributeError) as error:
@@ -43,7 +43,8 @@ def render(found: dict[str, Any]) -> str:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ConfigError("a report needs matplotlib and jinja2: pip install 'quadrivium[report]'") from None
-    view = _transfer(found) if found.get("kind") == "transfer" else _experiment(found)
+    made = _transfer if found.get("kind") == "transfer" else _experiment if "arms" in found else _run
+    view = made(found)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
     return environment.from_string(_PAGE).render(**view)
@@ -71,12 +72,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
          _number(g["holm"], ".3f"), _number(g["detectable"])]
         for a, g in gains.items()
     ]  # fmt: skip
-    unit = {"t": "bits_per_byte", "v": "bits_per_frame"}
-    routes = []
-    for name, row in found["routes"].items():
-        shape = ".3f" if name[-1] == "t" else ".1f"
-        keys = (unit[name[-1]], "order0", "without_source", "wrong_source")
-        routes.append([name, unit[name[-1]].replace("bits_per_", "bits/"), *(_number(row.get(k), shape) for k in keys)])
+    routes = _routes(found["routes"])
     notes = [f"Primary endpoint, declared before the first run: {found['primary']}."]
     often = [a for a, r in arms.items() if r["epochs"] > 4]
     if often:
@@ -95,8 +91,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
             f"A frame is worth {said} ids of text (95 % interval {ends}): {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
             f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
     if routes:
-        head = ["route", "unit", "held-out", "order-0", "without source", "wrong source"]
-        sections.append(_section("Routes of the arm four, first seed", head, routes))
+        sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes))
     if documents := found["documents"]:
         some = documents if len(documents) <= 10 else [*documents[:5], *documents[-5:]]
         shown = [[d["document"], _number(d["gain"], "+.4f")] for d in some]
@@ -162,6 +157,95 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_ROUTE = ["route", "unit", "held-out", "order-0", "without source", "wrong source"]
+
+
+def _routes(found: dict[str, Any]) -> list[list]:
+    rows, unit = [], {"t": "bits_per_byte", "v": "bits_per_frame"}
+    for name, row in found.items():
+        shape = ".3f" if name[-1] == "t" else ".1f"
+        keys = (unit[name[-1]], "order0", "without_source", "wrong_source")
+        rows.append([name, unit[name[-1]].replace("bits_per_", "bits/"), *(_number(row.get(k), shape) for k in keys)])
+    return rows
+
+
+def _run(found: dict[str, Any]) -> dict[str, Any]:
+    """One run, as `quadrivium eval` measured it."""
+    sections, said = [], ""
+    if routes := found.get("routes"):
+        sections.append(_section("Held-out cost of every route", _ROUTE, _routes(routes)))
+        text = routes.get("t2t")
+        said = "" if text is None else f"Held-out text costs {_number(text['bits_per_byte'], '.3f')} bits a byte."
+    if aligned := found.get("alignment"):
+        said, more = _alignment(aligned)
+        sections += more
+    return {
+        "title": "What one run learnt", "verdict": said or "The routes of one run.", "notes": [], "sections": sections, "samples": {},
+        "command": None, "versions": {}, "config": "",
+    }  # fmt: skip
+
+
+def _alignment(found: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """What is said of keys and queries, and its sections: curves of every source, and the probe."""
+    from quadrivium.alignment import PAIRS
+
+    first, last, at, sections = found["steps"][0], found["steps"][-1], found["layer"] - 1, []
+    random = found["rank"] / found["head_size"]
+    source = max(last["sources"], key=lambda s: s == "kinds")
+    best = last["sources"][source][PAIRS[0]][at]
+    word = "are more alike than chance" if best["p"] < 0.05 else "are not shown to be alike"
+    said = (
+        f"Keys of text and of frames {word}: {source}, layer {at + 1}, step {last['step']}: {_number(best['overlap'], '.3f')} of the nearest "
+        f"neighbours in common, {_number(best['null'], '.3f')} with items permuted (p {_number(best['p'], '.3f')})."
+    )
+    if first["step"] == 0:
+        said += f" Before the first step: {_number(first['sources'][source][PAIRS[0]][at]['overlap'], '.3f')}."
+    for name, row in last["sources"].items():
+        layers = range(1, 1 + len(row[PAIRS[0]]))
+        lines = [(p.replace(" ", " ~ "), list(layers), [c["overlap"] for c in row[p]]) for p in PAIRS]
+        lines.append(("permuted", list(layers), [row[PAIRS[0]][i - 1]["high"] for i in layers]))
+        table = [[p.replace(" ", " ~ "), i + 1, _number(c["overlap"], ".3f"), _number(c["null"], ".3f"), _number(c["p"], ".3f"),
+                  _number(c["angles"], ".3f")] for p in PAIRS for i, c in enumerate(row[p])]  # fmt: skip
+        sections.append(
+            _section(
+                f"Alignment by layer: {name}",
+                ["pair", "layer", "neighbours in common", "permuted", "p", "angles"],
+                table,
+                _lines(lines, "layer", "neighbours in common"),
+                f"Step {last['step']}, {row['n']} items, {row['k']} neighbours. Permuted: what 95 % of permutations stay below. "
+                f"Angles: {random:.3f} for random directions. Layer {at + 1} was declared beforehand.",
+            )
+        )
+        if len(found["steps"]) > 2:
+            steps = [s["step"] for s in found["steps"]]
+            curves = [[s["sources"][name][p][at] for s in found["steps"]] for p in PAIRS]
+            lines = [
+                (p.replace(" ", " ~ "), steps, [c["overlap"] for c in curve]) for p, curve in zip(PAIRS, curves, strict=True)
+            ]
+            lines.append(("permuted", steps, [c["high"] for c in curves[0]]))
+            picture = _lines(lines, "step", "neighbours in common")
+            sections.append(_section(f"Alignment through training: {name}", [], [], picture, f"Layer {at + 1}."))
+    probed, rows = found["probe"], []
+    for how in ("zero", "swap"):
+        for what, r in probed[how].items():
+            others = ", ".join(_number(c, "+.3f") for c in r["controls"])
+            rows.append(
+                [
+                    what,
+                    how,
+                    _number(probed["plain"][what], ".3f"),
+                    f"{_number(r['change'], '+.3f')} ± {_number(r['stderr'], '.3f')}",
+                    others,
+                ]
+            )
+    sections.append(
+        _section("What text loses without the visual part of its keys", ["text", "how", "plain", "change", "controls"], rows,
+                 note=f"{probed['rank']} of {found['head_size']} directions a head, those of most variance of visual keys, which hold "
+                 f"{probed['share']:.1%} of the variance of text's; controls are random directions that hold as much. ± standard error.")
+    )  # fmt: skip
+    return said, sections
+
+
 def _interval(mean: float, half: float | None, shape: str = ".4f") -> str:
     return _number(mean, shape) + ("" if half is None else f" ± {_number(half, shape)}")
 
@@ -216,6 +300,34 @@ def _forest(points: list[tuple], label: str, line: float) -> str:
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(label, color=_INK["ink"], fontsize=9)
     return _svg(figure, label)
+
+
+def _lines(series: list[tuple[str, list, list]], across: str, up: str) -> str:
+    """Lines, named at their ends; the last is what they are compared with."""
+    figure, axes = _figure(2.8)
+    for i, (_, x, y) in enumerate(series):
+        reference = i == len(series) - 1
+        colour = _INK["soft"] if reference or i == 1 else _INK["mark" if i == 0 else "ink"]
+        axes.plot(
+            x, y, color=colour, linewidth=2 if i == 0 else 1.5, linestyle="--" if reference else "-", marker="o", markersize=3
+        )
+    for height, name, colour in _apart([(s[2][-1], s[0]) for s in series]):
+        axes.annotate(name, (1.01, height), xycoords=("axes fraction", "data"), color=_INK[colour], fontsize=9, va="center")
+    axes.set_ylim(bottom=0)
+    if across == "layer":
+        axes.set_xticks(series[0][1])
+    axes.set_xlabel(across, color=_INK["ink"], fontsize=9)
+    axes.set_ylabel(up, color=_INK["ink"], fontsize=9)
+    return _svg(figure, f"{up} by {across}")
+
+
+def _apart(ends: list[tuple[float, str]]) -> list[tuple[float, str, str]]:
+    """Heights at which names of lines do not cover each other, names and colours."""
+    gap, placed = 0.08 * max(max(y for y, _ in ends), 1e-9), list[tuple[float, str, str]]()
+    colours = ["mark", "soft", "ink", "soft"]
+    for y, name, colour in sorted((y, name, colours[i]) for i, (y, name) in enumerate(ends)):
+        placed.append((max(y, placed[-1][0] + gap) if placed else y, name, colour))
+    return placed
 
 
 def _curve(ladder: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from quadrivium.ask import frames_of
-from quadrivium.checkpoint import Run
+from quadrivium.checkpoint import Run, Trained
 from quadrivium.config import from_dict
 from quadrivium.data.mixture import Mixture
 from quadrivium.data.sources import Item, ReadOptions, read_clips
@@ -25,27 +26,25 @@ from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
 from quadrivium.sequence import Segment, Sequence, frames, group, route_of, text, ungroup
 
 HEADS = ("source", "given", "wanted", "generated")
+SOBER = Sampling(temperature=0.9, top_p=0.95, max_ids=60)
 
 
-def cells(run: Run, segments: Sequence) -> list[Cell]:
+def cells(run: Trained, segments: Sequence) -> list[Cell]:
     """Segments as text and pixels, for people to look at."""
     return [_cell(run, s) for s in segments]
 
 
-def _cell(run: Run, segment: Segment) -> Cell:
+def _cell(run: Trained, segment: Segment) -> Cell:
     if segment.modality == "text":
         return run.text.decode(segment.data)
     return decode(run, segment.data)
 
 
-def write_samples(
-    run: Run, mixture: Mixture, out: Path, each: int = 8, sampling: Sampling | None = None, progress: bool = True
-) -> list[Path]:
-    """Draw ``each`` held-out items a route, generate what they want, and write sheets, GIFs and ``index.html`` into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    sampling = sampling or Sampling(temperature=0.9, top_p=0.95, max_ids=60)
+def draw(
+    run: Trained, mixture: Mixture, each: int, sampling: Sampling, progress: bool = True
+) -> Iterator[tuple[str, list[list[Cell]]]]:
+    """Of every route, rows (source, given, wanted, generated) of ``each`` held-out items, always the same ones."""
     routes = sorted({s.route for s in mixture.held.values()})
-    written, page = [], []
     for route in tqdm(routes, desc="samples", unit="route", disable=not progress):
         streams = [s for s in mixture.held.values() if s.route == route]
         picked = [(s, u) for k in range(each) for s in streams for u in list(mixture.held_units(s, each))[k : k + 1]][:each]
@@ -73,8 +72,23 @@ def write_samples(
                     made = generate(run.model, [g for _, g in part], modality, run.text.end, count or 1, sampling)
                     for (i, _), ids in zip(part, made, strict=True):
                         rows[i][3] = run.text.decode(ids) if modality == "text" else decode(run, ids)
+        yield route, rows
+
+
+def sheet_of(route: str, rows: list[list[Cell]], step: int) -> Image.Image:
+    """A route's rows as one picture."""
+    return sheet(rows, HEADS, f"{route}: held-out items, step {step}")
+
+
+def write_samples(
+    run: Run, mixture: Mixture, out: Path, each: int = 8, sampling: Sampling = SOBER, progress: bool = True
+) -> list[Path]:
+    """Draw ``each`` held-out items a route, generate what they want, and write sheets, GIFs and ``index.html`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    written, page = [], []
+    for route, rows in draw(run, mixture, each, sampling, progress):
         path = out / f"{route}.png"
-        sheet(rows, HEADS, f"{route}: held-out items, step {run.step}").save(path)
+        sheet_of(route, rows, run.step).save(path)
         written.append(path)
         for i, row in enumerate(rows):
             made_frames = row[3]
@@ -193,7 +207,7 @@ def read(run: Run, path: Path, kind: str) -> np.ndarray:
     return group(run.visual.encode(read_clips(item, options)[0]), run.patch)
 
 
-def decode(run: Run, cells: np.ndarray) -> np.ndarray:
+def decode(run: Trained, cells: np.ndarray) -> np.ndarray:
     """Codes (F, R, C, G) -> frames uint8 (F, S, S, 3)."""
     assert run.visual is not None
     return run.visual.decode(ungroup(cells, run.patch))

@@ -105,6 +105,11 @@ def only_wanted(sequence: Sequence) -> Sequence:
     return tuple(s for s in sequence if s.wanted)
 
 
+def apart(sequence: Sequence) -> tuple[Sequence, Sequence]:
+    """The text of a sequence, and its frames: two sequences, neither of which sees anything of the other."""
+    return tuple(s for s in sequence if s.modality == "text"), tuple(s for s in sequence if s.modality == "frames")
+
+
 @dataclass
 class Walk:
     """Where segments are placed on the rotary axes (time, row, column), one after the other.

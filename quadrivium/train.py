@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,11 @@ from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
+from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
-from quadrivium.sequence import pack, route_of
+from quadrivium.sequence import Sequence, apart, pack, route_of
 from quadrivium.text import TextTokenizer
+from quadrivium.tracking import Sheets, Tracking
 from quadrivium.visual import VisualTokenizer
 
 
@@ -70,9 +72,9 @@ class TrainConfig:
     """How long, how fast, how often. The budget is ``steps``, ``tokens`` or ``minutes``, or whichever is spent first;
     without any, 10 minutes."""
 
-    steps: int | None = None
+    steps: int | None = None  # the budget: steps, tokens or minutes, or whichever is spent first; without any, 10 minutes
     tokens: int | None = None  # model positions, all routes together
-    minutes: float | None = None  # the number of steps is fixed from measured speed when the decay begins
+    minutes: float | None = None  # of the clock; the number of steps is fixed from measured speed when the decay begins
     lr: float = 2e-3
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, all else by AdamW
     weight_decay: float = 0.1
@@ -141,6 +143,28 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
 
 
+@dataclass
+class Pairs:
+    """The captioned sequences of a step for `Model.contrast`: P texts alone and P clips alone, and which belong together."""
+
+    batch: Batch
+    same: Tensor  # (P, P): text i tells of frames j
+
+    @classmethod
+    def of(cls, sequences: list[Sequence], device: str) -> Pairs | None:
+        """None where fewer than two sequences have both text and frames."""
+        told = [(text, frames) for text, frames in map(apart, sequences) if text and frames]
+        if len(told) < 2:
+            return None
+        # One item is read by several routes, and several items share a caption.
+        (texts, clips), same = zip(*told, strict=True), np.zeros((len(told), len(told)), bool)
+        for side in (texts, clips):
+            met: dict[bytes, int] = {}
+            kind = np.array([met.setdefault(b"".join(s.data.tobytes() for s in q), len(met)) for q in side])
+            same |= kind[:, None] == kind
+        return cls(Batch.of(pack([*texts, *clips]), device), torch.from_numpy(same).to(device))
+
+
 class RouteTask:
     """The four-route model learning from a mixture."""
 
@@ -151,19 +175,23 @@ class RouteTask:
         share = held / max(len(mixture.held), 1)
         self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
 
-    def batch(self, step: int) -> tuple[Batch, list[str]]:
+    def batch(self, step: int) -> tuple[Batch, list[str], Pairs | None]:
         sequences = self.mixture.step(step)
-        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences]
+        pairs = Pairs.of(sequences, self.device) if self.model.config.contrast.weight else None
+        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences], pairs
 
-    def positions(self, batch: tuple[Batch, list[str]]) -> tuple[int, int]:
-        return batch[0].positions, batch[0].attended
+    def positions(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[int, int]:
+        """Those of pairs are counted too, though they run through the layers up to that of the contrast only."""
+        read = [b for b in (batch[0], batch[2] and batch[2].batch) if b]
+        return sum(b.positions for b in read), sum(b.attended for b in read)
 
-    def loss(self, batch: tuple[Batch, list[str]]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, float]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
-        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames.
+        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. A contrast is added with
+        its weight, and logged in nats.
         """
-        data, names = batch
+        data, names, pairs = batch
         text, codes = self.model.nats(data)
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
@@ -171,12 +199,16 @@ class RouteTask:
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))
             unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
             per_frame = self.model.config.rows * self.model.config.columns
-            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / per_frame, dtype=torch.float64))
+            unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / max(per_frame, 1), dtype=torch.float64))
             cost, size = (total / math.log(2)).tolist(), unit.tolist()
         log = {}
         for route in sorted(set(names)):
             rows = [i for i, name in enumerate(names) if name == route]
             log[route] = sum(cost[i] for i in rows) / max(sum(size[i] for i in rows), 1e-9)
+        if pairs is not None:
+            contrast = self.model.contrast(pairs.batch, pairs.same)
+            loss = loss + self.model.config.contrast.weight * contrast
+            log["contrast"] = contrast.item()
         return loss, log
 
     def items(self, step: int) -> list[str]:
@@ -204,30 +236,40 @@ class RouteTask:
 
 
 def fit(
-    task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True
+    task: Task,
+    config: TrainConfig,
+    run: Path,
+    resume: bool = False,
+    name: str = "train",
+    progress: bool = True,
+    tracking: Tracking | None = None,
 ) -> dict[str, Any]:
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
 
     Writes ``run/metrics.jsonl`` and ``run/checkpoints``, and ``run/bad-batches.jsonl`` where a loss is not a number or explodes:
-    its step, routes and items. Returns the final state: ``step``, ``steps``, ``seconds``,
+    its step, routes and items; ``tracking`` is told every line of the first. Returns the final state: ``step``, ``steps``, ``seconds``,
     ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number or
     explodes (the last checkpoint stays), when the disk is full, and when another process holds the folder.
     """
     with checkpoint.locked(run):
-        return _Loop(task, config, run, resume, name, progress).go()
+        return _Loop(task, config, run, resume, name, progress, tracking or Tracking()).go()
 
 
 _PATIENCE = 20  # bad batches in a row after which nothing but the model itself can be at fault
 
 
 class _Loop:
-    def __init__(self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool) -> None:
+    def __init__(
+        self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool, tracking: Tracking
+    ) -> None:
         self.task, self.config, self.run, self.name, self.progress = task, config, run, name, progress
+        self.tracking = tracking
         self.optimizers = make_optimizers(task.model, config)
         self.folder = run / "checkpoints"
         self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
         # The first loss, its running mean, bad batches in a row, and the best checkpoint: its step and its cost.
         self.state |= {"first": None, "usual": None, "bad": 0, "best": None, "cost": None}
+        self.state |= {"sums": {}}  # of what is logged next
         self.stop: str | None = None  # name of the signal that asked to leave
         if config.steps and not config.tokens and not config.minutes:
             self.state["steps"] = config.steps
@@ -244,14 +286,14 @@ class _Loop:
         config, state = self.config, self.state
         device = next(self.task.model.parameters()).device
         cast = autocast(config.precision, device)
-        began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
-        sums: dict[str, list[float]] = {}
         self.task.model.train()
         with (
             self._signals(),
             self._bar() as bar,
             ThreadPoolExecutor(1) as ahead,
+            self.tracking,
         ):
+            began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
             pending = ahead.submit(self.task.batch, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
@@ -279,10 +321,10 @@ class _Loop:
                 state["computed"] += padded
                 self._plan()
                 for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())) if not bad else ():
-                    sums.setdefault(key, []).append(float(value))
+                    state["sums"].setdefault(key, []).append(float(value))
                 bar.update(min(self._progress(), bar.total) - bar.n)
                 if step % config.log_every == 0 or self._done():
-                    means = {k: sum(v) / len(v) for k, v in sums.items()}
+                    means = {k: sum(v) / len(v) for k, v in state["sums"].items()}
                     now = (time.monotonic(), state["positions"])
                     speed = (now[1] - shown[1]) / max(now[0] - shown[0], 1e-9) if shown[1] else 0.0
                     shown = now
@@ -296,7 +338,7 @@ class _Loop:
                         + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real",
                         refresh=False,
                     )
-                    sums = {}
+                    state["sums"] = {}
                 better = False
                 if self._due(config.eval_every, step) or self._done():
                     state["held"] = self.task.evaluate()
@@ -311,6 +353,7 @@ class _Loop:
                 every = config.save_every and step % config.save_every == 0
                 if every or better or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
                     state["finished"] = self._done()
+                    self.tracking.flush()  # a resumed run does not write again what lies before its checkpoint
                     checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep)
                     saved = time.monotonic()
             pending.cancel()
@@ -358,6 +401,8 @@ class _Loop:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise unwritten(self.run / name, error) from None
+        if name == "metrics.jsonl":
+            self.tracking.line(line)
 
     def _is_best(self, step: int) -> bool:
         cost = self.task.cost(self.state["held"])
@@ -439,11 +484,13 @@ def train_routes(
     progress: bool = True,
     init: str | Path | None = None,
     init_vision: Literal["copy", "fresh"] = "copy",
+    track: Seq[str] = (),
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
 
     ``init``: what to begin with, on data prepared with its tokenizers. A finished run gives its weights and shape; a Hugging
     Face folder or hub id fills the text stream, and ``init_vision`` says whether visual weights of their own begin as copies.
+    ``track``: names of `tracking`'s trackers; when resuming, those of the start, if none is named.
     Returns the final state (see `fit`). Raises RunError when the run folder exists without ``resume``, or the reverse.
     """
     threads()
@@ -457,8 +504,10 @@ def train_routes(
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         data = Path(stored.get("data", data))
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
+        track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+    Tracking(track)  # a library that is missing is said before anything is written
     begun = resume and checkpoint.latest(run / "checkpoints") is not None
     source = None if init is None or begun else fetch(init)
     foreign = source is not None and is_model(source)
@@ -492,6 +541,7 @@ def train_routes(
             "read": prepared.manifest["options"]["read"],
         }
         described |= {"model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)}
+        described |= {"track": list(track)} if track else {}
         with checkpoint.locked(run):
             if path.exists():  # two were started at once, and the other was first
                 raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
@@ -500,6 +550,8 @@ def train_routes(
                 visual.save(run / "tokenizers" / "visual")
             write_json(path, described)
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
+    if source is not None and foreign:
+        check(model, Weights(source))
     found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
     network = (
         checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
@@ -511,7 +563,20 @@ def train_routes(
     size = sum(p.numel() for p in network.parameters())
     shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
     print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
-    state = fit(RouteTask(network, mixed, text.id_bytes, device), config, run, resume, progress=progress)
+    task = RouteTask(network, mixed, text.id_bytes, device)
+    seen = VisualTokenizer.load(run / "tokenizers" / "visual").to(device).eval() if track and model.codes else None
+
+    def draw(step: int) -> Sheets:
+        from quadrivium import samples  # which brings the world's simulator along
+
+        shown = checkpoint.Trained(network, text, seen, step)
+        rows = samples.draw(shown, mixed, 4, samples.SOBER, progress=False)
+        sheets = {f"samples/{route}": samples.sheet_of(route, cells, step) for route, cells in rows}
+        network.train()
+        return sheets
+
+    tracking = Tracking(track, run, read_json(path, "a run folder"), draw)
+    state = fit(task, config, run, resume, progress=progress, tracking=tracking)
     if state["finished"]:
         speed = state["positions"] / max(state["seconds"], 1e-9)
         print(

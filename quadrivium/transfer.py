@@ -158,7 +158,8 @@ def run_transfer(
                 f"{speed:.0f} positions a second and process, {workers} at a time: {len(grid_of)} cells of {steps} steps",
                 file=sys.stderr,
             )
-    grid.declare(plan, {**grid.plain(config), "data": str(folder), "controls": [c for c in CONTROLS if c in able]})
+    declared = {**grid.plain(config), "data": str(folder), "controls": [c for c in CONTROLS if c in able]}
+    grid.declare(plan, config, declared)
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
     jobs = {}

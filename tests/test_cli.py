@@ -33,8 +33,17 @@ TRAIN = ["--steps", "2", "--layers", "1", "--width", "16", "--heads", "1", "--po
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     """A trained run, to be read only."""
-    folder = tmp_path_factory.mktemp("run") / "mine"
-    small = ModelConfig(layers=2, width=32, heads=2)
+    return trained(data, tmp_path_factory.mktemp("run") / "mine")
+
+
+@pytest.fixture(scope="module")
+def crossed(data, tmp_path_factory):
+    """The same with sharing cross."""
+    return trained(data, tmp_path_factory.mktemp("run") / "cross", sharing="cross")
+
+
+def trained(data, folder, **shape):
+    small = ModelConfig(layers=2, width=32, heads=2, **shape)
     train_routes(data, folder, small, MixtureConfig(positions=400, context=32), TrainConfig(steps=30, lr=5e-3), progress=False)
     return folder
 
@@ -225,7 +234,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, data, t
     )
 
 
-def test_generate_walks_every_route(run, folder, tmp_path, capsys):
+@pytest.mark.parametrize("sharing", ["run", "crossed"])
+def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
+    run = request.getfixturevalue(sharing)
     picture, clip = folder / "bare" / "0.jpg", folder / "clips" / "0.mp4"
     out = tmp_path / "made"
     assert main(["generate", str(run), "--text", "The red ball", "--want", "text", "--n", "2", "--max-ids", "8"]) == 0
@@ -281,6 +292,19 @@ def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt):
         assert strip.width == 4 * 16 * 4
     assert main([*call, "--frames", "3", "--forget"]) == 0
     assert (out / "imagined-seed0-0.png").read_bytes() != first
+
+
+def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(crossed, run)
+    assert main(["eval", str(run), "--limit", "3"]) == 0
+    results = read_json(run / "results.json", "results")
+    assert set(results["routes"]) == {"t2t", "t2v", "v2t", "v2v", "tv2v"}
+    assert results["retrieval"]["mine/pictures"]["n"] == 3 and "frames by their text" in capsys.readouterr().out
+    assert main(["generate", str(run), "--out", str(tmp_path / "made"), "--max-ids", "6"]) == 0
+    assert (tmp_path / "made" / "tv2v.png").stat().st_size > 1000
+    fails(["export", run, "--out", tmp_path / "hf"], capsys, "sharing cross", "--sharing all")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_equal_seeds_draw_equal_pictures(run, tmp_path):

@@ -1,13 +1,15 @@
-"""Findings in bits: what earlier frames save on the last one."""
+"""Findings in bits: what earlier frames save on the last one. Retrieval: planted pairs are found, others are not."""
 
 import numpy as np
 import pytest
+import torch
 
 from quadrivium import evaluate
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, Record, is_held, write_json, write_shard
-from quadrivium.model import Model, ModelConfig, cells
-from quadrivium.sequence import frames
+from quadrivium.model import Batch, ContrastConfig, Model, ModelConfig, cells
+from quadrivium.sequence import apart, frames, pack, text
+from quadrivium.train import Pairs, RouteTask
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +41,112 @@ def test_earlier_frames_are_given_as_they_are_named(clips):
     assert rows["0"]["saved"] == rows["0"]["saved_stderr"] == 0
     assert rows["other clip"]["bits_per_frame"] != pytest.approx(rows["3"]["bits_per_frame"], rel=1e-6)
     assert "other clip" in evaluate.context_table({"v2v/a": rows})
+
+
+KINDS = 12
+
+
+def told(folder, planted, n=260):
+    """Stills of 2 x 2 codes whose kind stands in two ids of their caption, or, not planted, in those of another item's."""
+    rng, records = np.random.default_rng(1), []
+    kinds = rng.integers(0, KINDS, n)
+    said = kinds if planted else rng.permutation(kinds)
+    for i in range(n):
+        caption = np.array([1 + said[i] % 3, 4 + said[i] // 3, *rng.integers(8, 20, 3)], np.uint16)
+        codes = np.array([[[kinds[i] % 3, 3 + kinds[i] // 3], rng.integers(7, 12, 2)]], np.uint16)
+        records.append(Record(f"{i}", i, is_held(f"{i}", 0.2), (caption,), codes))
+    entry = write_shard(folder / "shards" / "a.safetensors", records, np.uint16, (2, 2))
+    source = {"name": "a", "shards": [entry | {"problems": []}]}
+    write_json(folder / "manifest.json", {"version": 1, "complete": True, "grid": [2, 2], "held": 0.2, "sources": [source]})
+    return Dataset(folder)
+
+
+def matcher(data, sharing="all", weight=1.0):
+    contrast = ContrastConfig(weight, layer=2)
+    shape = ModelConfig(
+        vocab=20, layers=2, width=32, heads=2, rows=2, columns=2, codes=12, patch=1, sharing=sharing, contrast=contrast
+    )
+    mixture = Mixture(data, MixtureConfig(routes=("t2v", "v2t"), positions=900), 0, 0)
+    return RouteTask(Model(shape, seed=1), mixture, np.ones(20, np.int64))
+
+
+@pytest.mark.parametrize("sharing", ["all", "none", "cross"])
+def test_planted_pairs_are_found_and_others_are_not(sharing, tmp_path):
+    """About 50 held-out items are of 12 kinds, so whoever knows the kind, and no more, nearly always has it among ten."""
+    found = {}
+    for planted in (True, False):
+        task = matcher(told(tmp_path / f"{planted}", planted), sharing)
+        before = evaluate.retrieval(task.model, task.mixture)["a"]
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-2)
+        for step in range(25):
+            loss, log = task.loss(task.batch(step))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        after = evaluate.retrieval(task.model, task.mixture)["a"]
+        assert "contrast" in log and task.model.sharpness.item() != 1
+        found[planted] = before, after
+    (before, after), (_, null) = found[True], found[False]
+    assert after["n"] > 30 and after["layer"] == 2 and after["chance"]["r10"] == pytest.approx(10 / after["n"])
+    for way in ("text_to_frames", "frames_to_text"):
+        assert after[way]["r10"] > 0.85 and after[way]["r1"] > 3 * after["chance"]["r1"]
+        # Four standard errors of a share p = 10 / n of n: about one false alarm in 15,000.
+        p, n = null["chance"]["r10"], null["n"]
+        assert abs(null[way]["r10"] - p) < 4 * (p * (1 - p) / n) ** 0.5
+        assert before[way]["r10"] < 0.6 < after[way]["r10"]
+    assert "frames by their text" in evaluate.retrieval_table({"a": after})
+
+
+def test_ties_find_by_chance_only():
+    """States that are all alike, whose right answers stand first: k of n, not all."""
+    for k in (1, 5, 10):
+        assert evaluate.recall(np.zeros((20, 20)), k).mean() == pytest.approx(k / 20)
+        assert evaluate.recall(np.zeros((4, 4)), k).mean() == pytest.approx(min(1, k / 4))
+    assert evaluate.recall(np.eye(20), 1).all() and not evaluate.recall(-np.eye(20), 10).any()
+    with pytest.raises(ValueError, match="not numbers"):
+        evaluate.recall(np.full((2, 2), np.nan), 1)
+
+
+@pytest.mark.parametrize("sharing", ["all", "attention", "none", "cross"])
+def test_what_is_pooled_saw_nothing_else(sharing, tmp_path):
+    """Texts and clips in one batch have the states that each has alone: no neighbour, no padding, no counterpart."""
+    rng = np.random.default_rng(0)
+    model = matcher(told(tmp_path, True), sharing).model
+    told_of = [
+        (
+            text([0, *rng.integers(1, 20, n), 0]),
+            frames(rng.integers(0, 12, (n, 2, 2, 1))),
+            frames([[[[n], [1]], [[2], [3]]]], True),
+        )
+        for n in (1, 2, 5)
+    ]
+    texts, clips = zip(*map(apart, told_of), strict=True)
+    together = model.pooled(Batch.of(pack([*texts, *clips])))
+    for row, sequence in zip(together, [*texts, *clips], strict=True):
+        torch.testing.assert_close(row, model.pooled(Batch.of(pack([sequence])))[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_contrast_is_infonce_and_equal_captions_are_no_negatives(tmp_path):
+    model = matcher(told(tmp_path, True)).model
+    captions, clip = ([0, 5, 0], [0, 6, 7, 0], [0, 5, 0]), lambda i: np.full((1, 2, 2, 1), i)
+    sequences = [(text(c), frames(clip(i), True)) for i, c in enumerate(captions)]
+    pairs = Pairs.of([*sequences, (text([0, 9, 0], True),), (frames(clip(1)), text(captions[1], True))], "cpu")
+    same = [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+    assert pairs.same.tolist() == [[bool(v) for v in row] for row in same]
+    sides = [side - side.mean(0) for side in model.pooled(pairs.batch).detach().chunk(2)]
+    scores = torch.cosine_similarity(sides[0][:, None], sides[1], dim=-1) / 0.07
+    costs = [-(way.softmax(1) * pairs.same).sum(1).log().mean() for way in (scores, scores.T)]
+    torch.testing.assert_close(model.contrast(pairs.batch, pairs.same).detach(), sum(costs) / 2, rtol=1e-5, atol=1e-5)
+    assert Pairs.of(sequences[:1], "cpu") is None
+
+
+def test_without_a_weight_there_is_no_contrast(tmp_path):
+    """Neither a weight, nor a position, nor a number to log; and the objective of the routes is untouched by it."""
+    data = told(tmp_path, True)
+    with_it, without = matcher(data), matcher(data, weight=0.0)
+    assert set(with_it.model.state_dict()) - set(without.model.state_dict()) == {"sharpness"}
+    batches = with_it.batch(3), without.batch(3)
+    assert batches[1][2] is None and with_it.positions(batches[0])[0] > without.positions(batches[1])[0]
+    (total, log), (plain, bare) = with_it.loss(batches[0]), without.loss(batches[1])
+    contrast = log.pop("contrast")
+    assert log == bare and total.item() == pytest.approx(plain.item() + contrast, rel=1e-6)

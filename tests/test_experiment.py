@@ -1,12 +1,16 @@
 """The experiment: arms differ in what they read, finished cells are kept, intervals cover what they promise."""
 
 import json
-from dataclasses import replace
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
-from quadrivium import experiment
+from quadrivium import experiment, grid
 from quadrivium.data.machine import DEVICES
+from quadrivium.data.shards import write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig, facts, make_kinds
 from quadrivium.distil import DistilConfig
@@ -97,6 +101,50 @@ def test_cells_of_another_size_are_not_mixed_in(finished):
     out, _ = finished
     with pytest.raises(RunError, match=r"another each; choose another OUT and --results"):
         run_experiment(out, replace(TINY, each=2), seeds=(1,), arms=("text",), progress=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    depth: int = 2
+    warm: float = 0.0
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole:
+    size: int
+    part: Part = field(default_factory=lambda: Part(depth=5))
+
+
+@pytest.mark.parametrize(
+    "stored, config, refused",
+    [
+        ({"size": 1, "part": {"depth": 5}}, Whole(1), ""),  # warm and marks are options of today
+        ({"size": 1}, Whole(1), ""),
+        ({"size": 1, "part": {"depth": 5}}, Whole(1, Part(5, 0.1)), "part"),
+        ({"size": 1, "part": {}}, Whole(1), "part"),  # a part's own default is 2
+        ({"size": 1, "part": {"depth": 5, "gone": 1}}, Whole(1), "part"),
+        ({"size": 2, "part": {"depth": 5}}, Whole(1), "size"),
+        ({"part": {"depth": 5}}, Whole(1), "size"),
+        ({"size": 1, "part": {"depth": 5}, "data": "a"}, Whole(1), "data"),
+    ],
+)
+def test_an_option_added_since_then_counts_as_its_default(stored, config, refused, tmp_path):
+    path = tmp_path / "experiment.json"
+    write_json(path, stored)
+    written = path.read_bytes()
+    with pytest.raises(RunError, match=f"another {refused};") if refused else nullcontext():
+        grid.declare(path, config, grid.plain(config))
+    assert path.read_bytes() == written
+
+
+def test_cells_that_docs_keep_are_of_the_experiment_that_is_run_today(tmp_path):
+    kept = Path(__file__).parents[1] / "docs" / "results" / "squares"
+    for path in kept.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    cells = len(list(tmp_path.glob("*-seed-0.json")))
+    found = run_experiment(tmp_path / "out", None, (0,), ("text", "four"), tmp_path, progress=False)
+    assert cells > 1 and found["arms"]["four"]["seeds"] == [0] and not (tmp_path / "out" / "looks").exists()
 
 
 def test_an_unknown_arm_is_refused(tmp_path):

@@ -26,7 +26,8 @@ from quadrivium.errors import DataError, ItemError
 from quadrivium.inspect import routes_of
 from quadrivium.model import ModelConfig
 from quadrivium.pictures import save_mp4
-from quadrivium.prepare import prepare
+from quadrivium.prepare import lacking, prepare, table
+from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig, train_routes
 
 from .conftest import COLOURS, TINY, ball
@@ -388,6 +389,77 @@ def test_damage_costs_a_sample_or_what_is_behind_it(pages, tmp_path):
     assert not scan(tmp_path / "link.tar", READ)[0].items
 
 
+@pytest.mark.parametrize("size", [b"\x80" + b"\xff" * 11, b"\xff" * 12, b"77777777777\0", b"-0000000001\0"])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE])
+def test_members_of_tars_that_lie_about_their_size(kind, size, tmp_path):
+    """Found by mutation: the library raises ValueError, or asks for all the memory there is."""
+    info = tarfile.TarInfo("0.txt")
+    info.type = kind
+    head = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    head[124:136], head[148:156] = size, b" " * 8
+    head[148:156] = f"{sum(head):06o}\0 ".encode()
+    whole = tarfile.TarInfo("1.txt")
+    whole.size = 6
+    body = whole.tobuf() + b"a ball" + bytes(506)
+    (tmp_path / "a.tar").write_bytes(body + bytes(head) + bytes(512) + body.replace(b"1.txt", b"2.txt") + bytes(1024))
+    (source,) = scan(tmp_path / "a.tar", READ)
+    assert [i.texts for i in source.items][:1] == [("a ball",)]
+    assert source.problems or len(source.items) == 2
+
+
+def test_a_cell_that_cannot_be_read_costs_its_row(tmp_path):
+    """Found by mutation: text that is not UTF-8, a time that no calendar has."""
+    text = pa.Array.from_buffers(pa.string(), 3, pa.array([b"one", b"\xff\xfe", b"three"]).buffers())
+    for kind, column in (("text", text), ("caption", pa.array(["one", "two", "three"]))):
+        when = pa.array([0, 2**62, 0] if kind == "caption" else [0, 0, 0]).cast(pa.timestamp("ms"))
+        table = pa.table({kind: column, "story": when})
+        pq.write_table(table, tmp_path / f"{kind}.parquet")
+        with pa.ipc.new_stream(str(tmp_path / f"{kind}.arrow"), table.schema) as sink:
+            sink.write_table(table)
+        for ending in ("parquet", "arrow"):
+            (source,) = scan(tmp_path / f"{kind}.{ending}", READ)
+            assert [i.texts for i in source.items] == [("one",), ("three",)]
+            assert [p.item for p in source.problems] == [f"{kind}.{ending}#1"]
+
+
+def test_a_row_group_that_is_damaged_costs_itself(tmp_path):
+    """Found by mutation: pages are read long after the file was opened."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"line {i} " * 9 for i in range(90)]}), path, row_group_size=30, compression="gzip")
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    raw = bytearray(path.read_bytes())
+    raw[start : start + 60] = bytes(60)
+    path.write_bytes(raw)
+    (source,) = scan(path, READ)
+    assert [i.texts[0].split()[1] for i in source.items] == [str(i) for i in [*range(30), *range(60, 90)]]
+    assert "row group 1 is damaged" in source.problems[0].reason
+    table = pa.table({"text": ["one"] * 9})
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as sink:
+        sink.write_table(table, max_chunksize=3)
+    raw = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(raw[: len(raw) * 2 // 3] + b"\xff" * 40)
+    (source,) = scan(tmp_path / "a.arrow", READ)
+    assert 3 <= len(source.items) < 9 and "what lies before is read" in source.problems[0].reason
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    """Found by mutation: which of the two is meant, the library does not say."""
+    table = pa.table([["one"], ["two"]], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as sink:
+        sink.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        (source,) = scan(tmp_path / name, READ)
+        assert not source.items and "several columns named text" in source.problems[0].reason
+
+
+@pytest.mark.parametrize("row", [{"content": [{"image": "9" * 300 + ".png"}]}, {"text_list": ["a"], "image_info": 3}])
+def test_documents_that_name_nothing(row, pictures):
+    """Found by mutation: a name longer than the system takes, a number in the place of a list."""
+    found, problems = told(pictures, [row, {"content": [{"image": "p0.png"}, {"text": "One."}]}])
+    assert ("p0.png", ("One.",)) in [f[:2] for f in found] and len(found) + len(problems) == 2
+
+
 def test_bytes_that_are_random_raise_nothing_unforeseen(tmp_path):
     rng = random.Random(0)
     for i in range(30):
@@ -423,3 +495,12 @@ def test_inspect_shows_and_writes_nothing(pages, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
     assert main(["prepare", str(tmp_path / "a" / "story")]) == 2
     assert "--out is missing" in capsys.readouterr().err
+
+
+def test_what_the_data_does_not_teach_is_said(data, tmp_path, capsys):
+    """The commonest folder of a newcomer: pictures without captions, of which no text can be learnt to be drawn."""
+    assert lacking(set(ROUTES)) == "" and "nothing here teaches" not in table(Dataset(data))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert main(["prepare", str(tmp_path), "--inspect"]) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nothing here teaches"))
+    assert "t2v and v2t (captions" in said and "t2t (documents" in said and "v2v" not in said

@@ -19,7 +19,7 @@ from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json, write_json
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.generate import Sampling, generate
-from quadrivium.huggingface import Weights, config_of, fetch, fill, shape_of, weights_of
+from quadrivium.huggingface import Weights, check, config_of, fetch, fill, shape_of, weights_of
 from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.prepare import prepare
 from quadrivium.sequence import frames, group, pack, text
@@ -105,6 +105,28 @@ def test_weights_of_another_shape_are_refused():
     weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(2, 2)
     with pytest.raises(RunError, match="up_proj"):
         fill(model, weights)
+
+
+def test_cross_is_no_language_model_of_theirs_and_says_so(tmp_path):
+    model = Model(ModelConfig(vocab=60, layers=2, width=32, heads=4, hidden=48, sharing="cross"))
+    ways = (
+        lambda: config_of(model, 0),
+        lambda: weights_of(model),
+        lambda: fill(model, {}),
+        lambda: shape_of(tmp_path, model.config),
+    )
+    for refused in ways:
+        with pytest.raises(RunError, match=r"sharing cross.*--sharing all"):
+            refused()
+
+
+@pytest.mark.parametrize("lie", [{"layers": 10**9}, {"hidden": 10**9}, {"vocab": 10**11}, {"layers": 4}])
+def test_a_config_that_lies_about_the_weights_takes_no_memory(lie, tmp_path):
+    theirs("qwen3").save_pretrained(tmp_path)
+    shape = shape_of(tmp_path, ModelConfig(**SHAPE))
+    check(shape, Weights(tmp_path))
+    with pytest.raises(RunError, match="belong"):
+        check(replace(shape, **lie), Weights(tmp_path))
 
 
 @pytest.mark.parametrize(

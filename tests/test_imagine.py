@@ -24,11 +24,12 @@ from quadrivium.text import TextTokenizer
 
 SHAPE = dict(codes=30, rows=3, columns=2, patch=2, layers=2, width=32, heads=4, kv_heads=2, head_size=8, hidden=48)
 WORLD = WorldConfig(seed=5, kinds=16, devices=("ramp", "seesaw"))
-SHARINGS = ("all", "attention", "none")
+SHARINGS = ("all", "attention", "none", "cross")
 
 
 def tiny(sharing="all", vocab=60):
-    return Model(ModelConfig(**SHAPE, vocab=vocab, sharing=sharing), seed=1).eval()
+    layers = {"layers": 4} if sharing == "cross" else {}  # so that an encoder and a decoder layer each follow another
+    return Model(ModelConfig(**{**SHAPE, **layers}, vocab=vocab, sharing=sharing), seed=1).eval()
 
 
 def openings(rng, lengths=(3, 7, 4, 7)):
@@ -66,8 +67,9 @@ def test_imagining_is_the_route_t2v_without_a_fork(sharing, rng):
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_later_frames_follow_the_words_unless_they_are_forgotten(forget, rng):
-    model, (opening,), surest = tiny(), openings(rng, (6,)), Sampling(temperature=0)
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_later_frames_follow_the_words_unless_they_are_forgotten(sharing, forget, rng):
+    model, (opening,), surest = tiny(sharing), openings(rng, (6,)), Sampling(temperature=0)
     clip = imagine(model, [opening], 3, 1, surest, forget=forget)[0, 0]
     given = (seq.frames(clip[:1]),) if forget else (seq.text(opening), seq.frames(clip[:1]))
     with torch.no_grad():

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from quadrivium.generate import Engine, Sampling, generate
-from quadrivium.model import Batch, Cache, Model, ModelConfig, Norm, attention, cross_entropy
+from quadrivium.model import Batch, Cache, ContrastConfig, Model, ModelConfig, Norm, attention, cross_entropy
 from quadrivium.sequence import ROUTES, frames, group, pack, route_of, text, ungroup
 
-SHARINGS = ("all", "attention", "none")
+SHARINGS = ("all", "attention", "none", "cross")
 SHAPE = dict(vocab=60, codes=30, rows=3, columns=2, patch=2, layers=2, width=32, heads=4, kv_heads=2, head_size=8, hidden=48)
 
 
 def tiny(sharing="all", **changes):
-    return Model(ModelConfig(**{**SHAPE, "sharing": sharing, **changes}), seed=1)
+    layers = {"layers": 4} if sharing == "cross" else {}  # so that an encoder and a decoder layer each follow another
+    return Model(ModelConfig(**{**SHAPE, **layers, "sharing": sharing, **changes}), seed=1)
 
 
 def sample(route, rng, length=None):
@@ -28,7 +29,12 @@ def sample(route, rng, length=None):
         "v2t": lambda: (frames(clip(cut)), text(ids(), True)),
         "v2v": lambda: (frames(clip(cut)), frames(clip(2), True)),
         "tv2v": lambda: (text(ids()), frames(clip(cut)), frames(clip(1), True)),
+        "vt2t": lambda: (frames(clip(cut)), text(ids()), frames(clip(1)), text(ids(), True)),
+        "vt2v": lambda: (frames(clip(1)), text(ids()), frames(clip(cut)), text(ids()), frames(clip(1), True)),
     }[route]()
+
+
+MIXED = (*ROUTES, "vt2t", "vt2v")  # the last two: several given segments of both kinds
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def rng():
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_packed_costs_what_each_sequence_costs_alone(sharing, rng):
     model = tiny(sharing)
-    sequences = [sample(r, rng) for r in ROUTES for _ in range(4)]
+    sequences = [sample(r, rng) for r in MIXED for _ in range(4)]
     batch = Batch.of(pack(sequences))
     text_nats, code_nats = model.nats(batch)
     for i, sequence in enumerate(sequences):
@@ -63,14 +69,14 @@ def test_nothing_looks_ahead_or_into_a_neighbour(sharing, rng):
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", MIXED)
 def test_cached_logits_are_uncached_logits(sharing, route, rng):
     """Sequences of different lengths, read in one pass and then one position at a time."""
     model = tiny(sharing)
     given = [tuple(s for s in sample(route, rng) if not s.wanted) for _ in range(5)]
     if route == "t2t":
         given = [(text(rng.integers(1, 60, n)),) for n in (2, 5, 9)]
-    if route.startswith("v"):
+    if route in ("v2t", "v2v"):
         given = [(frames(rng.integers(0, 30, (n, 3, 2, 4))),) for n in (1, 3, 2)]
     clips = rng.integers(0, 30, (len(given), 2, 3, 2, 4))
     words = rng.integers(0, 60, (len(given), 7))
@@ -160,9 +166,76 @@ def test_every_subset_of_routes_trains(sharing, rng):
 
 def test_arms_start_from_the_same_weights():
     """Weights that two sharing schemes have in common are equal, so arms differ by what they learn."""
-    a, b = tiny("all").state_dict(), tiny("none").state_dict()
-    common = [k for k in a if k in b]
-    assert len(common) > 10 and all(torch.equal(a[k], b[k]) for k in common)
+    every = {sharing: tiny(sharing, layers=4).state_dict() for sharing in SHARINGS}
+    for one, other in itertools.combinations(SHARINGS, 2):
+        a, b = every[one], every[other]
+        common = [k for k in a if k in b]
+        assert len(common) > 10 and all(torch.equal(a[k], b[k]) for k in common)
+    assert list(every["none"]) == list(every["cross"])
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_the_gradient_reaches_every_weight(sharing, rng):
+    model = tiny(sharing, tied=False)
+    text_nats, code_nats = model.nats(Batch.of(pack([sample(r, rng) for r in ROUTES for _ in range(2)])))
+    (text_nats.sum() + code_nats.sum()).backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("route", MIXED)
+def test_what_is_wanted_never_leaks(sharing, route, rng):
+    """Change a wanted id or code, any of them: no cost before it moves, and its own does."""
+    model, sequence = tiny(sharing), sample(route, rng)
+    old = torch.cat([nats.flatten() for nats in model.nats(Batch.of(pack([sequence])))])
+    last = sequence[-1]
+    size, first = (60, 1) if last.modality == "text" else (30, 0)
+    for at in range(last.data.size - first):
+        data = last.data.copy()
+        data.flat[at + first] = (data.flat[at + first] + 1) % size
+        changed = (*sequence[:-1], type(last)(last.modality, data, True))
+        new = torch.cat([nats.flatten() for nats in model.nats(Batch.of(pack([changed])))])
+        assert torch.equal(new[:at], old[:at]) and new[at] != old[at]
+
+
+def test_cross_joins_the_modalities_in_the_decoders_alone(rng):
+    """The encoders of a sequence see nothing of the other modality; the decoders see both, each way."""
+    model = tiny("cross")
+    plain = (text(rng.integers(0, 60, 6)), frames(rng.integers(0, 30, (2, 3, 2, 4))), text(rng.integers(0, 60, 6)))
+    redrawn = (plain[0], frames(rng.integers(0, 30, (2, 3, 2, 4))), plain[2])
+    retold = (text(rng.integers(0, 60, 6)), plain[1], plain[2])
+    layers = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, out: layers.append(out.detach()))
+    for sequence in (plain, redrawn, retold):
+        model(Batch.of(pack([sequence])))
+    whole, other_frames, other_text = layers[:4], layers[4:8], layers[8:]
+    for layer, (a, b, c) in enumerate(zip(whole, other_frames, other_text, strict=True)):
+        assert torch.equal(a[:5], b[:5])  # text before the frames
+        assert torch.equal(a[5:10], b[5:10]) == (layer < 2)  # text after them
+        assert torch.equal(a[10:], c[10:]) == (layer < 2)  # frames after text
+
+
+@pytest.mark.parametrize("switches", [{}, {"qk_norm": False, "qkv_bias": True}])
+def test_decoders_of_cross_read_where_the_encoders_end(switches, rng):
+    """Keys and values of every decoder layer come from the last encoder layer, its queries from the layer before it."""
+    model = tiny("cross", **switches)
+    for name, weight in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(weight)
+    c, seen = model.config, []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].detach()))
+        block.project.register_forward_hook(lambda module, inputs, out: seen.append(out.detach()))
+    batch = Batch.of(pack([sample("tv2v", rng)]))
+    model(batch)
+    n_text = len(batch.text)
+    for layer, block in enumerate(model.blocks):
+        projected, x = seen[2 * layer : 2 * layer + 2]
+        source = seen[2 * 2 + 1] if layer >= 2 else x
+        torch.testing.assert_close(projected[:, : c.heads], block.project(x, n_text)[:, : c.heads])
+        torch.testing.assert_close(projected[:, c.heads :], block.project(source, n_text)[:, c.heads :])
 
 
 def test_drawing_a_cell_code_by_code_is_reading_it_at_once(rng):
@@ -196,7 +269,14 @@ def test_routes_are_named_by_their_parts(rng):
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"heads": 3}, "multiple"), ({"head_size": 7}, "even"), ({"sharing": "some"}, "one of"), ({"layers": 0}, "positive")],
+    [
+        ({"heads": 3}, "multiple"),
+        ({"head_size": 7}, "even"),
+        ({"sharing": "some"}, "one of"),
+        ({"layers": 0}, "positive"),
+        ({"sharing": "cross", "layers": 1}, "at least 2"),
+        ({"contrast": ContrastConfig(1.0, 3)}, "2 layers"),
+    ],
 )
 def test_impossible_shapes_are_refused(change, words):
     with pytest.raises(ValueError, match=words):

@@ -3,9 +3,12 @@
 `benchmarks/reliability.py` does the same at length; here each of its claims runs small.
 """
 
+import contextlib
 import errno
+import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -23,7 +26,9 @@ from quadrivium import prepare as preparing
 from quadrivium.data import shards
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, map_shard, read_json, write_atomic, write_json
-from quadrivium.errors import ConfigError, RunError
+from quadrivium.data.sources import IMAGES, TEXTS, VIDEOS, read_clips
+from quadrivium.data.subtitles import SUBTITLES
+from quadrivium.errors import ConfigError, DataError, ItemError, RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.train import RouteTask, TrainConfig, fit, make_optimizers, train_routes
@@ -401,12 +406,47 @@ def test_a_json_file_too_large_for_what_it_is_is_not_read(tmp_path):
         read_json(tmp_path / "config.json", "a run folder")
 
 
+class Evil:
+    """What, unpickled, makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+ENDINGS = sorted({*TEXTS, *IMAGES, *VIDEOS, *SUBTITLES, ".tar", ".parquet", ".arrow", ".json", ".toml", ".csv"})
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_pickle_under_every_ending_that_is_read_is_not_executed(ending, tmp_path):
+    marker, raw = tmp_path / "EXECUTED", io.BytesIO()
+    torch.save(Evil(marker), raw)
+    forms = {"pickle": pickle.dumps(Evil(marker)), "torch": raw.getvalue()}
+    pickle.loads(forms["pickle"])
+    assert marker.exists(), "the pickle is harmless, so nothing is proved"
+    marker.unlink()
+    for form, data in forms.items():
+        home = tmp_path / form
+        home.mkdir()
+        for name in ("metadata.csv" if ending == ".csv" else f"x{ending}", "x.mp4"):
+            (home / name).write_bytes(data)
+        for path in (home, home / f"x{ending}"):
+            with contextlib.suppress(DataError, ConfigError):
+                for source in preparing.find([path], TINY):
+                    for item in source.items:
+                        with contextlib.suppress(ItemError, ValueError):
+                            read_clips(item, TINY.read)
+        assert not marker.exists(), form
+
+
 # -------------------------------------------------------------------------------------------------- the long script
 
 
 @pytest.mark.parametrize(
     "claim",
-    [["kills", "--train", "1", "--prepare", "1"], ["broken"], ["fuzz", "--media", "100", "--other", "160"]],
+    [["kills", "--train", "1", "--prepare", "1"], ["broken"], ["fuzz", "--media", "100", "--other", "160", "--formats", "160"]],
     ids=lambda c: c[0],
 )
 def test_the_claims_hold_in_small(claim):

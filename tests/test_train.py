@@ -19,9 +19,11 @@ from quadrivium import checkpoint
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.model import Model, ModelConfig
+from quadrivium.model import ContrastConfig, Model, ModelConfig
+from quadrivium.prepare import prepare
 from quadrivium.sequence import ROUTES
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
+from tests.conftest import TINY
 
 MODEL = ["--layers", "2", "--width", "32", "--heads", "2", "--patch", "2"]
 SMALL = ModelConfig(layers=2, width=32, heads=2, patch=2)
@@ -100,9 +102,10 @@ def task(data, routes=ROUTES, sharing="all"):
     return RouteTask(model, Mixture(prepared, replace(MIX, routes=routes), 0, seed=0, patch=2), np.ones(320, np.int64))
 
 
+@pytest.mark.parametrize("sharing", ["all", "cross"])
 @pytest.mark.parametrize("removed", ROUTES)
-def test_a_route_removed_leaves_the_losses_of_the_others(data, removed):
-    whole, rest = task(data), task(data, tuple(r for r in ROUTES if r != removed))
+def test_a_route_removed_leaves_the_losses_of_the_others(data, removed, sharing):
+    whole, rest = task(data, sharing=sharing), task(data, tuple(r for r in ROUTES if r != removed), sharing)
     for step in range(4):
         with torch.no_grad():
             a, b = whole.loss(whole.batch(step))[1], rest.loss(rest.batch(step))[1]
@@ -110,22 +113,55 @@ def test_a_route_removed_leaves_the_losses_of_the_others(data, removed):
         assert {k: v for k, v in a.items() if k != removed} == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_every_route_learns(data, tmp_path, optimizer):
-    learner = task(data)
+@pytest.mark.parametrize(("optimizer", "sharing"), [("adamw", "all"), ("muon", "all"), ("adamw", "cross")])
+def test_every_route_learns(data, tmp_path, optimizer, sharing):
+    learner = task(data, sharing=sharing)
     before = learner.evaluate()
     after = fit(learner, TrainConfig(steps=60, lr=5e-3, optimizer=optimizer, warmup=5), tmp_path, progress=False)["held"]
     assert set(after) == set(ROUTES) and all(after[r] < 0.9 * before[r] for r in ROUTES), (before, after)
 
 
-def test_muon_resumes_exactly(data, tmp_path):
-    config = TrainConfig(steps=12, optimizer="muon", save_every=5)
+def test_text_without_a_single_frame_trains(folder, tmp_path):
+    prepare([folder / "text"], tmp_path / "data", TINY, progress=False)
+    state = train_routes(tmp_path / "data", tmp_path / "run", SMALL, MIX, TrainConfig(steps=2), progress=False)
+    assert state["finished"] and set(state["held"]) == {"t2t"}
+
+
+@pytest.mark.parametrize(("optimizer", "sharing"), [("muon", "all"), ("adamw", "cross"), ("muon", "cross")])
+def test_other_optimizers_and_sharings_resume_exactly(data, tmp_path, optimizer, sharing):
+    config = TrainConfig(steps=12, optimizer=optimizer, save_every=5)
+    fit(task(data, sharing=sharing), config, tmp_path / "whole", progress=False)
+    fit(task(data, sharing=sharing), replace(config, keep=9), tmp_path / "cut", progress=False)
+    for path in checkpoint.checkpoints(tmp_path / "cut" / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    fit(task(data, sharing=sharing), config, tmp_path / "cut", resume=True, progress=False)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_a_run_with_contrast_resumes_exactly_and_is_read_back(data, tmp_path):
+    shape = replace(SMALL, contrast=ContrastConfig(0.3))
+    config = TrainConfig(steps=8, save_every=3, keep=9)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        train_routes(data, run, shape, MIX, config, progress=False)
+    for path in checkpoint.checkpoints(cut / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    train_routes(data, cut, shape, MIX, config, resume=True, progress=False)
+    assert weights(cut) == weights(whole)
+    read = checkpoint.Run(cut).model
+    assert read.config.contrast == ContrastConfig(0.3, layer=1) and read.sharpness.item() != 1
+
+
+def test_a_mean_that_a_checkpoint_cuts_is_logged_whole(data, tmp_path):
+    config = TrainConfig(steps=12, log_every=4, save_every=5, keep=9)
     fit(task(data), config, tmp_path / "whole", progress=False)
-    fit(task(data), replace(config, keep=9), tmp_path / "cut", progress=False)
+    fit(task(data), config, tmp_path / "cut", progress=False)
     for path in checkpoint.checkpoints(tmp_path / "cut" / "checkpoints")[1:]:
         shutil.rmtree(path)
     fit(task(data), config, tmp_path / "cut", resume=True, progress=False)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    logs = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")]
+    timed = ("seconds", "positions_per_second")
+    assert len({json.dumps([{k: v for k, v in x.items() if k not in timed} for x in log]) for log in logs}) == 1
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])

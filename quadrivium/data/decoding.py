@@ -147,6 +147,8 @@ class Decoders:
     def _read(self, item: Item) -> list[np.ndarray] | ItemError:
         if item.kind == "text":
             return []
+        if item.kind == "rendered":  # drawn here: there is no file to distrust
+            return read_clips(item, self.every[0].options)
         decoder = self.free.get()
         try:
             return decoder.read(item)

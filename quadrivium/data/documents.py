@@ -64,7 +64,7 @@ def _add(source: Source, file: Path, key: str, row: dict[str, Any], named: str, 
     try:
         if kind is None:
             raise ItemError(f"{media!r:.60} names no picture or video")
-        folder = source.path if (source.path / media).exists() else source.path / "images"
+        folder = source.path if os.path.exists(source.path / media) else source.path / "images"
         place = _locate(source.path, os.path.relpath(folder / media, source.path))
         about = os.path.normpath(media) if "conversations" in row else named
         source.items.append(Item(source.name, key, _group(row, about), kind, texts, place))
@@ -114,7 +114,8 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                 raise ItemError('a part of content is neither {"text": ...} nor {"image": ...} nor {"video": ...}')
             yield next((k, part[k]) for k in ("text", "image", "video") if k in part)
     elif isinstance(row.get("text_list"), list):
-        info = [i for i in row.get("image_info") or [] if isinstance(i, dict)]
+        listed = row.get("image_info")
+        info = [i for i in listed if isinstance(i, dict)] if isinstance(listed, list) else []
         for index, text in enumerate(row["text_list"]):
             yield from (("image", i.get("image_name")) for i in info if i.get("matched_text_index") == index)
             yield "text", text

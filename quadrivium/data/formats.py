@@ -1,5 +1,6 @@
 """What a source is, by what lies there: the one `scan` that everything reads through.
 
+    hf://OWNER/NAME                        a dataset of the Hugging Face hub     `hub`, then `tables`
     *.tar                                  WebDataset samples                    `webdataset`
     *.parquet, *.arrow                     tables of Hugging Face datasets       `tables`
     .json, .jsonl of documents             interleaved, conversations            `documents`
@@ -15,30 +16,46 @@ from pathlib import Path
 
 from quadrivium.data import sources
 from quadrivium.data.documents import is_documents, list_documents
+from quadrivium.data.hub import fetch, is_hub
 from quadrivium.data.sources import METADATA, Limits, ReadOptions, Source
 from quadrivium.data.subtitles import narrate
 from quadrivium.data.tables import list_tables
 from quadrivium.data.webdataset import list_tars
 from quadrivium.errors import DataError, one_line
 
+FORMATS = ("folder", "tars", "tables", "documents")
 
-def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[Source]:
-    """All sources under a folder or file, in a fixed order; raises DataError where there is nothing to read."""
+
+def scan(path: Path, options: ReadOptions, limits: Limits = Limits(), format: str = "auto") -> list[Source]:
+    """All sources under a folder or file, in a fixed order; raises DataError where there is nothing to read.
+
+    ``format``: one of FORMATS, where what lies there leaves a choice.
+    """
+    if is_hub(path):
+        name, folder = fetch(path)
+        source = Source(one_line(name or "hub"), folder)
+        list_tables(source, sorted(folder.glob("*.parquet")), limits)
+        return [source]
     path = Path(os.path.abspath(path))
-    files = _below(path)
+    files = _below(path, format == "auto")
     tars = [f for f in files if f.suffix == ".tar"]
     tables = [f for f in files if f.suffix in (".parquet", ".arrow")]
     root = Path(os.path.realpath(path if path.is_dir() else path.parent))
-    documents = [f for f in files if f.suffix in (".json", ".jsonl") and f.parent == root and is_documents(f, options, limits)]
+    documents = [f for f in files if f.suffix in (".json", ".jsonl") and f.parent == root]
+    if format == "auto":
+        documents = [f for f in documents if is_documents(f, options, limits)]
+        format = "tars" if tars else "tables" if tables else "documents" if documents else "folder"
     source = Source(one_line(path.name or "root"), root)
-    if tars:
+    if format == "tars" and tars:
         list_tars(source, tars, limits)
         if tables:
             source.notes.append(f"left out {len(tables)} tables beside the tars; give one as a source of its own to read it")
-    elif tables:
+    elif format == "tables" and tables:
         list_tables(source, tables, limits)
-    elif documents:
+    elif format == "documents" and documents:
         list_documents(source, documents, options, limits)
+    elif format != "folder":
+        raise DataError(f"{one_line(path)} holds no {format} to read; leave the format to what lies there")
     else:
         if path.name.endswith((".tar.gz", ".tgz", ".tar.zst")):
             raise DataError(f"{one_line(path)} is a compressed tar; unpack it, or write it as a plain .tar")
@@ -49,13 +66,14 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[So
     return [source]
 
 
-def _below(path: Path) -> list[Path]:
-    """Files of a folder and of those below it, by name, hidden ones left out; none where metadata rules the folder."""
+def _below(path: Path, ruled: bool) -> list[Path]:
+    """Files of a folder and of those below it, by name, hidden ones left out; with ``ruled``, none where metadata rules the folder."""
     if not path.is_dir():
-        return [Path(os.path.realpath(path.parent)) / path.name] if path.is_file() and path.name not in METADATA else []
+        only = path.is_file() and not (ruled and path.name in METADATA)
+        return [Path(os.path.realpath(path.parent)) / path.name] if only else []
     root, found = Path(os.path.realpath(path)), []
     for folder, below, files in os.walk(root):
-        if any(m in files for m in METADATA):
+        if ruled and any(m in files for m in METADATA):
             below.clear()
             continue
         below[:] = sorted(b for b in below if not b.startswith("."))

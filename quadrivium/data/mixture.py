@@ -38,6 +38,7 @@ class MixtureConfig:
     # Share of captioned clips of which t2v wants only what follows the first frame, and v2t shows only that frame. Left out
     # frames count as read, so that an epoch stays an epoch.
     foresee: float = 0.0
+    rendered: bool = False  # pages that `prepare --render` drew of documents are read too (v2v) and told what they say (v2t)
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
     text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
     # Frames that training reads, a control of what they add: as they are; those of another captioned item of the source with as
@@ -59,6 +60,10 @@ class MixtureConfig:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         if not 0 < self.text <= 1:
             raise ConfigError(f"text is {self.text}; the share of the documents that is read lies above 0 and is at most 1")
+        if self.rendered and self.frames:
+            raise ConfigError("frames would cut pages away from the text that they show; leave it at 0 with rendered")
+        if self.rendered and self.text < 1:
+            raise ConfigError("rendered shows all documents as pages, also those that a share of the text leaves out")
         for route, weight in self.weights:
             if route not in ROUTES or not 0 <= weight < float("inf"):
                 raise ConfigError(
@@ -118,6 +123,8 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1,
     """Every (route, source) pair that the data can feed, over training items or held-out ones. ``seed`` draws a share of the text."""
     streams = []
     for source in data.sources:
+        if source.rendered and not config.rendered:
+            continue
         mine = np.flatnonzero(source.held == held)
         rows, columns = data.manifest["grid"]
         still = mine[source.frames[mine] == 1]
@@ -163,7 +170,8 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1,
             "v2v": (alone(bare), cost(bare)),
             "tv2v": (told_clips, clip_ids - 1 + cost(told_clips[:, 0])),
         }
-        streams += [Stream(route, source, *made[route]) for route in ROUTES if len(made[route][0])]
+        read = ("v2t", "v2v") if source.rendered else ROUTES
+        streams += [Stream(route, source, *made[route]) for route in read if len(made[route][0])]
     return streams
 
 

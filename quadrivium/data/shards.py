@@ -228,8 +228,9 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
 class SourceData:
     """All items of one prepared source, over all its shards."""
 
-    def __init__(self, name: str, shards: list[dict[str, np.ndarray]]) -> None:
+    def __init__(self, name: str, shards: list[dict[str, np.ndarray]], rendered: bool = False) -> None:
         self.name = name
+        self.rendered = rendered  # its frames are pages of text
         self._shards = shards
         self.ends = np.cumsum([len(s["held"]) for s in shards], dtype=np.int64)
 
@@ -295,7 +296,7 @@ class Dataset:
                     shards.append(map_shard(path))
                     if len(shards[-1]["codes"]) and list(shards[-1]["codes"].shape[1:]) != grid:
                         raise RunError(f"{path}: its frames are not of {grid} codes as the manifest says; prepare again")
-                self.sources.append(SourceData(entry["name"], shards))
+                self.sources.append(SourceData(entry["name"], shards, bool(entry.get("rendered"))))
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise RunError(f"{folder / MANIFEST}: damaged ({error!r:.200}); prepare the data again") from None
         if not any(len(s) for s in self.sources):

@@ -46,8 +46,9 @@ from PIL import Image, UnidentifiedImageError
 
 from quadrivium.data.inside import Inside, open_inside
 from quadrivium.errors import ConfigError, DataError, ItemError, one_line
+from quadrivium.pictures import pages, render
 
-Kind = Literal["text", "image", "video"]
+Kind = Literal["text", "image", "video", "rendered"]
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first one present counts
 TEXTS = frozenset({".txt", ".jsonl", ".tsv"})
@@ -118,7 +119,7 @@ class Item:
     source: str
     key: str  # unique within the source: path below its folder; for text, path#document or path#line, from 1
     group: str  # what stays whole on one side of train | held-out: the row's ``group`` or ``story``, else the key
-    kind: Kind  # by the name's ending (.gif counts as video); what is in the file decides how it is read
+    kind: Kind  # by the name's ending (.gif counts as video; what is in the file decides how it is read); or pages of text
     texts: tuple[str, ...]  # captions; a text item has exactly one, the document
     file: Path | None  # where it lies; for text, the file that the document was cut from
     inside: Inside = ()  # where in that file, see `inside`; (): it is the file
@@ -143,6 +144,7 @@ class Source:
     items: list[Item] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out by rule and is no damage, a line each
+    options: ReadOptions | None = None  # how it is read, where that is not how all others are
 
     def refuse(self, item: str, reason: object) -> None:
         """Record that an item cannot be used."""
@@ -167,6 +169,26 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[So
     else:
         raise DataError(f"{one_line(path)} cannot be read as data; give a folder or one of {_endings(TEXTS | IMAGES | VIDEOS)}")
     return [source]
+
+
+def rendered(source: Source, options: ReadOptions) -> Source:
+    """The documents of a source as pixels: clips of pages (`pictures.render`), each with the text that stands on them.
+
+    A document with a letter that no font here has is left out, and a note counts them: nothing of it is damaged.
+    """
+    made, lost, letter = Source(f"{source.name}, rendered", source.path), 0, ""
+    for item in (i for i in source.items if i.kind == "text"):
+        try:
+            parts = pages(item.texts[0], options.size)
+        except ValueError as error:
+            lost, letter = lost + 1, letter or str(error)
+            continue
+        for n in range(0, len(parts), options.clip_frames):
+            shown = "".join(parts[n : n + options.clip_frames])
+            made.items.append(Item(made.name, f"{item.key}/{n + 1}", item.group, "rendered", (shown,), None))
+    if lost:
+        made.notes.append(f"left out {lost} documents: {letter}; install Noto Sans CJK, or leave them to be read as text only")
+    return made
 
 
 def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) -> list[Source]:
@@ -476,6 +498,8 @@ def fingerprint(sources: list[Source], options: ReadOptions) -> str:
     digest = hashlib.sha256(repr(options).encode())
     for source in sources:
         digest.update(repr((source.name, source.problems)).encode())
+        if source.options is not None:
+            digest.update(repr(source.options).encode())
         for item in source.items:
             state: tuple[int, ...] = ()
             if item.kind != "text" and item.file is not None:
@@ -504,6 +528,8 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
     Raises ItemError (file, reason, cure on one line) where the file is missing, too large or damaged anywhere before the
     last frame taken. A webm that was cut short between two frames cannot be told from a shorter one and is read.
     """
+    if item.kind == "rendered":
+        return [render(item.texts[0], options.size)]
     if item.kind == "text" or item.file is None:
         raise ValueError(f"{item.key} is text and has no frames")
     try:

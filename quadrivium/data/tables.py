@@ -8,16 +8,19 @@ holds captions, ``group`` or ``story`` what stays together. A table without medi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from quadrivium.data.inside import Inside, pyarrow
-from quadrivium.data.sources import _CAPTION, Item, Limits, Source, _group, _kind, _locate, _texts
+from quadrivium.data.sources import _CAPTION, Item, Limits, Source, _brief, _group, _kind, _locate, _texts
 from quadrivium.data.webdataset import _CAPTIONS, row_of
-from quadrivium.errors import DataError, ItemError, one_line
+from quadrivium.errors import ItemError, one_line
 
 _PATHS = ("file_name", "image", "video", "image_path", "video_path", "path")
+
+
+Row = dict[str, Any] | ItemError  # or why it is none
 
 
 def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
@@ -32,9 +35,15 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
             words = [n for n in schema.names if _CAPTION.fullmatch(n) or n in (*_CAPTIONS, "group", "story")]
             if not media and not paths and not words:
                 raise ItemError(f"has no column of pictures, videos or text (found: {', '.join(schema.names)})")
-            for number, (where, row) in enumerate(rows([*words, *([paths] if paths else [])])):
+            used = [*words, *([paths] if paths else [])]
+            twice = next((n for n in (*used, media) if n and schema.names.count(n) > 1), None)
+            if twice:
+                raise ItemError(f"has several columns named {twice}; rename all but one")
+            for number, (where, row) in enumerate(rows(used)):
                 key = f"{name}#{number}"
                 try:
+                    if isinstance(row, ItemError):
+                        raise row
                     row = row_of(row)
                     texts, group = _texts(row, limits), _group(row, key)
                     if media:
@@ -48,7 +57,7 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
                         place = _locate(file.parent.resolve(), str(row[paths]))
                         source.items.append(Item(source.name, key, _group(row, str(row[paths])), seen, texts, place))
                     elif texts:
-                        source.items.append(Item(source.name, key, group, "text", ("\n".join(texts),), file))
+                        source.items.append(Item(source.name, key, group, "text", (_brief("\n".join(texts), limits),), file))
                     else:
                         raise ItemError("holds no text")
                 except ItemError as error:
@@ -57,36 +66,70 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
             source.refuse(name, error)
 
 
-def _open(file: Path) -> tuple[Any, Any]:
+def _open(file: Path) -> tuple[Any, Callable[[list[str]], Iterator[tuple[Inside, Row]]]]:
     """A table's schema, and what yields (place, row) for chosen columns."""
     pa = pyarrow()
+    most = 8 * file.stat().st_size  # rows that a file can hold: more is a lie, for which memory would be taken
     try:
         if file.suffix == ".parquet":
             table = pa.parquet.ParquetFile(file)
 
-            def parquet(columns: list[str]) -> Iterator[tuple[tuple[str, int, int], dict[str, Any]]]:
+            def parquet(columns: list[str]) -> Iterator[tuple[Inside, Row]]:
                 for group in range(table.num_row_groups):
-                    if not columns:
-                        yield from ((("parquet", group, i), {}) for i in range(table.metadata.row_group(group).num_rows))
-                        continue
-                    for i, row in enumerate(table.read_row_group(group, columns=columns).to_pylist()):
-                        yield ("parquet", group, i), row
+                    at = 0
+                    try:
+                        count = table.metadata.row_group(group).num_rows
+                        if not 0 <= count <= most:
+                            raise ItemError(f"says that it has {count:,} rows")
+                        if not columns:
+                            yield from ((("parquet", group, i), {}) for i in range(count))
+                            continue
+                        for batch in table.iter_batches(256, row_groups=[group], columns=columns):
+                            yield from ((("parquet", group, at + i), row) for i, row in enumerate(_rows(batch)))
+                            at += batch.num_rows
+                    except Exception as error:  # what the library raises on damage is of a dozen types
+                        reason = f"row group {group} is damaged after {at} rows ({one_line(error, 120)}); write the table again"
+                        yield ("parquet", group, at), ItemError(reason)
 
             return table.schema_arrow, parquet
         with pa.memory_map(str(file)) as stream:
             schema = pa.ipc.open_stream(stream).schema
 
-        def arrow(columns: list[str]) -> Iterator[tuple[tuple[str, int, int], dict[str, Any]]]:
-            with pa.memory_map(str(file)) as stream:
-                for part, batch in enumerate(pa.ipc.open_stream(stream)):
-                    rows = batch.select(columns).to_pylist() if columns else [{}] * batch.num_rows
-                    yield from ((("arrow", part, i), row) for i, row in enumerate(rows))
+        def arrow(columns: list[str]) -> Iterator[tuple[Inside, Row]]:
+            part = -1
+            try:
+                with pa.memory_map(str(file)) as stream:
+                    for part, batch in enumerate(pa.ipc.open_stream(stream)):
+                        if not 0 <= batch.num_rows <= most:
+                            raise ItemError(f"says that it has {batch.num_rows:,} rows")
+                        batch.validate()
+                        rows = _rows(batch.select(columns)) if columns else iter([{}] * batch.num_rows)
+                        yield from ((("arrow", part, i), row) for i, row in enumerate(rows))
+            except Exception as error:  # likewise
+                reason = f"is damaged at its part {part + 1} ({one_line(error, 120)}); what lies before is read; write it again"
+                yield ("arrow", part + 1, 0), ItemError(reason)
 
         return schema, arrow
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # likewise
         raise ItemError(f"is no {file.suffix[1:]} table, or is damaged ({one_line(error, 120)}); fetch it again") from None
-    except DataError as error:
-        raise DataError(f"{one_line(file)}: {error}") from None
+
+
+def _rows(batch: Any) -> Iterator[Row]:
+    """The rows of a batch, the bad ones as what is wrong with them: text that is not UTF-8, times that no calendar has."""
+    try:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+        return
+    except Exception:  # one of them; which one is looked for now
+        pass
+    for i in range(batch.num_rows):
+        try:
+            one = batch.slice(i, 1)
+            one.validate(full=True)
+            row: Row = one.to_pylist()[0]
+        except Exception as error:
+            row = ItemError(f"cannot be read ({one_line(error, 120)})")
+        yield row
 
 
 def _media(schema: Any) -> tuple[str, str]:

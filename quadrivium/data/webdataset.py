@@ -34,7 +34,7 @@ def list_tars(source: Source, tars: list[Path], limits: Limits) -> None:
         name = os.path.relpath(tar, source.path)
         try:
             _locate(source.path, name)
-            with tarfile.open(tar, "r:") as archive:
+            with _opened(tar) as archive:
                 for key, members in _samples(archive):
                     try:
                         _read_sample(source, tar, f"{name}:{key}", archive, members, limits)
@@ -51,11 +51,30 @@ def list_tars(source: Source, tars: list[Path], limits: Limits) -> None:
             source.refuse(name, f"is no plain tar, or is cut short ({one_line(error)}); write it again, or unpack it")
 
 
+def _opened(tar: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(tar, "r:")
+    except Exception as error:  # on heads that lie the library raises a dozen types
+        raise ItemError(str(error) or type(error).__name__) from None
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo | ItemError]:
+    """Members, and at last what keeps from reading on."""
+    try:
+        yield from archive
+    except Exception as error:  # likewise
+        yield ItemError(str(error) or type(error).__name__)
+
+
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
     """Neighbours whose names are equal up to the first dot: (key, [(rest of the name, member)])."""
     key = ""
     found: list[tuple[str, tarfile.TarInfo]] = []
-    for member in archive:
+    for member in _members(archive):
+        if isinstance(member, ItemError):
+            if found:
+                yield key, found
+            raise member
         folder, _, file = member.name.rpartition("/")
         stem, _, ending = file.partition(".")
         if not member.isreg() or not stem or stem == "__MACOSX":

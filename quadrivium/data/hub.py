@@ -1,0 +1,135 @@
+"""Datasets of the Hugging Face hub: streamed once into tables beside the library's own cache, and read there like any other.
+
+    hf://OWNER/NAME                                     its split "train", or all splits where none is called so
+    hf://OWNER/NAME?config=en&split=train&rows=10000    one configuration, one split, the first rows
+
+Only rows that are asked for are fetched, and the same command goes on where it was stopped. No code of a dataset is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tqdm import tqdm
+
+from quadrivium.errors import DataError, one_line
+
+_ROWS, _BYTES = 1000, 1 << 28  # of a table that is written at once
+
+
+def is_hub(path: Path) -> bool:
+    """Whether a source is a dataset's address; a path has made one slash of the two."""
+    return path.parts[:1] == ("hf:",)
+
+
+def fetch(path: Path) -> tuple[str, Path]:
+    """A dataset's name without its owner, and the folder that holds its tables. Raises DataError."""
+    name, _, query = str(path).removeprefix("hf:").lstrip("/").removeprefix("datasets/").partition("?")
+    chosen = dict(parse_qsl(query, keep_blank_values=True))
+    for key in chosen:
+        if key not in ("config", "split", "rows"):
+            raise DataError(f"{path}: unknown key {key!r}; after the question mark stand config, split and rows")
+    rows = chosen.get("rows")
+    if rows is not None and not (rows.isdecimal() and int(rows)):
+        raise DataError(f"{path}: rows is {rows!r}; give a whole number of at least 1")
+    return name.rpartition("/")[2], stream(name, chosen.get("config"), chosen.get("split"), int(rows) if rows else None)
+
+
+def stream(name: str, config: str | None = None, split: str | None = None, rows: int | None = None) -> Path:
+    """Fetch a dataset, or what is missing of it, into a folder of parquet files. ``name``: on the hub, or a local folder."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{name}: the hub needs its library: pip install 'quadrivium[data]'") from None
+    mark = hashlib.sha256(repr((name, config, split, rows)).encode()).hexdigest()[:12]
+    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-60:]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "quadrivium" / f"{slug}-{mark}"
+    done = folder / ".complete"
+    if done.exists():
+        return folder
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one bar is enough
+    try:
+        found: Any = datasets.load_dataset(name, config, split=split, streaming=True)
+        if isinstance(found, dict):
+            found = {"train": found["train"]} if "train" in found else dict(found)
+        else:
+            found = {split or "train": found}
+        folder.mkdir(parents=True, exist_ok=True)
+        left = rows
+        for label, part in found.items():
+            left = _write(part, folder, f"{name} {label}", label.replace("/", "-"), left)
+        done.touch()
+    except DataError:
+        raise
+    except Exception as error:  # network, permission, absence, a damaged file: the library raises many types
+        why = one_line(error or type(error).__name__, 300)
+        raise DataError(f"{name}: cannot be fetched ({why}); check name and network, the same command goes on") from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    return folder
+
+
+def _write(part: Any, folder: Path, title: str, label: str, left: int | None) -> int | None:
+    """Write a split, beginning after what lies there already; returns how many rows may still be taken."""
+    import datasets
+    from pyarrow import parquet
+
+    part = part.decode(False)  # bytes stay as they were packed
+    here = sum(parquet.read_metadata(f).num_rows for f in folder.glob(f"{label}-*.parquet"))
+    info = (getattr(part.info, "splits", None) or {}).get(label)
+    total = info.num_examples if info else None
+    total = left if total is None or (left is not None and left < total) else total
+    taken = part.skip(here) if here else part
+    taken = taken if left is None else taken.take(max(left - here, 0))
+    features = part.features
+    sounds = [k for k, v in (features or {}).items() if isinstance(v, datasets.Audio)]
+    if sounds:
+        taken, features = taken.remove_columns(sounds), None
+    with tqdm(total=total, initial=here, desc=title, unit="row") as bar:
+        for batch in _batches(iter(taken)):
+            file = folder / f"{label}-{len(list(folder.glob(f'{label}-*.parquet'))):05d}.parquet"
+            half = file.with_name(f".{file.name}.part")
+            datasets.Dataset.from_list(batch, features=features).to_parquet(str(half), batch_size=100)
+            os.replace(half, file)
+            here += len(batch)
+            bar.update(len(batch))
+    return None if left is None else left - here
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in lists that fit in memory."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        batch.append({name: _whole(value) for name, value in row.items()})
+        size += sum(map(_size, batch[-1].values()))
+        if len(batch) >= _ROWS or size >= _BYTES:
+            yield batch
+            batch, size = [], 0
+    yield from (batch,) if batch else ()
+
+
+def _whole(value: Any) -> Any:
+    """A cell with the bytes of the picture or video that it only names; without the name, which the library would prefer to them."""
+    if not (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
+        return value
+    data = value["bytes"]
+    if data is None and value["path"]:
+        import fsspec
+
+        with fsspec.open(value["path"], "rb") as file:
+            data = file.read()
+    return {"bytes": data, "path": None}
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, str | bytes) else 8
