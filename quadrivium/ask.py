@@ -12,6 +12,7 @@ answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from quadrivium.data.shards import Dataset
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig
 from quadrivium.errors import ConfigError, QuadriviumError
-from quadrivium.evaluate import bits, ratio
-from quadrivium.generate import Sampling, generate
+from quadrivium.evaluate import ratio
+from quadrivium.generate import Sampling, common, continuations, generate
 from quadrivium.imagine import Imagining, choose_by_sight, imagine
 from quadrivium.model import Model
 from quadrivium.text import TextTokenizer
@@ -55,11 +56,17 @@ def _top(scores: np.ndarray) -> np.ndarray:
 
 
 def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress: bool = False) -> np.ndarray:
-    """Log2-likelihood (n, k) of every option of every question. All questions have the same number k of options."""
-    texts = [option for question in questions for option in question.texts]
-    rows = [(seq.text(text.enclose(ids), wanted=True),) for ids in text.encode_all(texts)]
-    with tqdm(total=len(rows), desc="ask", unit="text", leave=False, disable=not progress) as bar:
-        return -bits(model, rows, progress=bar).reshape(len(questions), -1)
+    """Log2-likelihood (n, k) of every option of every question, up to a constant of the question: its beginning is read once.
+
+    All questions have the same number k of options.
+    """
+    encoded = iter(text.encode_all([option for question in questions for option in question.texts]))
+    texts = [[text.enclose(next(encoded)) for _ in question.texts] for question in questions]
+    shared = [common(options) for options in texts]
+    given = [(seq.text(options[0][:n]),) if n > 1 else () for options, n in zip(texts, shared, strict=True)]
+    rest = [[option[n - 1 :] for option in options] for options, n in zip(texts, shared, strict=True)]
+    with tqdm(total=len(questions), desc="ask", unit="question", leave=False, disable=not progress) as bar:
+        return -continuations(model, given, rest, progress=bar)[0] / math.log(2)
 
 
 def imagined(

@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "results.json of transfer, experiment or eval -> one page, self-contained",
     "export": "the text route, or the whole model, as a Hugging Face folder",
     "play": "a web page with the four routes, in English and Japanese",
+    "bench": "how fast this machine trains, generates and prepares, beside other people's models",
 }
 
 HELP = """quadrivium {version}: one model, four routes between text and vision, and the measure of what text gained.
@@ -673,6 +674,35 @@ def _report() -> Callable[..., Any]:
     return report
 
 
+def _bench() -> Callable[..., Any]:
+    import tyro
+
+    from quadrivium.bench import BenchConfig
+
+    def bench(
+        out: Path = Path("runs/bench.json"),
+        config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),
+        device: Device = "auto",
+    ) -> None:
+        """Speed of this project and of other people's models, in one run, in alternation: one table, and JSON.
+
+        Training steps and generation beside x-transformers, torch's own layers, transfusion-pytorch and transformers' Qwen3, at
+        equal parameters and positions; forced choice beside lm-eval; prepare; the world; and the rate of the bare matrix
+        products, which nothing exceeds. Processor time stands beside seconds: on a busy machine, read that. The other
+        packages are optional: pip install 'quadrivium[bench]'
+
+        Args:
+            out: JSON file to write.
+            device: auto takes a GPU where there is one; there, seconds are what ratios are made of.
+        """
+        from quadrivium.bench import run_bench, table
+
+        print(table(run_bench(config, out, _device(device))))
+        print(f"\nresults written to {out}")
+
+    return bench
+
+
 def _demo() -> Callable[..., Any]:
     def demo(out: Path = Path("runs/demo")) -> None:
         """Can text answer what was only ever seen? A small world, four arms, a table, imagined scenes beside real ones.
@@ -703,4 +733,5 @@ _FACTORIES = {
     "report": _report,
     "export": _export,
     "play": _play,
+    "bench": _bench,
 }

@@ -6,15 +6,18 @@ a random generator of its own, so a sample does not depend on its neighbours in 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from quadrivium.model import Batch, Cache, Model
+from quadrivium.model import Batch, Cache, Model, Steps
 from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of, text
 
 
@@ -68,6 +71,7 @@ class Engine:
         self.cache = Cache(model.config, self.rows, longest + more, weight.device, weight.dtype)
         self.device: torch.device = weight.device
         self.walks = [Walk().over(g) for g in given]
+        self.steps: dict[bool, Steps] = {}  # of words, and of cells
         if longest:
             model(Batch.of(pack(given), weight.device), self.cache)
 
@@ -90,6 +94,11 @@ class Engine:
 
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
+        model, visual = self.model, len(codes) > 0
+        if not model.config.encoders:
+            if visual not in self.steps:
+                self.steps[visual] = Steps(model, self.cache, visual)
+            return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places))
         row = torch.arange(self.rows, device=ids.device)
         nothing = {name: row[:0] for name in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
         one = torch.ones_like(row)
@@ -99,6 +108,17 @@ class Engine:
         )
         return self.model(batch, self.cache)
 
+    @contextlib.contextmanager
+    def _few(self) -> Iterator[None]:
+        """MKL multiplies a few rows with a matrix as it lies; oneDNN, which `train.tune` chooses, first lays it out anew."""
+        before = torch.get_float32_matmul_precision()
+        if self.rows <= 4 and self.device.type == "cpu":
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def text(
         self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None
     ) -> list[np.ndarray]:
@@ -106,8 +126,9 @@ class Engine:
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
         for draw in draws(sampling.max_ids, generators):
             place = torch.tensor([w.text(1) for w in self.walks], device=self.device)
-            hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
-            last = choose(self.model.text_logits(hidden), sampling, draw)
+            with self._few():
+                hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
+                last = choose(self.model.text_logits(hidden), sampling, draw)
             done |= last == end
             out.append(torch.where(done, -1, last))
             if bar is not None:
@@ -129,19 +150,20 @@ class Engine:
         for slot, place in zip(slots, places, strict=True):
             if slot == 0:
                 draw = iter(draws(c.rows * c.columns * cell, generators))
-            hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
-            if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
-                last = last[:, :0]
-                for _ in range(cell):
-                    logits = self.model.next_code_logits(hidden, last)
-                    last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
-                out.append(last)
+            with self._few():
+                hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
+                if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
+                    last = last[:, :0]
+                    for _ in range(cell):
+                        logits = self.model.next_code_logits(hidden, last)
+                        last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
+                    out.append(last)
             if bar is not None:
                 bar.update(self.rows)
         return torch.stack(out, dim=1).reshape(self.rows, count, c.rows, c.columns, cell).cpu().numpy()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Model,
     given: Seq[Sequence],
@@ -181,3 +203,80 @@ def generate(
 def _open(row: Sequence, end: int) -> bool:
     """Whether the last text is still open: a prompt, rather than a closed document or caption."""
     return int(row[-1].data[-1]) != end
+
+
+@torch.inference_mode()
+def continuations(
+    model: Model, given: Seq[Sequence], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nats (n, k) that each of k texts costs after what is given, and whether (n, k) each of its ids was the likeliest.
+
+    texts: ids ``[x_0, x_1, ...]`` of which the first is only read. What is given is read once for its k texts, unless it is so
+    short that reading it k times, packed, is less work than padding them. About ``budget`` positions are computed at a time.
+    """
+    model.eval()
+    k = len(texts[0]) if len(texts) else 0
+    nats, likeliest = np.zeros((len(given), k)), np.ones((len(given), k), bool)
+    before, longest = [positions_of(g) for g in given], [max(map(len, options)) - 1 for options in texts]
+    packed = [sum(before[i] + len(t) - 1 for t in texts[i]) for i in range(len(given))]
+    order = sorted(range(len(given)), key=lambda i: (before[i], longest[i]))
+    # A cached position costs half as much again as one of a packed first pass.
+    apart = [i for i in order if not before[i] or packed[i] < 1.5 * (before[i] + k * longest[i])]
+    left = {True: apart, False: [i for i in order if i not in set(apart)]}
+    for flat, waiting in left.items():
+        while waiting:
+            rows = [waiting.pop(0)]
+            width, spent = longest[rows[0]], packed[rows[0]]
+            while waiting:
+                width, spent = max(width, longest[waiting[0]]), spent + packed[waiting[0]]
+                if (spent if flat else (len(rows) + 1) * (before[waiting[0]] + k * width)) > budget:
+                    break
+                rows.append(waiting.pop(0))
+            way = _packed if flat else _forked
+            cost, first = way(model, [given[i] for i in rows], [texts[i] for i in rows])
+            nats[rows], likeliest[rows] = cost.reshape(-1, k), first.reshape(-1, k)
+            if progress is not None:
+                progress.update(len(rows))
+    return nats, likeliest
+
+
+def _packed(model: Model, given: Seq[Sequence], texts: Seq[Seq[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Costs (n k,) of sequences that are read as they are, what is given anew for every text."""
+    rows = [(*g, text(option, wanted=True)) for g, options in zip(given, texts, strict=True) for option in options]
+    batch = Batch.of(pack(rows), model.embed_text.weight.device)
+    return _costs(model, model(batch).index_select(0, batch.text_at), batch.text_want, batch.text_row, len(rows))
+
+
+def _forked(model: Model, given: Seq[Sequence], texts: Seq[Seq[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The same, what is given being read once and its cache shared."""
+    device, k, width = model.embed_text.weight.device, len(texts[0]), max(len(t) for options in texts for t in options)
+    engine = Engine(model, given, width)
+    engine.fork(k)
+    ids = np.zeros((len(given) * k, width), np.int64)
+    real = np.zeros((len(given) * k, width - 1), bool)  # what is filled in beyond stands later and is seen by nothing
+    for line, option in enumerate(option for options in texts for option in options):
+        ids[line, : len(option)], real[line, : len(option) - 1] = option, True
+    mask = torch.from_numpy(real).to(device)
+    hidden = engine.read(torch.from_numpy(ids).to(device))[mask]
+    return _costs(model, hidden, torch.from_numpy(ids[:, 1:][real]).to(device), mask.nonzero()[:, 0], len(ids))
+
+
+def _costs(model: Model, hidden: Tensor, want: Tensor, row: Tensor, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nats of the ids ``want`` (W,) at hidden states (W, D), summed over each of ``rows``; and whether all were the likeliest."""
+    total = torch.zeros(rows, dtype=torch.float64, device=hidden.device)
+    first = torch.ones(rows, dtype=torch.bool, device=hidden.device)
+    for part in range(0, len(hidden), 512):  # logits are the largest array: 512 rows of them at a time
+        at = slice(part, part + 512)
+        logits = model.text_logits(hidden[at]).float()
+        total.index_add_(0, row[at], F.cross_entropy(logits, want[at], reduction="none").double())
+        first[row[at][logits.argmax(-1) != want[at]]] = False
+    if not torch.isfinite(total).all():
+        raise ValueError("the model gives a cost that is not a number")
+    return total.cpu().numpy(), first.cpu().numpy()
+
+
+def common(texts: Seq[np.ndarray]) -> int:
+    """How many first ids all texts have in common; one less where one of them is no longer than that."""
+    shortest = min(map(len, texts))
+    same = np.all([t[:shortest] == texts[0][:shortest] for t in texts], axis=0)
+    return int(np.argmin(same)) if not same.all() else shortest - 1

@@ -8,50 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from quadrivium.checkpoint import Run
 from quadrivium.errors import ConfigError
-from quadrivium.generate import Sampling, generate
-from quadrivium.model import Batch, Model
-from quadrivium.sequence import Sequence, pack, positions_of, text
+from quadrivium.generate import Sampling, continuations, generate
+from quadrivium.model import Model
+from quadrivium.sequence import text
 
 TASKS = Path(__file__).parent / "tasks"
 
 
-@torch.no_grad()
 def likelihoods(
     model: Model, pairs: Seq[tuple[Seq[int], Seq[int]]], budget: int = 4096, progress: bool = False
 ) -> list[tuple[float, bool]]:
-    """Natural log-likelihood of ids that follow ids, and whether each of them was the likeliest. No context is empty."""
-    device = model.embed_text.weight.device
-    model.eval()
-    rows: list[Sequence] = []
-    for context, more in pairs:
-        given = (text(context),) if len(context) > 1 else ()
-        rows.append((*given, text([context[-1], *more], wanted=True)))
-    order = sorted(range(len(rows)), key=lambda i: -positions_of(rows[i]))
-    found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-    with tqdm(total=len(rows), desc="lm-eval", unit="text", disable=not progress) as bar:
-        while order:
-            chosen: list[int] = []
-            spent = 0
-            while order and (not chosen or spent + positions_of(rows[order[0]]) <= budget):
-                spent += positions_of(rows[order[0]])
-                chosen.append(order.pop(0))
-            batch = Batch.of(pack([rows[i] for i in chosen]), device)
-            wanted = model(batch)[batch.text_at]
-            total = torch.zeros(len(chosen), dtype=torch.float64, device=device)
-            greedy = torch.ones(len(chosen), dtype=torch.bool, device=device)
-            for part in range(0, len(wanted), 512):  # logits are the largest array: 512 rows of them at a time
-                at = slice(part, part + 512)
-                logits, want, row = model.text_logits(wanted[at]).float(), batch.text_want[at], batch.text_row[at]
-                total.index_add_(0, row, logits.log_softmax(-1).gather(1, want[:, None])[:, 0].double())
-                greedy[row[logits.argmax(-1) != want]] = False
-            for i, value, likeliest in zip(chosen, total.tolist(), greedy.tolist(), strict=True):
-                found[i] = (value, likeliest)
-            bar.update(len(chosen))
+    """Natural log-likelihood of ids that follow ids, and whether each of them was the likeliest. No context is empty.
+
+    A context that several pairs have, as the answers to a question do, is read once for them.
+    """
+    found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    sharing: dict[tuple[int, ...], list[int]] = {}
+    for i, (context, _) in enumerate(pairs):
+        sharing.setdefault(tuple(context), []).append(i)
+    with tqdm(total=len(sharing), desc="lm-eval", unit="context", disable=not progress) as bar:
+        for k in sorted({len(answers) for answers in sharing.values()}):
+            here = {context: answers for context, answers in sharing.items() if len(answers) == k}
+            given = [(text(context),) if len(context) > 1 else () for context in here]
+            texts = [[np.array([context[-1], *pairs[i][1]]) for i in answers] for context, answers in here.items()]
+            costs = continuations(model, given, texts, budget, bar)
+            for answers, nats, likeliest in zip(here.values(), *costs, strict=True):
+                for i, cost, first in zip(answers, nats, likeliest, strict=True):
+                    found[i] = (-float(cost), bool(first))
     return found
 
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from quadrivium.generate import Engine, Sampling
+from quadrivium.generate import Engine, Sampling, common, continuations
 from quadrivium.model import Model
 from quadrivium.sequence import frames, text
 
@@ -51,7 +50,7 @@ def _generators(opening: np.ndarray, samples: int, seed: int) -> list[torch.Gene
     return [torch.Generator().manual_seed(int.from_bytes(d[:7], "little")) for d in digests]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def imagine(
     model: Model,
     openings: Seq[np.ndarray],
@@ -93,7 +92,6 @@ def imagine(
     return found
 
 
-@torch.no_grad()
 def choose_by_sight(
     model: Model, clips: Seq[np.ndarray], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
 ) -> np.ndarray:
@@ -102,46 +100,10 @@ def choose_by_sight(
     clips: codes (F, R, C, G), all of one number of frames; texts: k runs of ids ``[end, ..., end]`` for every clip.
     ``budget`` positions are computed at a time. The constant is the cost of the ids that all k texts begin with.
     """
-    model.eval()
-    device = model.embed_text.weight.device
-    out = np.zeros((len(clips), len(texts[0])))
-    shared = [_common(options) for options in texts]
-    longest = [max(map(len, options)) - n for options, n in zip(texts, shared, strict=True)]
-    order = sorted(range(len(clips)), key=lambda i: (shared[i] + longest[i], shared[i]))
-    k = out.shape[1]
-    per_clip = len(clips[0]) * (model.config.rows * model.config.columns + 1) if len(clips) else 0
-    at_once = max(1, budget // (per_clip + max((s + k * n for s, n in zip(shared, longest, strict=True)), default=1)))
-    for begin in range(0, len(order), at_once):
-        rows = order[begin : begin + at_once]
-        width = max(longest[i] for i in rows)
+    given, rest = [], []
+    for clip, options in zip(clips, texts, strict=True):
+        shared = common(options)
         # The last common id is read together with what follows it: it predicts where the texts part.
-        given = [(frames(clips[i]), *((text(texts[i][0][: shared[i]]),) if shared[i] > 1 else ())) for i in rows]
-        engine = Engine(model, given, width)
-        engine.fork(k)
-        ids = np.full((len(rows) * k, width + 1), 0)
-        real = np.zeros((len(rows) * k, width), bool)
-        for at, i in enumerate(rows):
-            for j, option in enumerate(texts[i]):
-                rest = option[shared[i] - 1 :]
-                ids[at * k + j, : len(rest)] = rest
-                real[at * k + j, : len(rest) - 1] = True  # what is filled in beyond stands later and is seen by nothing
-        hidden = engine.read(torch.from_numpy(ids).to(device))
-        mask = torch.from_numpy(real).to(device)
-        nats = F.cross_entropy(
-            model.text_logits(hidden[mask]).float(), torch.from_numpy(ids[:, 1:]).to(device)[mask], reduction="none"
-        )
-        total = torch.zeros(len(ids), dtype=torch.float64, device=device)
-        total.index_add_(0, mask.nonzero()[:, 0], nats.double())
-        if not torch.isfinite(total).all():
-            raise ValueError("the model gives a cost that is not a number")
-        out[rows] = total.cpu().numpy().reshape(len(rows), k)
-        if progress is not None:
-            progress.update(len(rows))
-    return out
-
-
-def _common(texts: Seq[np.ndarray]) -> int:
-    """How many first ids all texts have in common; at least the end mark."""
-    shortest = min(map(len, texts))
-    same = np.all([t[:shortest] == texts[0][:shortest] for t in texts], axis=0)
-    return int(np.argmin(same)) if not same.all() else shortest - 1
+        given.append((frames(clip), *((text(options[0][:shared]),) if shared > 1 else ())))
+        rest.append([option[shared - 1 :] for option in options])
+    return continuations(model, given, rest, budget, progress)[0]

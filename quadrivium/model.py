@@ -246,27 +246,108 @@ class Cache:
         self.textual[:, self.used : self.used + longest] = self.new < len(batch.text)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864). x (N, heads, K); cos, sin (N, 1, K / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+class _Rotate(torch.autograd.Function):
+    """What is turned comes back by turning the other way, so backward costs what forward does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.heads = heads
+        return _Rotate.turn(x, cos, sin, heads)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotate.turn(upstream[0], cos, -sin, ctx.heads), None, None, None
+
+    @staticmethod
+    def turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        out, turned = torch.empty_like(x), x[:, :heads].to(cos.dtype)
+        half = turned.roll(x.shape[-1] // 2, -1)
+        out[:, :heads] = (turned * torch.cat([cos, cos], -1)).addcmul_(half, torch.cat([-sin, sin], -1))
+        out[:, heads:] = x[:, heads:]
+        return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864) of the first ``heads``. x (N, heads + ..., K); cos, sin (N, 1, K / 2)."""
+    return _Rotate.apply(x, cos, sin, heads)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Grouped-query attention. q (S, H, P, K), k and v (S, G, P', K) -> (S, H, P, K)."""
     if q.shape[1] != k.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    if causal and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= 512:
-        return _causal_products(q, k, v)
+    if mask is not None and q.device.type == "cpu" and q.shape[2] > 1:  # torch's kernel takes ten times as long with a mask
+        scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+        return scores.masked_fill_(~mask, -torch.inf).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
-def _causal_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention as two plain products: torch's fused kernel takes ten times as long backward in bf16 on CPU."""
-    sequences, _, length, size = q.shape
-    ahead = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)
-    scores = torch.baddbmm(ahead, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=size**-0.5)
-    return (scores.softmax(-1, dtype=torch.float32).type_as(v) @ v.flatten(0, 1)).unflatten(0, (sequences, -1))
+class _Attend(torch.autograd.Function):
+    """Causal attention of whole sequences as plain products, from flat positions to flat positions.
+
+    On CPU in bf16, torch's fused kernel takes ten times as long backward. Heads come first, so that every product reads and
+    writes one block of memory; and the way from flat to bucketed and back is a gather each way, forward and backward, where
+    the gradient of an index is a scatter that adds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, kv_heads: int, buckets: list[Tensor], back: Tensor) -> Tensor:
+        ctx.heads, ctx.kv_heads, ctx.buckets = heads, kv_heads, buckets
+        outputs, saved, repeat = [], [], heads // kv_heads
+        for index in buckets:
+            rows = _Attend.heads_first(qkv, index)
+            q, k, v = (t.flatten(0, 1) for t in rows.split([heads, kv_heads, kv_heads]))
+            if repeat > 1:
+                k, v = (t.unflatten(0, (kv_heads, -1)).repeat_interleave(repeat, 0).flatten(0, 1) for t in (k, v))
+            ahead = torch.full((index.shape[1],) * 2, -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+            weights = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5).softmax(-1)
+            outputs.append((weights @ v).view(heads, -1, q.shape[2]))
+            saved += [rows, weights]
+        ctx.save_for_backward(back, *saved)
+        return _Attend.flat(outputs, back)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (back, *saved), heads, kv_heads, repeat = ctx.saved_tensors, ctx.heads, ctx.kv_heads, ctx.heads // ctx.kv_heads
+        used = sum(index.numel() for index in ctx.buckets)
+        real = torch.zeros(used, dtype=torch.bool, device=back.device).index_fill_(0, back, True)
+        gradients = []
+        for index, rows, weights in zip(ctx.buckets, saved[::2], saved[1::2], strict=True):
+            here, real = real[: index.numel()], real[index.numel() :]
+            dy = _Attend.heads_first(upstream[0], index)
+            if used > len(back):  # what stands in for padding has no gradient
+                dy.view(heads, -1, dy.shape[3]).index_fill_(1, (~here).nonzero()[:, 0], 0.0)
+            dy = dy.flatten(0, 1)
+            q, k, v = (t.flatten(0, 1) for t in rows.split([heads, kv_heads, kv_heads]))
+            if repeat > 1:
+                k, v = (t.unflatten(0, (kv_heads, -1)).repeat_interleave(repeat, 0).flatten(0, 1) for t in (k, v))
+            scores = torch._softmax_backward_data(dy @ v.transpose(1, 2), weights, -1, weights.dtype).mul_(q.shape[2] ** -0.5)
+            parts = [
+                t.view(heads, -1, q.shape[2]) for t in (scores @ k, scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ dy)
+            ]
+            if repeat > 1:
+                parts[1:] = [t.unflatten(0, (kv_heads, repeat)).sum(1) for t in parts[1:]]
+            gradients.append(torch.cat(parts))
+        return _Attend.flat(gradients, back), None, None, None, None
+
+    @staticmethod
+    def heads_first(x: Tensor, index: Tensor) -> Tensor:
+        """x (N, heads, K), index (S', P) -> (heads, S', P, K)"""
+        heads = torch.arange(x.shape[1], device=x.device)[:, None]
+        return (
+            x.reshape(-1, x.shape[2])
+            .index_select(0, (index.flatten() * x.shape[1] + heads).flatten())
+            .view(-1, *index.shape, x.shape[2])
+        )
+
+    @staticmethod
+    def flat(parts: list[Tensor], back: Tensor) -> Tensor:
+        """Buckets (heads, S' P, K) end to end -> (N, heads, K)"""
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        heads = torch.arange(len(x), device=x.device) * x.shape[1]
+        return x.view(-1, x.shape[2]).index_select(0, (back[:, None] + heads).flatten()).view(-1, len(x), x.shape[2])
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -330,7 +411,8 @@ class Apart(nn.Module):
             return self.parts[0](x, *more)
         if n_text == 0:
             return self.parts[1](x, *more)
-        text, frames = zip(*(t.tensor_split([n_text]) for t in (x, *more)), strict=True)
+        # The gradients of a split are joined; those of two slices would be added.
+        text, frames = zip(*(t.split([n_text, len(t) - n_text]) for t in (x, *more)), strict=True)
         return torch.cat([self.parts[0](*text), self.parts[1](*frames)])
 
 
@@ -343,44 +425,55 @@ class _RMSNorm(torch.autograd.Function):
     BLOCK = 1 << 17  # numbers at a time: 512 kB in fp32
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        out, inverse, step = torch.empty_like(flat), flat.new_empty(len(flat), 1, dtype=weight.dtype), _RMSNorm.rows(flat)
-        for start in range(0, len(flat), step):
-            part = slice(start, start + step)
-            block = flat[part].to(weight.dtype)
-            length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-            inverse[part] = length.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """x (..., *weight.shape), normalised over its last axis -> the same in ``dtype``"""
+        rows = x.reshape(-1, *weight.shape)
+        out, step = torch.empty_like(rows, dtype=dtype), max(1, _RMSNorm.BLOCK // weight.numel())
+        inverse = rows.new_empty((*rows.shape[:-1], 1), dtype=weight.dtype)
+        for part in _RMSNorm.parts(rows, step):
+            block = rows[part].to(weight.dtype)
+            length = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
+            inverse[part] = length.square_().div_(weight.shape[-1]).add_(eps).rsqrt_()
             out[part] = (block * inverse[part]).mul_(weight)
-        ctx.save_for_backward(flat, weight, inverse)
+        ctx.save_for_backward(rows, weight, inverse)
         return out.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        flat, weight, inverse = ctx.saved_tensors
-        g, dx, dw, step = upstream[0].reshape(flat.shape), torch.empty_like(flat), torch.zeros_like(weight), _RMSNorm.rows(flat)
-        for start in range(0, len(flat), step):
-            part = slice(start, start + step)
-            unit = flat[part].to(weight.dtype) * inverse[part]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, weight, inverse = ctx.saved_tensors
+        g, dx, dw = upstream[0].reshape(rows.shape), torch.empty_like(rows), torch.zeros_like(weight)
+        for part in _RMSNorm.parts(rows, max(1, _RMSNorm.BLOCK // weight.numel())):
+            unit = rows[part].to(weight.dtype) * inverse[part]
             block = g[part].to(weight.dtype)
             product = block * unit
             dw += product.sum(0)
-            mean = (product @ weight[:, None]).div_(flat.shape[1])
+            mean = product.mul_(weight).mean(-1, keepdim=True)
             dx[part] = (block * weight).addcmul_(unit, mean, value=-1).mul_(inverse[part])
-        return dx.view(upstream[0].shape), dw, None
+        return dx.view(upstream[0].shape), dw, None, None
 
     @staticmethod
-    def rows(flat: Tensor) -> int:
-        return max(1, _RMSNorm.BLOCK // flat.shape[1])
+    def parts(rows: Tensor, step: int) -> list[slice]:
+        return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float | None, product: bool = False) -> Tensor:
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) over the last axis, in the precision of the weight.
+
+    x (..., *weight.shape) -> the same, in its own precision, or in that of a ``product`` which reads it and nothing else does.
+    """
+    dtype, device = x.dtype, x.device.type
+    if product and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if device == "cpu" and torch.is_grad_enabled() and x.numel():
+        return _RMSNorm.apply(x, weight, eps or 0.0, dtype)
+    return (F.rms_norm(x.type_as(weight), weight.shape[-1:], eps=eps) * weight).to(dtype)
 
 
 class Norm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) in the precision of its weight. (..., D) -> (..., D)."""
+    """`rms_norm` with a weight that is learnt. (..., D) -> (..., D)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and x.numel():
-            return _RMSNorm.apply(x, self.weight, self.eps)
-        return super().forward(x.type_as(self.weight)).type_as(x)
+    def forward(self, x: Tensor, product: bool = False) -> Tensor:
+        return rms_norm(x, self.weight, self.eps, product)
 
 
 class Project(nn.Module):
@@ -399,16 +492,19 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         if source is None:
-            qkv = self.qkv(self.norm(x))
+            made = self.qkv(self.norm(x, product=True))
         else:
             weight, bias = (
                 (None, None) if w is None else w.tensor_split([self.asked]) for w in (self.qkv.weight, self.qkv.bias)
             )
-            qkv = torch.cat([F.linear(self.norm(y), weight[i], bias[i]) for i, y in enumerate((x, source))], dim=-1)
-        q, k, v = qkv.unflatten(-1, (self.heads + 2 * self.kv_heads, -1)).split(
-            [self.heads, self.kv_heads, self.kv_heads], dim=1
-        )
-        return torch.cat([self.q_norm(q), self.k_norm(k), v], dim=1)
+            read = (self.norm(y, product=True) for y in (x, source))
+            made = torch.cat([F.linear(y, weight[i], bias[i]) for i, y in enumerate(read)], dim=-1)
+        qkv = made.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+        if not (isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm)):
+            return qkv
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        scale = torch.cat([self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)])
+        return torch.cat([rms_norm(qk, scale, self.q_norm.eps), v], dim=1)
 
 
 class FeedForward(nn.Module):
@@ -421,7 +517,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(c.hidden, c.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.norm(x, product=True)).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -474,26 +570,28 @@ class Block(nn.Module):
         """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none."""
         c, n_text = self.c, len(batch.text)
         told = () if memory is None else (memory,)
-        qk, v = self.project(x, n_text, *told).split([c.heads + c.kv_heads, c.kv_heads], dim=1)
-        qkv = torch.cat([rotate(qk, cos, sin).type_as(v), v], dim=1)  # (N, H + 2G, K)
-        prefill = cache is None or cache.used == 0
-        buckets, back = (batch.own_buckets, batch.own_back) if self.own and prefill else (batch.buckets, batch.back)
+        qkv = rotate(self.project(x, n_text, *told), cos, sin, c.heads + c.kv_heads)  # (N, H + 2G, K)
+        x = x + self.out(self._attend(qkv, batch, cache).flatten(1), n_text)
+        return x + self.feed(x, n_text)
+
+    def _attend(self, qkv: Tensor, batch: Batch, cache: Cache | None) -> Tensor:
+        """(N, H + 2G, K) -> (N, H, K)"""
+        c = self.c
+        if cache is not None and cache.used:
+            assert len(batch.buckets) == 1
+            q, k, v = qkv[batch.buckets[0]].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+            return self._extend(q, k, v, cache).transpose(1, 2).flatten(0, 1)[batch.back]
+        if cache is not None:
+            self._fill(qkv, cache)
+        buckets, back = (batch.own_buckets, batch.own_back) if self.own else (batch.buckets, batch.back)
+        if qkv.device.type == "cpu" and max(index.shape[1] for index in buckets) <= 512:  # whose square still fits
+            return _Attend.apply(qkv, c.heads, c.kv_heads, buckets, back)
         outputs = []
         for index in buckets:
-            rows = qkv[index].transpose(1, 2)  # (S', H + 2G, P, K)
-            q, k, v = rows.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            if prefill:
-                # Padding stands after the real positions, and nothing looks ahead: the causal rule masks it.
-                y = attention(q, k, v, causal=True)
-            else:
-                assert cache is not None
-                y = self._extend(q, k, v, cache)
-            outputs.append(y.transpose(1, 2).flatten(0, 1))
-        if cache is not None and prefill:
-            self._fill(qkv, cache)
-        y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        x = x + self.out(y[back].flatten(1), n_text)
-        return x + self.feed(x, n_text)
+            q, k, v = qkv[index].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)  # (S', H, P, K)
+            # Padding stands after the real positions, and nothing looks ahead: the causal rule masks it.
+            outputs.append(attention(q, k, v, causal=True).transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs)[back]
 
     def _fill(self, qkv: Tensor, cache: Cache) -> None:
         """Store the keys and values of a first pass, each sequence ending at the same column."""
@@ -567,17 +665,8 @@ class Model(nn.Module):
 
     def states(self, batch: Batch, layers: int, cache: Cache | None = None) -> Tensor:
         """The residual stream (N, D), grouped order, after the first so many layers."""
-        c, n_text, parts = self.config, len(batch.text), []
-        if n_text:
-            parts.append(self.embed_text(batch.text))
-        if len(batch.codes):
-            row = torch.div(batch.slots, c.columns, rounding_mode="floor")
-            where = self.embed_row(row) + self.embed_column(batch.slots % c.columns)
-            shift = 1 + c.codes * torch.arange(batch.codes.shape[1], device=where.device)
-            cell = torch.where(batch.codes < 0, 0, batch.codes + shift)  # (Nv, J)
-            # The begin mark stands in every place of its cell: count it once.
-            parts.append(self.embed_codes(cell).sum(1) * torch.where(batch.codes[:, :1] < 0, 1 / cell.shape[1], 1.0) + where)
-        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        c = self.config
+        x = self.embed(batch.text, batch.codes, batch.slots)
         cos, sin = self.rotary(batch.places)
         memory = None
         for i, block in zip(range(layers), self.blocks, strict=False):
@@ -585,6 +674,21 @@ class Model(nn.Module):
             if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
                 memory = before
         return x
+
+    def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
+        """Ids (Nt,), cells (Nv, J) and where in the frame the next one belongs (Nv,) -> (Nt + Nv, D)"""
+        c, parts = self.config, []
+        if len(text):
+            parts.append(self.embed_text(text))
+        if len(codes):
+            row = torch.div(slots, c.columns, rounding_mode="floor")
+            where = self.embed_row(row) + self.embed_column(slots % c.columns)
+            shift = 1 + c.codes * torch.arange(codes.shape[1], device=where.device)
+            cell = torch.where(codes < 0, 0, codes + shift)  # (Nv, J)
+            # The begin mark stands in every place of its cell: count it once.
+            share = torch.where(codes[:, :1] < 0, 1 / cell.shape[1], 1.0).type_as(where)
+            parts.append(self.embed_codes(cell).sum(1) * share + where)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def rotary(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """places (N, 3) -> cos and sin, each (N, 1, K / 2): frequency i turns with axis i mod 3."""
@@ -617,9 +721,9 @@ class Model(nn.Module):
         text, codes = hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(batch.codes_want.shape, dtype=torch.float32)
         if len(batch.text_at):
             head = self.embed_text if self.head_text is None else self.head_text
-            text = cross_entropy(hidden[batch.text_at], head.weight, batch.text_want)
+            text = cross_entropy(hidden.index_select(0, batch.text_at), head.weight, batch.text_want)
         if len(batch.codes_at):
-            states = self.head_codes.states(hidden[n_text + batch.codes_at], batch.codes_want[:, :-1])
+            states = self.head_codes.states(hidden.index_select(0, n_text + batch.codes_at), batch.codes_want[:, :-1])
             codes = cross_entropy(states.flatten(0, 1), self.head_codes.out.weight, batch.codes_want.flatten()).view_as(codes)
         return text, codes
 
@@ -653,6 +757,62 @@ def likeness(text: Tensor, frames: Tensor) -> Tensor:
     text, frames = (F.normalize(side - side.mean(0), dim=1) for side in (text, frames))
     with torch.autocast(text.device.type, enabled=False):
         return text @ frames.T
+
+
+class Steps:
+    """One position more in every row, all of one modality: what `Model.forward` computes with a cache, with a third of the calls.
+
+    A step has so few numbers that its time goes into calls. Weights are looked up once, nothing is bucketed or joined, and the
+    only mask is that of rows that begin late. The twin is `Model.forward`.
+    """
+
+    def __init__(self, model: Model, cache: Cache, visual: bool) -> None:
+        self.c, self.cache = model.config, cache
+
+        def of(apart: Any) -> Any:
+            return apart.parts[-1 if visual else 0]
+
+        self.layers = []
+        blocks: Any = model.blocks
+        for block in blocks:
+            project, out, feed = of(block.project), of(block.out), of(block.feed)
+            scale = None
+            if self.c.qk_norm:
+                both = ((self.c.heads, project.q_norm), (self.c.kv_heads, project.k_norm))
+                scale = torch.cat([norm.weight.expand(heads, -1) for heads, norm in both])
+            into, inner = (project.norm.weight, project.qkv.weight, project.qkv.bias), (feed.norm.weight, feed.gate_up.weight)
+            self.layers.append((*into, scale, out.weight, *inner, feed.down.weight))
+        self.last = of(model.norm).weight
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Embedded x (S, D), cos and sin (S, 1, K / 2) -> hidden states (S, D) after the last norm."""
+        c, cache, start = self.c, self.cache, self.cache.used
+        if start >= cache.capacity:
+            raise ValueError(f"the cache holds {cache.capacity} positions, {start + 1} are needed")
+        cache.used = end = start + 1
+        size, eps, both = c.head_size, c.norm_eps, c.heads + c.kv_heads
+        cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        low = x.dtype == torch.bfloat16 and x.device.type == "cpu"  # where torch attends four times as fast in fp32
+        mask = None
+        if cache.ragged:
+            mask = (torch.arange(end, device=x.device) >= cache.starts[:, None])[:, None, None]  # (S, 1, 1, end)
+        for layer, (norm, qkv, bias, scale, out, feed_norm, gate_up, down) in enumerate(self.layers):
+            keys, values = cache.store[layer, 0], cache.store[layer, 1]
+            y = F.linear(torch.rms_norm(x, norm.shape, norm, eps), qkv, bias).view(len(x), -1, size)
+            turned, v = y[:, :both], y[:, both:]
+            if scale is not None:
+                turned = torch.rms_norm(turned, (size,), None, eps) * scale
+            turned = torch.addcmul(turned * cos, turned.roll(size // 2, -1), sin).type_as(v)
+            keys[:, :, start], values[:, :, start] = turned[:, c.heads :], v
+            k, v = keys[:, :, :end], values[:, :, :end]
+            q = turned[:, : c.heads, None]
+            if low:
+                q, k, v = q.float(), k.float(), v.float()
+            y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=c.heads != c.kv_heads).type_as(x)
+            x = x + F.linear(y.flatten(1), out)
+            gate, up = F.linear(torch.rms_norm(x, feed_norm.shape, feed_norm, eps), gate_up).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, down)
+        return torch.rms_norm(x, self.last.shape, self.last, eps)
 
 
 def _name_seed(name: str, seed: int) -> int:

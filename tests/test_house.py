@@ -68,6 +68,8 @@ HOUSE = (
     "demo",
     "transfer",
     "report",
+    "peers",
+    "bench",
     "cli",
 )
 
@@ -127,6 +129,7 @@ def test_the_commands_are_frozen():
         "report",
         "export",
         "play",
+        "bench",
     ]
 
 
