@@ -198,7 +198,7 @@ def _train() -> Callable[..., Any]:
 
     from quadrivium.data.mixture import MixtureConfig
     from quadrivium.model import ModelConfig
-    from quadrivium.train import TrainConfig
+    from quadrivium.train import Computing, TrainConfig
 
     def train(
         data: tyro.conf.Positional[Path],
@@ -210,10 +210,12 @@ def _train() -> Callable[..., Any]:
         init_vision: Literal["copy", "fresh"] = "copy",
         resume: bool = False,
         device: Device = "auto",
+        computing: Annotated[Computing, tyro.conf.arg(name="")] = Computing(),
     ) -> int:
         """Train one model on every route that the data can feed.
 
         Ctrl-C and SIGTERM save and leave; the same command with --resume goes on exactly, with the options it was started with.
+        On several processors or machines: torchrun --nproc-per-node N -m quadrivium train ...
 
         Args:
             data: folder that prepare wrote.
@@ -224,9 +226,13 @@ def _train() -> Callable[..., Any]:
             resume: go on from the last checkpoint in --out.
             device: auto takes a GPU where there is one.
         """
+        from quadrivium.dist import joined
         from quadrivium.train import train_routes
 
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision)
+        with joined(_device(device)) as (ranks, mine):
+            state = train_routes(
+                data, out, model, mixture, config, resume, mine, True, init, init_vision, computing, ranks
+            )
         return 0 if state["finished"] else 130
 
     return train

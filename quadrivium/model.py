@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Sharing = Literal["all", "attention", "none"]
 AXES = 3  # time, row, column
@@ -437,6 +438,8 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Four routes in one transformer. See the head of this file."""
 
+    recompute = False  # while training, keep what goes into each block and compute its inside again on the way back
+
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = c = config.resolve()
@@ -484,8 +487,10 @@ class Model(nn.Module):
             parts.append(self.embed_codes(cell).sum(1) * torch.where(batch.codes[:, :1] < 0, 1 / cell.shape[1], 1.0) + where)
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         cos, sin = self.rotary(batch.places)
+        again = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, batch, cos, sin, cache)
+            inputs = (x, batch, cos, sin, cache)
+            x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
         if cache is not None:
             if cache.used == 0:
                 cache.starts = longest - batch.lengths

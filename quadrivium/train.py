@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
+from quadrivium.dist import ALONE, Ranks, joined
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
@@ -45,14 +47,17 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """What learns."""
 
-    def batch(self, step: int) -> Any:
-        """Training data of a step: a pure function of (seed, step)."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> Any:
+        """Training data of a step, or of one of the ``parts`` that it is dealt into: a pure function of (seed, step)."""
 
     def positions(self, batch: Any) -> tuple[int, int]:
         """Real positions in a batch, and positions computed with padding (of attention, where padding exists)."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """What to minimise, and numbers to log."""
+    def wanted(self, batch: Any) -> float:
+        """How many things the loss of a batch is the mean of; 0 where a part is empty."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+        """What to minimise, and what to log: sums with what they are divided by, under the same names for every part."""
 
     def items(self, step: int) -> list[str]:
         """Names of what the batch of a step is made of, to tell which data a loss comes from."""
@@ -62,6 +67,18 @@ class Task(Protocol):
 
     def cost(self, held: dict[str, float]) -> float:
         """Held-out numbers as one: the checkpoint where it is least is the best."""
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a step is computed: other values change memory and time, and numbers by no more than rounding."""
+
+    accumulate: int = 1  # parts that a step's batch is dealt into on each rank, one computed after the other
+    recompute: bool = False  # keep what goes into each block and compute its inside again on the way back: less memory, more time
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate is {self.accumulate}; it has to be at least 1")
 
 
 @dataclass(frozen=True)
@@ -150,14 +167,19 @@ class RouteTask:
         share = held / max(len(mixture.held), 1)
         self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
 
-    def batch(self, step: int) -> tuple[Batch, list[str]]:
-        sequences = self.mixture.step(step)
-        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences]
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> tuple[Batch, list[str]]:
+        """Sequences and their routes. An empty part reads a sequence that counts for nothing: ranks compute together."""
+        sequences = self.mixture.step(step, part, parts)
+        read = sequences or self.mixture.step(step)[:1]
+        return Batch.of(pack(read), self.device), [route_of(s) for s in sequences]
 
     def positions(self, batch: tuple[Batch, list[str]]) -> tuple[int, int]:
-        return batch[0].positions, batch[0].attended
+        return batch[0].positions if batch[1] else 0, batch[0].attended
 
-    def loss(self, batch: tuple[Batch, list[str]]) -> tuple[Tensor, dict[str, float]]:
+    def wanted(self, batch: tuple[Batch, list[str]]) -> float:
+        return len(batch[0].text_want) + len(batch[0].codes_want) if batch[1] else 0
+
+    def loss(self, batch: tuple[Batch, list[str]]) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
         By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames.
@@ -166,16 +188,16 @@ class RouteTask:
         text, codes = self.model.nats(data)
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
-            total, unit = torch.zeros(2, len(names), dtype=torch.float64, device=loss.device)
+            total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))
             unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
             per_frame = self.model.config.rows * self.model.config.columns
             unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / per_frame, dtype=torch.float64))
             cost, size = (total / math.log(2)).tolist(), unit.tolist()
         log = {}
-        for route in sorted(set(names)):
+        for route in sorted({s.route for s in self.mixture.streams}):
             rows = [i for i, name in enumerate(names) if name == route]
-            log[route] = sum(cost[i] for i in rows) / max(sum(size[i] for i in rows), 1e-9)
+            log[route] = sum(cost[i] for i in rows), sum(size[i] for i in rows)
         return loss, log
 
     def items(self, step: int) -> list[str]:
@@ -203,47 +225,63 @@ class RouteTask:
 
 
 def fit(
-    task: Task, config: TrainConfig, run: Path, resume: bool = False, name: str = "train", progress: bool = True
+    task: Task,
+    config: TrainConfig,
+    run: Path,
+    resume: bool = False,
+    name: str = "train",
+    progress: bool = True,
+    ranks: Ranks = ALONE,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
+
+    Every rank computes ``accumulate`` parts of a step's batch, and all parts together are the batch of one process; the first rank
+    measures time and writes.
 
     Writes ``run/metrics.jsonl`` and ``run/checkpoints``, and ``run/bad-batches.jsonl`` where a loss is not a number or explodes:
     its step, routes and items. Returns the final state: ``step``, ``steps``, ``seconds``,
     ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number or
     explodes (the last checkpoint stays), when the disk is full, and when another process holds the folder.
     """
-    with checkpoint.locked(run):
-        return _Loop(task, config, run, resume, name, progress).go()
+    with checkpoint.locked(run) if ranks.first else contextlib.nullcontext():
+        ranks.wait()  # until what a killed process left is cleared away
+        return _Loop(task, config, run, resume, name, progress and ranks.first, ranks, accumulate).go()
 
 
 _PATIENCE = 20  # bad batches in a row after which nothing but the model itself can be at fault
 
 
 class _Loop:
-    def __init__(self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool) -> None:
+    def __init__(
+        self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool, ranks: Ranks, accumulate: int
+    ) -> None:
         self.task, self.config, self.run, self.name, self.progress = task, config, run, name, progress
+        self.ranks, self.accumulate = ranks, accumulate
         self.optimizers = make_optimizers(task.model, config)
         self.folder = run / "checkpoints"
         self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
         # The first loss, its running mean, bad batches in a row, and the best checkpoint: its step and its cost.
         self.state |= {"first": None, "usual": None, "bad": 0, "best": None, "cost": None}
-        self.stop: str | None = None  # name of the signal that asked to leave
+        self.asked: str | None = None  # name of the signal that asked this process to leave
+        self.stop: str | None = None  # the same, when all ranks know
         if config.steps and not config.tokens and not config.minutes:
             self.state["steps"] = config.steps
-        found = checkpoint.latest(self.folder)
-        if found and not resume:
-            raise RunError(f"{run} already holds step {int(found.name[5:])}; go on with --resume or choose another --out")
-        if found:
-            loaded = checkpoint.load(found, task.model, self.optimizers)
+        last = checkpoint.latest(self.folder) if ranks.first else None
+        at = int(ranks.of_first(int(last.name[5:]) if last else -1))
+        if at >= 0 and not resume:
+            raise RunError(f"{run} already holds step {at}; go on with --resume or choose another --out")
+        if at >= 0:
+            loaded = checkpoint.load(self.folder / f"step-{at:08d}", task.model, self.optimizers)
             self.state.update({k: loaded[k] for k in self.state if k in loaded})
-        for name in ("metrics.jsonl", "bad-batches.jsonl"):
+        for name in ("metrics.jsonl", "bad-batches.jsonl") if ranks.first else ():
             checkpoint.last_metrics(run / name, self.state["step"])
 
     def go(self) -> dict[str, Any]:
-        config, state = self.config, self.state
+        config, state, ranks = self.config, self.state, self.ranks
         device = next(self.task.model.parameters()).device
         cast = autocast(config.precision, device)
-        began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
+        began, seconds, saved, shown = time.monotonic(), state["seconds"], state["seconds"], (time.monotonic(), 0)
         sums: dict[str, list[float]] = {}
         self.task.model.train()
         with (
@@ -251,20 +289,18 @@ class _Loop:
             self._bar() as bar,
             ThreadPoolExecutor(1) as ahead,
         ):
-            pending = ahead.submit(self.task.batch, state["step"])
+            pending = ahead.submit(self._parts, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
-                batch = pending.result()
-                pending = ahead.submit(self.task.batch, step + 1)
+                parts = pending.result()
+                pending = ahead.submit(self._parts, step + 1)
                 rate = learning_rate(step, state["steps"], config)
                 for optimizer in self.optimizers.values():
                     for group in optimizer.param_groups:
                         group["lr"] = rate
-                with cast:
-                    loss, log = self.task.loss(batch)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
-                bad = self._judge(loss.item(), norm.item())
+                loss, log = self._backward(parts, cast)
+                norm = ranks.clip(self.task.model.parameters(), config.clip).item()
+                bad = self._judge(loss, norm)
                 if bad:
                     self._refuse(bad, log)
                 for optimizer in self.optimizers.values():
@@ -272,13 +308,10 @@ class _Loop:
                         optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 state["step"] = step = step + 1
-                state["seconds"] = seconds + time.monotonic() - began
-                here, padded = self.task.positions(batch)
-                state["positions"] += here
-                state["computed"] += padded
+                state["seconds"] = ranks.of_first(seconds + time.monotonic() - began)
                 self._plan()
-                for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())) if not bad else ():
-                    sums.setdefault(key, []).append(float(value))
+                for key, value in (*log.items(), ("loss", loss), ("norm", norm)) if not bad else ():
+                    sums.setdefault(key, []).append(value)
                 bar.update(min(self._progress(), bar.total) - bar.n)
                 if step % config.log_every == 0 or self._done():
                     means = {k: sum(v) / len(v) for k, v in sums.items()}
@@ -305,20 +338,39 @@ class _Loop:
                     shown_held = [
                         f"{k} {v:.4g}" for k, v in state["held"].items() if k.split()[-1] in log or len(state["held"]) < 8
                     ]
-                    bar.write(f"step {step}: held-out {', '.join(shown_held)}", file=sys.stderr)
+                    self._say(f"step {step}: held-out {', '.join(shown_held)}")
                     better = config.keep_best and self._is_best(step)
                 every = config.save_every and step % config.save_every == 0
-                if every or better or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
+                if every or better or self._done() or self.stop or state["seconds"] - saved > 60 * config.save_minutes:
                     state["finished"] = self._done()
-                    checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep)
-                    saved = time.monotonic()
+                    checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep, ranks.first)
+                    saved = state["seconds"]
             pending.cancel()
         if self.stop:
-            print(
-                f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume",
-                file=sys.stderr,
-            )
+            self._say(f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume")
         return {**state, "finished": self._done(), "real": self._real()}
+
+    def _parts(self, step: int) -> list[Any]:
+        """This rank's parts of the batch of a step."""
+        first = self.ranks.rank * self.accumulate
+        return [self.task.batch(step, first + i, self.ranks.world * self.accumulate) for i in range(self.accumulate)]
+
+    def _backward(self, parts: list[Any], cast: torch.autocast) -> tuple[float, dict[str, float]]:
+        """Gradients of the loss of a step's whole batch, which all ranks hold parts of; returns that loss and what to log."""
+        weights = [self.task.wanted(part) for part in parts]
+        (total,) = self.ranks.sum([sum(weights)])
+        rows = []
+        for part, weight in zip(parts, weights, strict=True):
+            with cast:
+                loss, log = self.task.loss(part)
+            loss = loss * (weight / total)
+            loss.backward()
+            rows.append([loss.item(), *self.task.positions(part), bool(self.asked), *itertools.chain(*log.values())])
+        mean, positions, computed, asked, *sums = self.ranks.sum(np.sum(rows, axis=0).tolist())
+        self.state["positions"] += int(positions)
+        self.state["computed"] += int(computed)
+        self.stop = (self.asked or "another rank was told to stop") if asked else None
+        return mean, {name: cost / size for name, cost, size in zip(log, sums[::2], sums[1::2], strict=True) if size}
 
     def _judge(self, loss: float, norm: float) -> str:
         """What is wrong with a step, or nothing. What is usual is part of the state, so that a resumed run judges alike."""
@@ -349,9 +401,15 @@ class _Loop:
                 f"{told}; the last checkpoint is kept: look at the items, train again with a lower --lr, or go on without "
                 "such batches with --resume --skip-bad-batches"
             )
-        tqdm.write(f"warning: {told}; skipped", file=sys.stderr)
+        self._say(f"warning: {told}; skipped")
+
+    def _say(self, line: str) -> None:
+        if self.ranks.first:
+            tqdm.write(line, file=sys.stderr)
 
     def _write(self, line: dict[str, Any], name: str = "metrics.jsonl") -> None:
+        if not self.ranks.first:
+            return
         try:
             with open(self.run / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -405,7 +463,7 @@ class _Loop:
 
     def _signals(self) -> Any:
         """Ctrl-C and SIGTERM ask the loop to save and leave; a second Ctrl-C leaves at once."""
-        return _Signals(lambda name: setattr(self, "stop", name))
+        return _Signals(lambda name: setattr(self, "asked", name))
 
 
 class _Signals:
@@ -438,8 +496,12 @@ def train_routes(
     progress: bool = True,
     init: str | Path | None = None,
     init_vision: Literal["copy", "fresh"] = "copy",
+    computing: Computing = Computing(),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
+
+    All ranks call this; when they were started again because one was lost, the run goes on as with ``resume``.
 
     ``init``: what to begin with, on data prepared with its tokenizers. A finished run gives its weights and shape; a Hugging
     Face folder or hub id fills the text stream, and ``init_vision`` says whether visual weights of their own begin as copies.
@@ -447,6 +509,10 @@ def train_routes(
     """
     threads()
     path = run / "config.json"
+    resume = resume or (ranks.restarts > 0 and path.exists())
+    if not ranks.first:  # they begin with what the first has written down
+        ranks.wait()
+        resume = True
     if resume:
         stored = read_json(path, "a run folder")
         model = from_dict(ModelConfig, stored.get("model", {}), f"{path}: model")
@@ -458,11 +524,12 @@ def train_routes(
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
-    begun = resume and checkpoint.latest(run / "checkpoints") is not None
+    begun = init is not None and resume and checkpoint.latest(run / "checkpoints") is not None
     source = None if init is None or begun else fetch(init)
     foreign = source is not None and is_model(source)
     prepared = Dataset(data)
-    prepared.verify()
+    if ranks.first:
+        prepared.verify()
     text = TextTokenizer.load(data / "tokenizers" / "text")
     if not resume:
         visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
@@ -498,6 +565,8 @@ def train_routes(
             if visual:
                 visual.save(run / "tokenizers" / "visual")
             write_json(path, described)
+    if ranks.first:
+        ranks.wait()
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
     network = (
@@ -508,10 +577,15 @@ def train_routes(
     elif source is not None:
         checkpoint.load_weights(checkpoint.weights(source), network)
     size = sum(p.numel() for p in network.parameters())
-    shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
-    print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
-    state = fit(RouteTask(network, mixed, text.id_bytes, device), config, run, resume, progress=progress)
-    if state["finished"]:
+    network.recompute = computing.recompute
+    ranks.shard(network.to(device), network.blocks)
+    task = RouteTask(network, mixed, text.id_bytes, device)
+    if ranks.first:
+        shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
+        on = f" on {ranks.world} ranks" if ranks.world > 1 else ""
+        print(f"{size / 1e6:.2f}M parameters{on}, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
+    state = fit(task, config, run, resume, progress=progress, ranks=ranks, accumulate=computing.accumulate)
+    if state["finished"] and ranks.first:
         speed = state["positions"] / max(state["seconds"], 1e-9)
         print(
             f"{state['step']} steps, {state['positions']:,} positions in {state['seconds']:.0f} s ({speed:.0f} a second), "

@@ -38,6 +38,7 @@ HOUSE = (
     "data.mixture",
     "text",
     "visual",
+    "dist",
     "checkpoint",
     "huggingface",
     "generate",
