@@ -1,5 +1,6 @@
 """The command line: command -> function. Each command imports what it needs, and nothing else does."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}; commands are {', '.join(COMMANDS)}")
+        if name not in ("prepare", "train") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"{name} runs on one process; of the commands, prepare and train share their work under torchrun")
         return _call(name, rest)
     except QuadriviumError as error:
         return _fail(str(error))
@@ -167,6 +170,7 @@ def _prepare() -> Callable[..., Any]:
         A source is a folder with metadata.jsonl (file_name, text) beside its pictures or videos, a folder of .txt, .jsonl
         or .tsv text, a folder of bare pictures and videos, with .srt or .vtt beside them or not; WebDataset tars; parquet or
         arrow tables; .json and .jsonl of interleaved documents or conversations. The same command goes on where it was stopped.
+        On several processors or machines: torchrun --nproc-per-node N -m quadrivium prepare ...
 
         Args:
             sources: folders or files to read.
@@ -174,6 +178,7 @@ def _prepare() -> Callable[..., Any]:
             inspect: only show what would be read, with five samples of each source and what is wrong; nothing is written to --out.
         """
         from quadrivium import prepare as preparing
+        from quadrivium.dist import joined
 
         if not sources:
             raise ConfigError("name at least one folder to prepare")
@@ -187,8 +192,10 @@ def _prepare() -> Callable[..., Any]:
             return
         if out is None:
             raise ConfigError("--out is missing: the data folder to write, or --inspect to write none")
-        preparing.prepare(list(sources), out, config)
-        print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
+        with joined() as (ranks, _):
+            preparing.prepare(list(sources), out, config, ranks.first, ranks)
+        if ranks.first:
+            print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
 
     return prepare
 

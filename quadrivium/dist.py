@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ ALONE = Ranks()
 @contextlib.contextmanager
 def joined(device: str = "cpu") -> Iterator[tuple[Ranks, str]]:
     """The ranks that `torchrun` started, and the device of this one; without `torchrun`, one rank. Raises ConfigError."""
-    world = ranks_started()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE, device
         return
@@ -113,11 +114,6 @@ def joined(device: str = "cpu") -> Iterator[tuple[Ranks, str]]:
         torch.distributed.destroy_process_group()
 
 
-def ranks_started() -> int:
-    """How many processes `torchrun` started for this command, on all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded, as one. All ranks call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -130,3 +126,39 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+
+
+class ShardedMuon(torch.optim.Muon):
+    """Muon on sharded matrices. Moments stay sharded; matrices are gathered, as many at a time as there are ranks, and each
+    rank orthogonalises one of them. Torch's own does every product across ranks, in sums of bf16."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            for start in range(0, len(moved), world):
+                some = moved[start : start + world]
+                matrices = [self._direction(p, group["momentum"], group["nesterov"]) for p in some]
+                if rank < len(some):
+                    matrices[rank] = self._update(matrices[rank], group)
+                for owner, (p, matrix) in enumerate(zip(some, matrices, strict=True)):
+                    torch.distributed.broadcast(matrix, owner)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(like(matrix, p))
+
+    def _direction(self, p: Tensor, momentum: float, nesterov: bool) -> Tensor:
+        """The gradient with momentum, whole."""
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad)
+        mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+        return whole(p.grad.lerp(mean, momentum) if nesterov else mean)
+
+    @staticmethod
+    def _update(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+        """What Muon without momentum and decay, started from zero, makes of a whole matrix in one step."""
+        moved = torch.zeros_like(matrix, requires_grad=True)
+        moved.grad = matrix
+        same = {name: group[name] for name in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
+        torch.optim.Muon([moved], momentum=0.0, nesterov=False, weight_decay=0.0, **same).step()
+        return moved.detach()

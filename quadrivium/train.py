@@ -31,7 +31,7 @@ from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
-from quadrivium.dist import ALONE, Ranks, joined
+from quadrivium.dist import ALONE, Ranks, ShardedMuon
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
@@ -141,7 +141,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
     ]
     made: checkpoint.Optimizers = {"adamw": torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)}
     if hidden:
-        made["muon"] = torch.optim.Muon(
+        sharded = any(hasattr(p, "placements") for p in parameters.values())
+        made["muon"] = (ShardedMuon if sharded else torch.optim.Muon)(
             [p for n, p in parameters.items() if n in hidden],
             lr=config.lr,
             weight_decay=config.weight_decay,
