@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quadrivium.errors import ConfigError
+from quadrivium.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,21 @@ def joined(device: str = "cpu") -> Iterator[tuple[Ranks, str]]:
         torch.cuda.set_device(local)
     # Numbers that steer the loop go over gloo on every machine, so that the GPU does not wait for them. The first rank may
     # learn tokenizers for hours while the others wait; `torchrun` ends them when it is lost.
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+    backend, patience = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timedelta(days=7)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    # The store outlives a restart: without a name of their own, ranks would find the addresses of those that were lost.
+    store = torch.distributed.PrefixStore(f"start-{restarts}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
     try:
-        yield Ranks(torch.distributed.get_rank(), world, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))), device
+        yield Ranks(rank, world, restarts), device
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise RunError(
+                f"rank {rank} lost another one; torchrun --max-restarts N starts all again, and they go on from the last "
+                f"checkpoint ({error!s:.200})"
+            ) from None
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
