@@ -112,6 +112,7 @@ def prepare(
             _Preparation(sources, out, config, progress, decoders, ranks).go()
         elif ranks.of_first(0):  # when the tokenizers are there, and something is left to do
             _Preparation(sources, out, config, False, decoders, ranks).share()
+        ranks.wait()  # until the manifest is whole
     return Dataset(out)
 
 

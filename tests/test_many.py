@@ -107,15 +107,15 @@ def test_saved_on_two_ranks_it_goes_on_on_one(data, one, two, tmp_path):
     agree(run, one)
 
 
-def test_saved_on_two_ranks_it_goes_on_on_four_though_one_of_them_is_killed(data, one, two, tmp_path):
+def test_saved_on_two_ranks_it_goes_on_on_three_though_one_of_them_is_killed(data, one, two, tmp_path):
     run = copy(two, tmp_path / "run")
-    process = launch(4, "train", data, "--out", run, "--resume", restarts=1)
+    process = launch(3, "train", data, "--out", run, "--resume", restarts=1)
     wait_for(process, run, max(lines(run, "loss")) + 8)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = [p for p in map(int, children) if b"quadrivium" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    assert len(ranks) == 4
-    os.kill(ranks[2], signal.SIGKILL)
-    assert "4 ranks" in ended(process)
+    assert len(ranks) == 3
+    os.kill(ranks[1], signal.SIGKILL)
+    assert "3 ranks" in ended(process)
     agree(run, one)
 
 
@@ -154,10 +154,10 @@ def task(data, sharing="none"):
     return RouteTask(model, Mixture(Dataset(data), MIX, 0, seed=0, patch=2), np.ones(320, np.int64))
 
 
-@pytest.mark.parametrize("parts", [3, 100])
+@pytest.mark.parametrize("parts", [3, 40])
 def test_accumulated_parts_are_the_whole_batch(data, tmp_path, parts):
-    """With 100, most parts are empty."""
-    config = replace(TRAIN, steps=4)
+    """With 40, most parts are empty."""
+    config = replace(TRAIN, steps=3)
     for name, accumulate in (("whole", 1), ("parts", parts)):
         fit(task(data), config, tmp_path / name, progress=False, accumulate=accumulate)
     for key in ("loss", "norm", "t2t", "tv2v", "positions"):
