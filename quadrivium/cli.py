@@ -209,13 +209,14 @@ def _train() -> Callable[..., Any]:
 
     def train(
         data: tyro.conf.Positional[Path],
-        out: Path,
+        out: Path | None = None,
         model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
         mixture: Annotated[MixtureConfig, tyro.conf.arg(name="")] = MixtureConfig(),
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
         init: str | None = None,
         init_vision: Literal["copy", "fresh"] = "copy",
         resume: bool = False,
+        dry_run: bool = False,
         device: Device = "auto",
         computing: Annotated[Computing, tyro.conf.arg(name="")] = Computing(),
     ) -> int:
@@ -231,11 +232,19 @@ def _train() -> Callable[..., Any]:
                 or hub id (Qwen/Qwen3-0.6B), which fills the text stream; a low --lr, such as 1e-4, keeps what it knows.
             init_vision: visual weights that are apart (--sharing) begin as copies of the model's, or fresh.
             resume: go on from the last checkpoint in --out.
+            dry_run: only say how much memory a step takes, and how large a model can be; nothing is written.
             device: auto takes a GPU where there is one.
         """
         from quadrivium.dist import joined
         from quadrivium.train import train_routes
 
+        if dry_run:
+            from quadrivium import memory
+
+            print(memory.dry_run(data, model, mixture, config, computing, init))
+            return 0
+        if out is None:
+            raise ConfigError("--out is missing: the run folder to write, or --dry-run to write none")
         with joined(_device(device)) as (ranks, mine):
             state = train_routes(
                 data, out, model, mixture, config, resume, mine, True, init, init_vision, computing, ranks

@@ -526,31 +526,14 @@ def train_routes(
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
     begun = init is not None and resume and checkpoint.latest(run / "checkpoints") is not None
-    source = None if init is None or begun else fetch(init)
-    foreign = source is not None and is_model(source)
     prepared = Dataset(data)
     if ranks.first:
         prepared.verify()
-    text = TextTokenizer.load(data / "tokenizers" / "text")
-    if not resume:
-        visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
-        if source is not None and foreign:
-            model = shape_of(source, model)
-            if not text.same(TextTokenizer.load(source)):
-                raise RunError(
-                    f"{data} was prepared with another tokenizer than {init}; prepare it with --text-tokenizer {init}"
-                )
-            if text.size > model.vocab:
-                raise RunError(f"{init}: its tokenizer has {text.size} ids and its weights {model.vocab}; take another model")
-        elif source is not None:
-            model = _begin_with_run(source, data, visual is not None)
-            if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
-                visual = VisualTokenizer.load(source / "tokenizers" / "visual")
-        model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size)
-        try:
-            model = (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve()
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    if resume:
+        text = TextTokenizer.load(data / "tokenizers" / "text")
+        source = None if init is None or begun else fetch(init)
+    else:
+        model, visual, text, source = shape_on(data, prepared, model, init)
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
@@ -573,7 +556,7 @@ def train_routes(
     network = (
         checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
     )
-    if source is not None and foreign:
+    if source is not None and is_model(source):
         fill(network, Weights(source), copy=init_vision == "copy")
     elif source is not None:
         checkpoint.load_weights(checkpoint.weights(source), network)
@@ -593,6 +576,33 @@ def train_routes(
             f"{state['real']:.1%} of the positions computed were real; run written to {run}; next: quadrivium eval {run}"
         )
     return state
+
+
+def shape_on(
+    data: Path, prepared: Dataset, model: ModelConfig, init: str | Path | None = None
+) -> tuple[ModelConfig, VisualTokenizer | None, TextTokenizer, Path | None]:
+    """The resolved shape of a model on a data folder, the folder's tokenizers, and where the weights to begin with lie.
+
+    Raises ConfigError where the shape is impossible, RunError where ``init`` has other tokenizers than the data."""
+    source = None if init is None else fetch(init)
+    foreign = source is not None and is_model(source)
+    text = TextTokenizer.load(data / "tokenizers" / "text")
+    visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
+    if source is not None and foreign:
+        model = shape_of(source, model)
+        if not text.same(TextTokenizer.load(source)):
+            raise RunError(f"{data} was prepared with another tokenizer than {init}; prepare it with --text-tokenizer {init}")
+        if text.size > model.vocab:
+            raise RunError(f"{init}: its tokenizer has {text.size} ids and its weights {model.vocab}; take another model")
+    elif source is not None:
+        model = _begin_with_run(source, data, visual is not None)
+        if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
+            visual = VisualTokenizer.load(source / "tokenizers" / "visual")
+    model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size)
+    try:
+        return (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve(), visual, text, source
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:

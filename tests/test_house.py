@@ -47,6 +47,7 @@ HOUSE = (
     "ask",
     "distil",
     "train",
+    "memory",
     "prepare",
     "inspect",
     "samples",
