@@ -118,7 +118,7 @@ class Forecast:
             kv_heads=k,
             heads=c.heads // c.kv_heads * k,
             width=max(8, 8 * round(c.width * k / c.kv_heads / 8)),
-            hidden=max(64, 64 * round(c.hidden * k / c.kv_heads / 64)),
+            hidden=max(8, 8 * round(c.hidden * k / c.kv_heads / 8)),
             layers=max(1, round(c.layers * k / c.kv_heads)),
         )
 
