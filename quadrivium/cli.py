@@ -246,9 +246,7 @@ def _train() -> Callable[..., Any]:
         if out is None:
             raise ConfigError("--out is missing: the run folder to write, or --dry-run to write none")
         with joined(_device(device)) as (ranks, mine):
-            state = train_routes(
-                data, out, model, mixture, config, resume, mine, True, init, init_vision, computing, ranks
-            )
+            state = train_routes(data, out, model, mixture, config, resume, mine, True, init, init_vision, computing, ranks)
         return 0 if state["finished"] else 130
 
     return train

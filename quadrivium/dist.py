@@ -130,7 +130,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def like(tensor: Tensor, model: Tensor) -> Tensor:
+def like(tensor: Tensor, model: Any) -> Tensor:
     """A plain tensor sharded as ``model`` is, where that is; every rank has it and keeps its rows."""
     if not hasattr(model, "placements"):
         return tensor
@@ -144,7 +144,7 @@ class ShardedMuon(torch.optim.Muon):
     rank orthogonalises one of them. Torch's own does every product across ranks, in sums of bf16."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
@@ -159,11 +159,12 @@ class ShardedMuon(torch.optim.Muon):
 
     def _direction(self, p: Tensor, momentum: float, nesterov: bool) -> Tensor:
         """The gradient with momentum, whole."""
-        state = self.state[p]
+        state, gradient = self.state[p], p.grad
+        assert gradient is not None
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p.grad)
-        mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-        return whole(p.grad.lerp(mean, momentum) if nesterov else mean)
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return whole(gradient.lerp(mean, momentum) if nesterov else mean)
 
     @staticmethod
     def _update(matrix: Tensor, group: dict[str, Any]) -> Tensor:

@@ -219,9 +219,13 @@ def dry_run(
         "largest model of these proportions that trains on such batches (computed):",
     ]
     for name, budget, precision in (("24 GiB of CPU memory", CPU, train.precision), ("one 80 GB GPU, bf16", GPU, "bf16")):
-        same = forecast if precision == train.precision else Forecast(
-            shape, batch, replace(train, precision=precision), computing.recompute
+        same = (
+            forecast
+            if precision == train.precision
+            else Forecast(shape, batch, replace(train, precision=precision), computing.recompute)
         )
         fit, parameters, peak = same.largest(budget - AROUND)
-        lines.append(f"  {name:<22}{parameters / 1e6:>10,.0f}M parameters, {fit.layers} layers of width {fit.width}; {peak / 1e9:.1f} GB")
+        lines.append(
+            f"  {name:<22}{parameters / 1e6:>10,.0f}M parameters, {fit.layers} layers of width {fit.width}; {peak / 1e9:.1f} GB"
+        )
     return "\n".join(lines)

@@ -94,9 +94,7 @@ def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
     return sources
 
 
-def prepare(
-    paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True, ranks: Ranks = ALONE
-) -> Dataset:
+def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True, ranks: Ranks = ALONE) -> Dataset:
     """Prepare ``paths`` into the data folder ``out`` and print what was found. All ranks call this. Raises DataError, RunError."""
     if out.is_file():
         raise RunError(f"{out} is a file; --out is a folder")
@@ -324,11 +322,7 @@ class _Preparation:
 
     def _unchanged(self) -> bool:
         same = self.was_complete and set(self.before) == {s.name for s in self.sources}
-        return (
-            same
-            and all(self.before[s.name]["fingerprint"] == self.marks[s.name] for s in self.sources)
-            and self._intact()
-        )
+        return same and all(self.before[s.name]["fingerprint"] == self.marks[s.name] for s in self.sources) and self._intact()
 
     def _intact(self) -> bool:
         return all(self._whole(e) for s in self.before.values() for e in s["shards"])

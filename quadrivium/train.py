@@ -74,7 +74,9 @@ class Computing:
     """How a step is computed: other values change memory and time, and numbers by no more than rounding."""
 
     accumulate: int = 1  # parts that a step's batch is dealt into on each rank, one computed after the other
-    recompute: bool = False  # keep what goes into each block and compute its inside again on the way back: less memory, more time
+    recompute: bool = (
+        False  # keep what goes into each block and compute its inside again on the way back: less memory, more time
+    )
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:

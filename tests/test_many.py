@@ -136,7 +136,8 @@ def test_shards_dealt_to_ranks_are_those_of_one_process(data, folder, tmp_path):
     ended(launch(2, "prepare", folder, "--out", out, *small.split()))
     assert kept.stat().st_mtime_ns == stamp
     before, after = (
-        {p.relative_to(d): p.read_bytes() for p in sorted(d.rglob("*")) if p.is_file() and p.name != ".lock"} for d in (data, out)
+        {p.relative_to(d): p.read_bytes() for p in sorted(d.rglob("*")) if p.is_file() and p.name != ".lock"}
+        for d in (data, out)
     )
     assert before == after
 
@@ -170,8 +171,12 @@ def test_recomputed_blocks_give_the_same_loss_and_gradients_from_less_memory(dat
     learner.model = Model(replace(SMALL, vocab=320, codes=64, rows=2, columns=2, layers=6))
     batch = learner.batch(0)
     for learner.model.recompute in (False, True):
-        kept = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor, kept=kept):
+            return kept.setdefault(tensor.data_ptr(), tensor)
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss, _ = learner.loss(batch)
         learner.model.zero_grad()
         loss.backward()

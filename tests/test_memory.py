@@ -85,7 +85,11 @@ def test_small_counts_foretell_large_ones(train):
 
 def test_recomputed_blocks_and_smaller_parts_take_less():
     deep = replace(SHAPE, layers=8)
-    whole, again, half = memory.count(deep, batch(2), FP32), memory.count(deep, batch(2), FP32, True), memory.count(deep, batch(1), FP32)
+    whole, again, half = (
+        memory.count(deep, batch(2), FP32),
+        memory.count(deep, batch(2), FP32, True),
+        memory.count(deep, batch(1), FP32),
+    )
     assert again.activations < 0.5 * whole.activations and again.peak < whole.peak
     assert half.activations == pytest.approx(whole.activations / 2, rel=0.2)
 
