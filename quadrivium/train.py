@@ -34,7 +34,7 @@ from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_
 from quadrivium.dist import ALONE, Ranks, ShardedMuon
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, fetch, fill, is_model, shape_of
-from quadrivium.model import Batch, Model, ModelConfig, cells
+from quadrivium.model import Batch, FeedForward, Model, ModelConfig, Project, cells
 from quadrivium.sequence import pack, route_of
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -74,9 +74,8 @@ class Computing:
     """How a step is computed: other values change memory and time, and numbers by no more than rounding."""
 
     accumulate: int = 1  # parts that a step's batch is dealt into on each rank, one computed after the other
-    recompute: bool = (
-        False  # keep what goes into each block and compute its inside again on the way back: less memory, more time
-    )
+    recompute: bool = False  # keep what goes into each block, compute its inside again on the way back: less memory, more time
+    compile: bool = False  # torch.compile; the first steps take a minute or more
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
@@ -151,6 +150,14 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
             adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
         )
     return made
+
+
+def compile_parts(model: Model, backend: str = "inductor") -> None:
+    """Compile what works position by position, for any number of positions. Attention between is a kernel of its own, on arrays
+    whose shapes change with every batch."""
+    for module in model.modules():
+        if isinstance(module, Project | FeedForward):
+            module.compile(dynamic=True, backend=backend)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -564,6 +571,8 @@ def train_routes(
         checkpoint.load_weights(checkpoint.weights(source), network)
     size = sum(p.numel() for p in network.parameters())
     network.recompute = computing.recompute
+    if computing.compile:
+        compile_parts(network)
     ranks.shard(network.to(device), network.blocks)
     task = RouteTask(network, mixed, text.id_bytes, device)
     if ranks.first:

@@ -24,7 +24,7 @@ from quadrivium import checkpoint
 from quadrivium.data.mixture import Mixture, MixtureConfig, deal
 from quadrivium.data.shards import Dataset
 from quadrivium.model import Model, ModelConfig
-from quadrivium.train import Computing, RouteTask, TrainConfig, fit, train_routes
+from quadrivium.train import Computing, RouteTask, TrainConfig, compile_parts, fit, train_routes
 
 SMALL = ModelConfig(layers=2, width=32, heads=2, patch=2, sharing="attention")
 MIX = MixtureConfig(positions=300, context=32)
@@ -185,6 +185,26 @@ def test_recomputed_blocks_give_the_same_loss_and_gradients_from_less_memory(dat
     assert found[True][0] == found[False][0]
     assert all(torch.equal(a, b) for a, b in zip(found[True][1], found[False][1], strict=True))
     assert found[True][2] < 0.4 * found[False][2]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler reads of what is between
+def test_compiled_parts_give_the_same_loss_and_gradients_for_every_batch(data):
+    """With a compiler that only traces: what is traced is what a GPU's compiler is given. Batches of three sizes, few graphs."""
+    shape = replace(SMALL, vocab=320, codes=64, rows=2, columns=2)
+    learner, plain, compiled = task(data), Model(shape), Model(shape)
+    compile_parts(compiled, backend="aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for step in range(3):
+        batch = learner.batch(step)[0]
+        for model in (plain, compiled):
+            text, codes = model.nats(batch)
+            model.zero_grad()
+            (text.sum() + codes.sum()).backward()
+        for (name, p), q in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+            assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-3), name
+    counters = torch._dynamo.utils.counters
+    assert 0 < counters["stats"]["unique_graphs"] <= 4 and not counters["graph_break"]
 
 
 def test_parts_have_to_be_whole_numbers_of_at_least_one():
