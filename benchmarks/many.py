@@ -105,7 +105,11 @@ def main(out: Path) -> None:
         compare(f"saved on 2 ranks, resumed on {ranks}", one, folder)
     lost = killed(out / "killed", data, 2, 25)
     compare("2 ranks, one killed, started again", one, out / "killed", **{"steps done twice": lost})
-    for name, more in (("muon", (*fp32, "--optimizer", "muon")), ("none", (*fp32, "--sharing", "none")), ("bf16", ("--precision", "bf16"))):
+    for name, more in (
+        ("muon", (*fp32, "--optimizer", "muon")),
+        ("none", (*fp32, "--sharing", "none")),
+        ("bf16", ("--precision", "bf16")),
+    ):
         alone, both = (train(out, data, f"{name}-{n}", *more, ranks=n) for n in (1, 2))
         compare(f"2 ranks, {' '.join(more)}", alone, both)
 

@@ -200,6 +200,7 @@ def dry_run(
     found, n = forecast.at(shape), batch.positions
     arrays = [a for s in (*prepared.sources, *mixed.streams, *mixed.held.values()) for a in vars(s).values()]
     index = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray))
+    index += sum(2 * 16 * len(stream.unit) for stream in mixed.streams)  # the order of two epochs
     kind = "bf16" if forecast.bf16 else "fp32"
 
     def row(name: str, size: float, note: str = "") -> str:
