@@ -26,17 +26,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quadrivium.config import from_dict
 from quadrivium.data.shards import read_json, sha256, sync, tensor_shapes, to_json, unwritten, write_atomic, write_json
+from quadrivium.dist import like, whole
 from quadrivium.errors import RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
 
 Optimizers = dict[str, torch.optim.Optimizer]
+_DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -67,25 +69,33 @@ def named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str,
     return [(by_id[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
 
-def save(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], keep: int = 2) -> Path:
+def save(
+    folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], keep: int = 2, first: bool = True
+) -> Path:
     """Write checkpoint ``step-N`` (N = state["step"]) into ``folder``.
 
-    The last ``keep`` stay, and the one of step state["best"], where there is one. Raises RunError when it cannot be written;
+    All ranks call this, and the ``first`` writes: tensors are gathered one at a time, so that none holds more than one whole, and
+    the files are the same for any number of ranks. The last ``keep`` stay, and the one of step state["best"], where there is one. Raises RunError when it cannot be written;
     those before it stay then.
     """
     final = folder / f"step-{state['step']:08d}"
     part = folder / f".{final.name}.part"
+    tensors = model.state_dict()  # which also shards again what an evaluation has gathered
+    moments: dict[str, Tensor] = {}
+    for key, optimizer in optimizers.items():
+        for name, p in named(model, optimizer):
+            for field, value in optimizer.state.get(p, {}).items():
+                moments[f"{key}|{name}|{field}"] = torch.as_tensor(value)
+    if not first:
+        for tensor in (*tensors.values(), *moments.values()):
+            whole(tensor)
+        return final
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, part / _WEIGHTS)
-        moments: dict[str, Tensor] = {}
-        for key, optimizer in optimizers.items():
-            for name, p in named(model, optimizer):
-                for field, value in optimizer.state.get(p, {}).items():
-                    moments[f"{key}|{name}|{field}"] = torch.as_tensor(value).detach().contiguous()
-        save_file(moments, part / _OPTIMIZER)
+        _write_tensors(part / _WEIGHTS, tensors)
+        _write_tensors(part / _OPTIMIZER, moments)
         sums = {name: sha256(part / name) for name in (_WEIGHTS, _OPTIMIZER)}
         write_json(part / _STATE, {**state, "sha256": {**sums, _STATE: _sum_of(state)}})
         for path in (part / _WEIGHTS, part / _OPTIMIZER, part):
@@ -93,7 +103,7 @@ def save(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str
         shutil.rmtree(final, ignore_errors=True)  # only when it was damaged, and its step is written again
         os.replace(part, final)
         sync(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise unwritten(final, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -105,6 +115,21 @@ def save(folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str
         if old not in (*kept, best):
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, in which every tensor is gathered, moved to memory and written before the next."""
+    header, end = {}, 0
+    tensors = dict(sorted(tensors.items(), key=lambda entry: -entry[1].element_size()))  # so that all are aligned
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _sum_of(state: dict[str, Any]) -> str:
@@ -162,9 +187,10 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
         moments = load_file(path / _OPTIMIZER)
         for key, optimizer in optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
-            for i, (name, _) in enumerate(named(model, optimizer)):
+            for i, (name, p) in enumerate(named(model, optimizer)):
                 prefix = f"{key}|{name}|"
                 mine = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
+                mine = {k: like(v, p) if v.shape == p.shape else v for k, v in mine.items()}
                 if mine:
                     state[i] = mine
             if len({frozenset(fields) for fields in state.values()}) > 1:  # torch would take it and fail at the next step
@@ -178,7 +204,9 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
     before memory is taken for them."""
     check_shapes(path, {prefix + name: tuple(value.shape) for name, value in model.state_dict().items()})
     try:
-        model.load_state_dict({name.removeprefix(prefix): value for name, value in load_file(path).items()})
+        own = model.state_dict()
+        found = {name.removeprefix(prefix): value for name, value in load_file(path).items()}
+        model.load_state_dict({name: like(value, own[name]) for name, value in found.items()})
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{path}: weights do not fit this model ({' '.join(str(error).split())[:200]})") from None
 

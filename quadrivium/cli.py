@@ -1,5 +1,6 @@
 """The command line: command -> function. Each command imports what it needs, and nothing else does."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}; commands are {', '.join(COMMANDS)}")
+        if name not in ("prepare", "train") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"{name} runs on one process; of the commands, prepare and train share their work under torchrun")
         return _call(name, rest)
     except QuadriviumError as error:
         return _fail(str(error))
@@ -173,6 +176,7 @@ def _prepare() -> Callable[..., Any]:
         arrow tables; .json and .jsonl of interleaved documents or conversations; a dataset of the Hugging Face hub,
         hf://OWNER/NAME; or a mixture file (.toml) that names several with a way of reading and a weight each.
         The same command goes on where it was stopped.
+        On several processors or machines: torchrun --nproc-per-node N -m quadrivium prepare ...
 
         Args:
             sources: folders or files to read.
@@ -180,6 +184,7 @@ def _prepare() -> Callable[..., Any]:
             inspect: only show what would be read, with five samples of each source and what is wrong; nothing is written to --out.
         """
         from quadrivium import prepare as preparing
+        from quadrivium.dist import joined
 
         if not sources:
             raise ConfigError("name at least one folder to prepare")
@@ -193,8 +198,10 @@ def _prepare() -> Callable[..., Any]:
             return
         if out is None:
             raise ConfigError("--out is missing: the data folder to write, or --inspect to write none")
-        preparing.prepare(list(sources), out, config)
-        print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
+        with joined() as (ranks, _):
+            preparing.prepare(list(sources), out, config, ranks.first, ranks)
+        if ranks.first:
+            print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
 
     return prepare
 
@@ -204,11 +211,11 @@ def _train() -> Callable[..., Any]:
 
     from quadrivium.data.mixture import MixtureConfig
     from quadrivium.model import ModelConfig
-    from quadrivium.train import TrainConfig
+    from quadrivium.train import Computing, TrainConfig
 
     def train(
         data: tyro.conf.Positional[Path],
-        out: Path,
+        out: Path | None = None,
         model: Annotated[ModelConfig, tyro.conf.arg(name="")] = ModelConfig(),
         mixture: Annotated[MixtureConfig, tyro.conf.arg(name="")] = MixtureConfig(),
         config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),
@@ -217,11 +224,14 @@ def _train() -> Callable[..., Any]:
         mixture_file: Path | None = None,
         track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = (),
         resume: bool = False,
+        dry_run: bool = False,
         device: Device = "auto",
+        computing: Annotated[Computing, tyro.conf.arg(name="")] = Computing(),
     ) -> int:
         """Train one model on every route that the data can feed.
 
         Ctrl-C and SIGTERM save and leave; the same command with --resume goes on exactly, with the options it was started with.
+        On several processors or machines: torchrun --nproc-per-node N -m quadrivium train ...
 
         Args:
             data: folder that prepare wrote.
@@ -233,8 +243,10 @@ def _train() -> Callable[..., Any]:
             track: where the numbers go besides metrics.jsonl, with sheets of samples at every evaluation: tensorboard into
                 RUN/tensorboard; wandb, kept in RUN/wandb where there is no account or WANDB_MODE=offline is set; trackio.
             resume: go on from the last checkpoint in --out.
+            dry_run: only say how much memory a step takes, and how large a model can be; nothing is written.
             device: auto takes a GPU where there is one.
         """
+        from quadrivium.dist import joined
         from quadrivium.train import train_routes
 
         if mixture_file and not resume:  # a run goes on with what it was started with
@@ -245,7 +257,17 @@ def _train() -> Callable[..., Any]:
             mixture = MixtureFile(mixture_file).mixture(
                 mixture, [s.name for s in streams_of(Dataset(data), mixture, held=False)]
             )
-        state = train_routes(data, out, model, mixture, config, resume, _device(device), True, init, init_vision, track)
+        if dry_run:
+            from quadrivium import memory
+
+            print(memory.dry_run(data, model, mixture, config, computing, init))
+            return 0
+        if out is None:
+            raise ConfigError("--out is missing: the run folder to write, or --dry-run to write none")
+        with joined(_device(device)) as (ranks, mine):
+            state = train_routes(
+                data, out, model, mixture, config, resume, mine, True, init, init_vision, track, computing, ranks
+            )
         return 0 if state["finished"] else 130
 
     return train

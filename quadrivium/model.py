@@ -49,6 +49,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Sharing = Literal["all", "attention", "none", "cross"]
 AXES = 3  # time, row, column
@@ -318,7 +319,7 @@ class _Attend(torch.autograd.Function):
             here, real = real[: index.numel()], real[index.numel() :]
             dy = _Attend.heads_first(upstream[0], index)
             if used > len(back):  # what stands in for padding has no gradient
-                dy.view(heads, -1, dy.shape[3]).index_fill_(1, (~here).nonzero()[:, 0], 0.0)
+                dy.view(heads, -1, dy.shape[3]).masked_fill_(~here[:, None], 0.0)
             dy = dy.flatten(0, 1)
             q, k, v = (t.flatten(0, 1) for t in rows.split([heads, kv_heads, kv_heads]))
             if repeat > 1:
@@ -464,7 +465,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None, product: bool = False
     dtype, device = x.dtype, x.device.type
     if product and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if device == "cpu" and torch.is_grad_enabled() and x.numel():
+    if device == "cpu" and torch.is_grad_enabled() and x.numel() and not torch.compiler.is_compiling():
         return _RMSNorm.apply(x, weight, eps or 0.0, dtype)
     return (F.rms_norm(x.type_as(weight), weight.shape[-1:], eps=eps) * weight).to(dtype)
 
@@ -619,6 +620,8 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Four routes in one transformer. See the head of this file."""
 
+    recompute = False  # while training, keep what goes into each block and compute its inside again on the way back
+
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = c = config.resolve()
@@ -669,8 +672,11 @@ class Model(nn.Module):
         x = self.embed(batch.text, batch.codes, batch.slots)
         cos, sin = self.rotary(batch.places)
         memory = None
+        again = self.recompute and cache is None and torch.is_grad_enabled()
         for i, block in zip(range(layers), self.blocks, strict=False):
-            before, x = x, block(x, memory, batch, cos, sin, cache)
+            inputs = (x, memory, batch, cos, sin, cache)
+            before = x
+            x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
             if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
                 memory = before
         return x

@@ -6,6 +6,9 @@
     encode    decode, tokenize and write shard after shard; what is already written is kept
 
 Whatever stops it, the same command goes on: finished tokenizers and shards stand in the manifest with their checksums.
+
+Under `torchrun` the first rank scans, learns and writes the manifest; every rank encodes its share of the shards and notes
+them in a file of its own, from which the first takes them over as if it had written them before. The bytes are those of one process.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
 from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
+from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.huggingface import fetch
 from quadrivium.sequence import ROUTES
@@ -101,19 +105,24 @@ def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
     return sources
 
 
-def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True) -> Dataset:
-    """Prepare ``paths`` into the data folder ``out`` and print what was found. Raises DataError, RunError."""
+def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True, ranks: Ranks = ALONE) -> Dataset:
+    """Prepare ``paths`` into the data folder ``out`` and print what was found. All ranks call this. Raises DataError, RunError."""
     if out.is_file():
         raise RunError(f"{out} is a file; --out is a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
+    if ranks.first and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
         raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
     sources = find(paths, config)
     threads()
-    with checkpoint.locked(out), contextlib.ExitStack() as stack:
+    with checkpoint.locked(out) if ranks.first else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         ways = {source.options or config.read for source in sources}
         pools = {options: stack.enter_context(Decoders(options, config.limits)) for options in ways}
         decoders = {source.name: pools[source.options or config.read] for source in sources}
-        return _Preparation(sources, out, config, progress, decoders).go()
+        if ranks.first:
+            _Preparation(sources, out, config, progress, decoders, ranks).go()
+        elif ranks.of_first(0):  # when the tokenizers are there, and something is left to do
+            _Preparation(sources, out, config, False, decoders, ranks).share()
+        ranks.wait()  # until the manifest is whole
+    return Dataset(out)
 
 
 class _Preparation:
@@ -124,8 +133,11 @@ class _Preparation:
         config: PrepareConfig,
         progress: bool,
         decoders: dict[str, Decoders],  # by source
+        ranks: Ranks,
     ) -> None:
         self.sources, self.out, self.config, self.progress, self.decoders = sources, out, config, progress, decoders
+        self.ranks = ranks
+        self.marks = {s.name: fingerprint([s], config.read) for s in sources}
         self.total = sum(len(s.items) + len(s.problems) for s in sources)
         options = to_dict(config)
         # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
@@ -158,23 +170,62 @@ class _Preparation:
             self.before, self.was_complete = {}, False
             self.manifest["tokenizers"], self.manifest["grid"] = {}, [0, 0]
             write_json(path, self.manifest)
+            for stale in self._notes():  # of a folder whose manifest was deleted to begin anew
+                stale.unlink()
+        if ranks.first:
+            self._take_over()
 
-    def go(self) -> Dataset:
+    def go(self) -> None:
         self._check_bad(sum(len(s.problems) for s in self.sources))
         text = self._text_tokenizer()
         if self._unchanged():
             print(f"{self.out}: nothing to do, everything is written already", file=sys.stderr)
+            self.ranks.of_first(False)
         else:
             visual = self._visual_tokenizer()
+            self.ranks.of_first(True)
+            if self.ranks.world > 1:
+                self.share()
+                self._take_over()
             grid = (visual.rows, visual.columns) if visual else (0, 0)
             self.manifest["grid"] = list(grid)
             for source in self.sources:
-                self.manifest["sources"].append(self._encode(source, text, visual, grid))
+                self.manifest["sources"].append(self._encode(source, text, visual))
                 write_json(self.out / MANIFEST, self.manifest)
             self._finish(text)
-        data = Dataset(self.out)
-        print(table(data))
-        return data
+        print(table(Dataset(self.out)))
+
+    # --- ranks ---
+
+    def share(self) -> None:
+        """Write this rank's share of the shards, and wait until all ranks have written theirs."""
+        text, folder = TextTokenizer.load(self.out / "tokenizers" / "text"), self.out / "tokenizers" / "visual"
+        visual = VisualTokenizer.load(folder) if "visual" in self.manifest["tokenizers"] else None
+        noted: list[dict[str, Any]] = []
+        numbers = [(source, number) for source in self.sources for number in range(len(self._chunks(source)))]
+        mine = numbers[self.ranks.rank :: self.ranks.world]
+        for source, number in tqdm(mine, desc="this rank's shards", unit="shard", disable=not self.progress):
+            if self._written(source, number) is None:
+                if not noted or noted[-1]["name"] != source.name:
+                    noted.append(self._entry(source))
+                noted[-1]["shards"].append(self._write(source, number, text, visual))
+                write_json(self.out / f".shards-{self.ranks.rank}.json", {"sources": noted})
+        self.ranks.wait()
+
+    def _notes(self) -> list[Path]:
+        return sorted(self.out.glob(".shards-*.json"))
+
+    def _take_over(self) -> None:
+        """Put into the manifest what ranks have noted of shards that they wrote, now or before they were killed."""
+        for path in self._notes():
+            for entry in read_json(path, "a rank's note", most=1 << 30)["sources"]:
+                before = self.before.get(entry["name"])
+                if before and before["fingerprint"] == entry["fingerprint"]:
+                    by_number = {e["number"]: e for e in (*before["shards"], *entry["shards"])}
+                    entry = {**before, "shards": [by_number[n] for n in sorted(by_number)]}
+                self.before[entry["name"]] = entry
+            write_json(self.out / MANIFEST, {**self.manifest, "sources": list(self.before.values())})
+            path.unlink()
 
     # --- tokenizers ---
 
@@ -290,11 +341,7 @@ class _Preparation:
 
     def _unchanged(self) -> bool:
         same = self.was_complete and set(self.before) == {s.name for s in self.sources}
-        return (
-            same
-            and all(self.before[s.name]["fingerprint"] == fingerprint([s], self.config.read) for s in self.sources)
-            and self._intact()
-        )
+        return same and all(self.before[s.name]["fingerprint"] == self.marks[s.name] for s in self.sources) and self._intact()
 
     def _intact(self) -> bool:
         return all(self._whole(e) for s in self.before.values() for e in s["shards"])
@@ -303,36 +350,55 @@ class _Preparation:
         path = self.out / "shards" / entry["file"]
         return path.is_file() and path.stat().st_size == entry["bytes"] and shards.sha256(path) == entry["sha256"]
 
-    def _encode(
-        self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None, grid: tuple[int, int]
-    ) -> dict[str, Any]:
-        config, mark = self.config, fingerprint([source], self.config.read)
-        before, limits = self.before.get(source.name, {}), to_dict(config.limits)
-        written = before.get("shards", []) if before.get("fingerprint") == mark else []
-        slug = (
-            "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60]
-            + f"-{stable_hash(source.name) % 16**4:04x}"
-        )
-        entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "fingerprint": mark, "shards": []}
+    def _chunks(self, source: Source) -> range:
+        """Where the items of each shard begin."""
+        return range(0, len(source.items), self.config.shard_items)
+
+    def _items(self, source: Source, number: int) -> list[Item]:
+        return source.items[self._chunks(source)[number] :][: self.config.shard_items]
+
+    def _entry(self, source: Source) -> dict[str, Any]:
+        """What the manifest says of a source, before its shards."""
+        entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "fingerprint": self.marks[source.name]}
         if source.items and source.items[0].kind == "rendered":
             entry["rendered"] = True
-        chunks = range(0, len(source.items), config.shard_items)
+        return entry | {"shards": []}
+
+    def _written(self, source: Source, number: int) -> dict[str, Any] | None:
+        """The manifest's entry of a shard that is written and still right."""
+        before = self.before.get(source.name, {})
+        if before.get("fingerprint") != self.marks[source.name]:
+            return None
+        count = len(self._items(source, number))
+        kept = next((e for e in before["shards"] if e["number"] == number and e["count"] == count), None)
+        if kept and kept["problems"] and kept.get("limits") != to_dict(self.config.limits):
+            return None  # what was refused may be allowed now
+        return kept if kept and self._whole(kept) else None
+
+    def _write(
+        self, source: Source, number: int, text: TextTokenizer, visual: VisualTokenizer | None, bar: tqdm | None = None
+    ) -> dict[str, Any]:
+        """Decode, tokenize and write one shard; returns its entry."""
+        slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in source.name)[:60]
+        path = self.out / "shards" / f"{slug}-{stable_hash(source.name) % 16**4:04x}-{number:05d}.safetensors"
+        grid = (visual.rows, visual.columns) if visual else (0, 0)
+        items = self._items(source, number)
+        problems: list[dict[str, str]] = []
+        records = list(self._records(items, text, visual, grid, problems, bar))
+        entry = shards.write_shard(path, records, text.dtype, grid)
+        entry |= {"number": number, "count": len(items), "problems": problems, "limits": to_dict(self.config.limits)}
+        entry["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
+        return entry
+
+    def _encode(self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None) -> dict[str, Any]:
+        entry = self._entry(source)
         with tqdm(total=len(source.items), desc=source.name, unit="item", disable=not self.progress) as bar:
-            for number, start in enumerate(chunks):
-                items = source.items[start : start + config.shard_items]
-                kept = next((e for e in written if e["number"] == number and e["count"] == len(items)), None)
-                if kept and kept["problems"] and kept.get("limits") != limits:
-                    kept = None  # what was refused may be allowed now
-                if kept is None or not self._whole(kept):
-                    problems: list[dict[str, str]] = []
-                    records = list(self._records(items, text, visual, grid, problems, bar))
-                    kept = shards.write_shard(
-                        self.out / "shards" / f"{slug}-{number:05d}.safetensors", records, text.dtype, grid
-                    )
-                    kept |= {"number": number, "count": len(items), "problems": problems, "limits": limits}
-                    kept["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
+            for number in range(len(self._chunks(source))):
+                kept = self._written(source, number)
+                if kept is None:
+                    kept = self._write(source, number, text, visual, bar)
                 else:
-                    bar.update(len(items))
+                    bar.update(kept["count"])
                 entry["shards"].append(kept)
                 bad = [p for s in (*self.manifest["sources"], entry) for e in s["shards"] for p in e["problems"]]
                 current = {**self.manifest, "sources": [*self.manifest["sources"], entry, *self._later(source)]}
@@ -352,7 +418,7 @@ class _Preparation:
         visual: VisualTokenizer | None,
         grid: tuple[int, int],
         problems: list[dict[str, str]],
-        bar: tqdm,
+        bar: tqdm | None,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
         reader = self.decoders[items[0].source].read_all(items)
@@ -364,7 +430,8 @@ class _Preparation:
             codes = iter(np.split(visual.encode(np.concatenate(clips)), ends[:-1]) if visual and clips else [])
             for item, read in batch:
                 mine = tuple(ids for ids in islice(texts, len(item.texts)) if len(ids))
-                bar.update()
+                if bar is not None:
+                    bar.update()
                 key, group = item.key, stable_hash(f"{item.source}/{item.group}")
                 held = is_held(item.group, self.config.held)
                 if isinstance(read, ItemError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -32,9 +33,10 @@ from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
+from quadrivium.dist import ALONE, Ranks, ShardedMuon
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
-from quadrivium.model import Batch, Model, ModelConfig, cells
+from quadrivium.model import Batch, FeedForward, Model, ModelConfig, Project, cells
 from quadrivium.sequence import Sequence, apart, pack, route_of
 from quadrivium.text import TextTokenizer
 from quadrivium.tracking import Sheets, Tracking
@@ -48,14 +50,17 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """What learns."""
 
-    def batch(self, step: int) -> Any:
-        """Training data of a step: a pure function of (seed, step)."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> Any:
+        """Training data of a step, or of one of the ``parts`` that it is dealt into: a pure function of (seed, step)."""
 
     def positions(self, batch: Any) -> tuple[int, int]:
         """Real positions in a batch, and positions computed with padding (of attention, where padding exists)."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """What to minimise, and numbers to log."""
+    def wanted(self, batch: Any) -> float:
+        """How many things the loss of a batch is the mean of; 0 where a part is empty."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+        """What to minimise, and what to log: sums with what they are divided by, under the same names for every part."""
 
     def items(self, step: int) -> list[str]:
         """Names of what the batch of a step is made of, to tell which data a loss comes from."""
@@ -65,6 +70,19 @@ class Task(Protocol):
 
     def cost(self, held: dict[str, float]) -> float:
         """Held-out numbers as one: the checkpoint where it is least is the best."""
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a step is computed: other values change memory and time, and numbers by no more than rounding."""
+
+    accumulate: int = 1  # parts that a step's batch is dealt into on each rank, one computed after the other
+    recompute: bool = False  # keep what goes into each block, compute its inside again on the way back: less memory, more time
+    compile: bool = False  # torch.compile; the first steps take a minute or more
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate is {self.accumulate}; it has to be at least 1")
 
 
 @dataclass(frozen=True)
@@ -127,13 +145,22 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
     ]
     made: checkpoint.Optimizers = {"adamw": torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)}
     if hidden:
-        made["muon"] = torch.optim.Muon(
+        sharded = any(hasattr(p, "placements") for p in parameters.values())
+        made["muon"] = (ShardedMuon if sharded else torch.optim.Muon)(
             [p for n, p in parameters.items() if n in hidden],
             lr=config.lr,
             weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
         )
     return made
+
+
+def compile_parts(model: Model, backend: str = "inductor") -> None:
+    """Compile what works position by position, for any number of positions. Attention between is a kernel of its own, on arrays
+    whose shapes change with every batch."""
+    for module in model.modules():
+        if isinstance(module, Project | FeedForward):
+            module.compile(dynamic=True, backend=backend)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -175,17 +202,25 @@ class RouteTask:
         share = held / max(len(mixture.held), 1)
         self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
 
-    def batch(self, step: int) -> tuple[Batch, list[str], Pairs | None]:
-        sequences = self.mixture.step(step)
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> tuple[Batch, list[str], Pairs | None]:
+        """Sequences, their routes and pairs to tell apart. An empty part reads a sequence that counts for nothing: ranks compute
+        together."""
+        sequences = self.mixture.step(step, part, parts)
+        read = sequences or self.mixture.step(step)[:1]
         pairs = Pairs.of(sequences, self.device) if self.model.config.contrast.weight else None
-        return Batch.of(pack(sequences), self.device), [route_of(s) for s in sequences], pairs
+        return Batch.of(pack(read), self.device), [route_of(s) for s in sequences], pairs
 
     def positions(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[int, int]:
         """Those of pairs are counted too, though they run through the layers up to that of the contrast only."""
-        read = [b for b in (batch[0], batch[2] and batch[2].batch) if b]
-        return sum(b.positions for b in read), sum(b.attended for b in read)
+        data, names, pairs = batch
+        more = pairs.batch if pairs else None
+        real = (data.positions if names else 0) + (more.positions if more else 0)
+        return real, data.attended + (more.attended if more else 0)
 
-    def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, float]]:
+    def wanted(self, batch: tuple[Batch, list[str], Pairs | None]) -> float:
+        return len(batch[0].text_want) + len(batch[0].codes_want) if batch[1] else 0
+
+    def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
         By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. A contrast is added with
@@ -195,20 +230,20 @@ class RouteTask:
         text, codes = self.model.nats(data)
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
-            total, unit = torch.zeros(2, len(names), dtype=torch.float64, device=loss.device)
+            total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))
             unit.index_add_(0, data.text_row, self.id_bytes[data.text_want].double())
             per_frame = self.model.config.rows * self.model.config.columns
             unit.index_add_(0, data.codes_row, torch.full_like(data.codes_row, 1 / max(per_frame, 1), dtype=torch.float64))
             cost, size = (total / math.log(2)).tolist(), unit.tolist()
         log = {}
-        for route in sorted(set(names)):
+        for route in sorted({s.route for s in self.mixture.streams}):
             rows = [i for i, name in enumerate(names) if name == route]
-            log[route] = sum(cost[i] for i in rows) / max(sum(size[i] for i in rows), 1e-9)
+            log[route] = sum(cost[i] for i in rows), sum(size[i] for i in rows)
         if pairs is not None:
             contrast = self.model.contrast(pairs.batch, pairs.same)
             loss = loss + self.model.config.contrast.weight * contrast
-            log["contrast"] = contrast.item()
+            log["contrast"] = contrast.item(), 1.0
         return loss, log
 
     def items(self, step: int) -> list[str]:
@@ -243,16 +278,22 @@ def fit(
     name: str = "train",
     progress: bool = True,
     tracking: Tracking | None = None,
+    ranks: Ranks = ALONE,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Train until the budget is spent, or until Ctrl-C or SIGTERM, which save and leave.
+
+    Every rank computes ``accumulate`` parts of a step's batch, and all parts together are the batch of one process; the first rank
+    measures time and writes.
 
     Writes ``run/metrics.jsonl`` and ``run/checkpoints``, and ``run/bad-batches.jsonl`` where a loss is not a number or explodes:
     its step, routes and items; ``tracking`` is told every line of the first. Returns the final state: ``step``, ``steps``, ``seconds``,
     ``positions``, ``real`` (their share of all computed), ``finished`` and, where it was evaluated, ``held``. Raises RunError when the loss is not a number or
     explodes (the last checkpoint stays), when the disk is full, and when another process holds the folder.
     """
-    with checkpoint.locked(run):
-        return _Loop(task, config, run, resume, name, progress, tracking or Tracking()).go()
+    with checkpoint.locked(run) if ranks.first else contextlib.nullcontext():
+        ranks.wait()  # until what a killed process left is cleared away
+        return _Loop(task, config, run, resume, name, progress and ranks.first, tracking or Tracking(), ranks, accumulate).go()
 
 
 _PATIENCE = 20  # bad batches in a row after which nothing but the model itself can be at fault
@@ -260,30 +301,41 @@ _PATIENCE = 20  # bad batches in a row after which nothing but the model itself 
 
 class _Loop:
     def __init__(
-        self, task: Task, config: TrainConfig, run: Path, resume: bool, name: str, progress: bool, tracking: Tracking
+        self,
+        task: Task,
+        config: TrainConfig,
+        run: Path,
+        resume: bool,
+        name: str,
+        progress: bool,
+        tracking: Tracking,
+        ranks: Ranks,
+        accumulate: int,
     ) -> None:
         self.task, self.config, self.run, self.name, self.progress = task, config, run, name, progress
-        self.tracking = tracking
+        self.tracking, self.ranks, self.accumulate = tracking, ranks, accumulate
         self.optimizers = make_optimizers(task.model, config)
         self.folder = run / "checkpoints"
         self.state: dict[str, Any] = {"step": 0, "steps": None, "seconds": 0.0, "positions": 0, "computed": 0, "tenth": 0}
         # The first loss, its running mean, bad batches in a row, and the best checkpoint: its step and its cost.
         self.state |= {"first": None, "usual": None, "bad": 0, "best": None, "cost": None}
         self.state |= {"sums": {}}  # of what is logged next
-        self.stop: str | None = None  # name of the signal that asked to leave
+        self.asked: str | None = None  # name of the signal that asked this process to leave
+        self.stop: str | None = None  # the same, when all ranks know
         if config.steps and not config.tokens and not config.minutes:
             self.state["steps"] = config.steps
-        found = checkpoint.latest(self.folder)
-        if found and not resume:
-            raise RunError(f"{run} already holds step {int(found.name[5:])}; go on with --resume or choose another --out")
-        if found:
-            loaded = checkpoint.load(found, task.model, self.optimizers)
+        last = checkpoint.latest(self.folder) if ranks.first else None
+        at = int(ranks.of_first(int(last.name[5:]) if last else -1))
+        if at >= 0 and not resume:
+            raise RunError(f"{run} already holds step {at}; go on with --resume or choose another --out")
+        if at >= 0:
+            loaded = checkpoint.load(self.folder / f"step-{at:08d}", task.model, self.optimizers)
             self.state.update({k: loaded[k] for k in self.state if k in loaded})
-        for name in ("metrics.jsonl", "bad-batches.jsonl"):
+        for name in ("metrics.jsonl", "bad-batches.jsonl") if ranks.first else ():
             checkpoint.last_metrics(run / name, self.state["step"])
 
     def go(self) -> dict[str, Any]:
-        config, state = self.config, self.state
+        config, state, ranks = self.config, self.state, self.ranks
         device = next(self.task.model.parameters()).device
         cast = autocast(config.precision, device)
         self.task.model.train()
@@ -293,21 +345,19 @@ class _Loop:
             ThreadPoolExecutor(1) as ahead,
             self.tracking,
         ):
-            began, seconds, saved, shown = time.monotonic(), state["seconds"], time.monotonic(), (time.monotonic(), 0)
-            pending = ahead.submit(self.task.batch, state["step"])
+            began, seconds, saved, shown = time.monotonic(), state["seconds"], state["seconds"], (time.monotonic(), 0)
+            pending = ahead.submit(self._parts, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
-                batch = pending.result()
-                pending = ahead.submit(self.task.batch, step + 1)
+                parts = pending.result()
+                pending = ahead.submit(self._parts, step + 1)
                 rate = learning_rate(step, state["steps"], config)
                 for optimizer in self.optimizers.values():
                     for group in optimizer.param_groups:
                         group["lr"] = rate
-                with cast:
-                    loss, log = self.task.loss(batch)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
-                bad = self._judge(loss.item(), norm.item())
+                loss, log = self._backward(parts, cast)
+                norm = ranks.clip(self.task.model.parameters(), config.clip).item()
+                bad = self._judge(loss, norm)
                 if bad:
                     self._refuse(bad, log)
                 for optimizer in self.optimizers.values():
@@ -315,12 +365,9 @@ class _Loop:
                         optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 state["step"] = step = step + 1
-                state["seconds"] = seconds + time.monotonic() - began
-                here, padded = self.task.positions(batch)
-                state["positions"] += here
-                state["computed"] += padded
+                state["seconds"] = ranks.of_first(seconds + time.monotonic() - began)
                 self._plan()
-                for key, value in (*log.items(), ("loss", loss.item()), ("norm", norm.item())) if not bad else ():
+                for key, value in (*log.items(), ("loss", loss), ("norm", norm)) if not bad else ():
                     state["sums"].setdefault(key, []).append(float(value))
                 bar.update(min(self._progress(), bar.total) - bar.n)
                 if step % config.log_every == 0 or self._done():
@@ -348,21 +395,40 @@ class _Loop:
                     shown_held = [
                         f"{k} {v:.4g}" for k, v in state["held"].items() if k.split()[-1] in log or len(state["held"]) < 8
                     ]
-                    bar.write(f"step {step}: held-out {', '.join(shown_held)}", file=sys.stderr)
+                    self._say(f"step {step}: held-out {', '.join(shown_held)}")
                     better = config.keep_best and self._is_best(step)
                 every = config.save_every and step % config.save_every == 0
-                if every or better or self._done() or self.stop or time.monotonic() - saved > 60 * config.save_minutes:
+                if every or better or self._done() or self.stop or state["seconds"] - saved > 60 * config.save_minutes:
                     state["finished"] = self._done()
                     self.tracking.flush()  # a resumed run does not write again what lies before its checkpoint
-                    checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep)
-                    saved = time.monotonic()
+                    checkpoint.save(self.folder, self.task.model, self.optimizers, state, config.keep, ranks.first)
+                    saved = state["seconds"]
             pending.cancel()
         if self.stop:
-            print(
-                f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume",
-                file=sys.stderr,
-            )
+            self._say(f"{self.stop}: saved step {state['step']} in {self.folder}; go on with the same command and --resume")
         return {**state, "finished": self._done(), "real": self._real()}
+
+    def _parts(self, step: int) -> list[Any]:
+        """This rank's parts of the batch of a step."""
+        first = self.ranks.rank * self.accumulate
+        return [self.task.batch(step, first + i, self.ranks.world * self.accumulate) for i in range(self.accumulate)]
+
+    def _backward(self, parts: list[Any], cast: torch.autocast) -> tuple[float, dict[str, float]]:
+        """Gradients of the loss of a step's whole batch, which all ranks hold parts of; returns that loss and what to log."""
+        weights = [self.task.wanted(part) for part in parts]
+        (total,) = self.ranks.sum([sum(weights)])
+        rows = []
+        for part, weight in zip(parts, weights, strict=True):
+            with cast:
+                loss, log = self.task.loss(part)
+            loss = loss * (weight / total)
+            loss.backward()
+            rows.append([loss.item(), *self.task.positions(part), bool(self.asked), *itertools.chain(*log.values())])
+        mean, positions, computed, asked, *sums = self.ranks.sum(np.sum(rows, axis=0).tolist())
+        self.state["positions"] += int(positions)
+        self.state["computed"] += int(computed)
+        self.stop = (self.asked or "another rank was told to stop") if asked else None
+        return mean, {name: cost / size for name, cost, size in zip(log, sums[::2], sums[1::2], strict=True) if size}
 
     def _judge(self, loss: float, norm: float) -> str:
         """What is wrong with a step, or nothing. What is usual is part of the state, so that a resumed run judges alike."""
@@ -393,9 +459,15 @@ class _Loop:
                 f"{told}; the last checkpoint is kept: look at the items, train again with a lower --lr, or go on without "
                 "such batches with --resume --skip-bad-batches"
             )
-        tqdm.write(f"warning: {told}; skipped", file=sys.stderr)
+        self._say(f"warning: {told}; skipped")
+
+    def _say(self, line: str) -> None:
+        if self.ranks.first:
+            tqdm.write(line, file=sys.stderr)
 
     def _write(self, line: dict[str, Any], name: str = "metrics.jsonl") -> None:
+        if not self.ranks.first:
+            return
         try:
             with open(self.run / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -451,7 +523,7 @@ class _Loop:
 
     def _signals(self) -> Any:
         """Ctrl-C and SIGTERM ask the loop to save and leave; a second Ctrl-C leaves at once."""
-        return _Signals(lambda name: setattr(self, "stop", name))
+        return _Signals(lambda name: setattr(self, "asked", name))
 
 
 class _Signals:
@@ -485,8 +557,12 @@ def train_routes(
     init: str | Path | None = None,
     init_vision: Literal["copy", "fresh"] = "copy",
     track: Seq[str] = (),
+    computing: Computing = Computing(),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the four-route model on a data folder into a run folder; with ``resume``, as the run was configured.
+
+    All ranks call this; when they were started again because one was lost, the run goes on as with ``resume``.
 
     ``init``: what to begin with, on data prepared with its tokenizers. A finished run gives its weights and shape; a Hugging
     Face folder or hub id fills the text stream, and ``init_vision`` says whether visual weights of their own begin as copies.
@@ -495,6 +571,10 @@ def train_routes(
     """
     threads()
     path = run / "config.json"
+    resume = resume or (ranks.restarts > 0 and path.exists())
+    if not ranks.first:  # they begin with what the first has written down
+        ranks.wait()
+        resume = True
     if resume:
         stored = read_json(path, "a run folder")
         model = from_dict(ModelConfig, stored.get("model", {}), f"{path}: model")
@@ -508,31 +588,20 @@ def train_routes(
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
     Tracking(track)  # a library that is missing is said before anything is written
+    if model.contrast.weight and ranks.world * computing.accumulate > 1:
+        raise ConfigError(
+            "contrast tells the texts and frames of a whole step apart, which are not together where a step is computed in parts: "
+            "train on one rank without --accumulate, or leave out --contrast.weight"
+        )
     begun = resume and checkpoint.latest(run / "checkpoints") is not None
-    source = None if init is None or begun else fetch(init)
-    foreign = source is not None and is_model(source)
     prepared = Dataset(data)
-    prepared.verify()
-    text = TextTokenizer.load(data / "tokenizers" / "text")
-    if not resume:
-        visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
-        if source is not None and foreign:
-            model = shape_of(source, model)
-            if not text.same(TextTokenizer.load(source)):
-                raise RunError(
-                    f"{data} was prepared with another tokenizer than {init}; prepare it with --text-tokenizer {init}"
-                )
-            if text.size > model.vocab:
-                raise RunError(f"{init}: its tokenizer has {text.size} ids and its weights {model.vocab}; take another model")
-        elif source is not None:
-            model = _begin_with_run(source, data, visual is not None)
-            if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
-                visual = VisualTokenizer.load(source / "tokenizers" / "visual")
-        model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size)
-        try:
-            model = (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve()
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    if ranks.first:
+        prepared.verify()
+    if resume:
+        text = TextTokenizer.load(data / "tokenizers" / "text")
+        source = None if init is None or begun else fetch(init)
+    else:
+        model, visual, text, source = shape_on(data, prepared, model, init)
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
@@ -549,7 +618,10 @@ def train_routes(
             if visual:
                 visual.save(run / "tokenizers" / "visual")
             write_json(path, described)
+    if ranks.first:
+        ranks.wait()
     mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
+    foreign = source is not None and is_model(source)
     if source is not None and foreign:
         check(model, Weights(source))
     found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
@@ -561,10 +633,17 @@ def train_routes(
     elif source is not None:
         checkpoint.load_weights(checkpoint.weights(source), network)
     size = sum(p.numel() for p in network.parameters())
-    shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
-    print(f"{size / 1e6:.2f}M parameters, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
+    network.recompute = computing.recompute
+    if computing.compile:
+        compile_parts(network)
+    ranks.shard(network.to(device), network.blocks)
     task = RouteTask(network, mixed, text.id_bytes, device)
-    seen = VisualTokenizer.load(run / "tokenizers" / "visual").to(device).eval() if track and model.codes else None
+    if ranks.first:
+        shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
+        on = f" on {ranks.world} ranks" if ranks.world > 1 else ""
+        print(f"{size / 1e6:.2f}M parameters{on}, sharing {model.sharing}; positions a step: {shares}", file=sys.stderr)
+    draws = bool(track) and ranks.world == 1  # samples of a sharded model would need every rank
+    seen = VisualTokenizer.load(run / "tokenizers" / "visual").to(device).eval() if draws and model.codes else None
 
     def draw(step: int) -> Sheets:
         from quadrivium import samples  # which brings the world's simulator along
@@ -575,15 +654,42 @@ def train_routes(
         network.train()
         return sheets
 
-    tracking = Tracking(track, run, read_json(path, "a run folder"), draw)
-    state = fit(task, config, run, resume, progress=progress, tracking=tracking)
-    if state["finished"]:
+    tracking = Tracking(track if ranks.first else (), run, read_json(path, "a run folder"), draw if draws else None)
+    state = fit(task, config, run, resume, progress=progress, tracking=tracking, ranks=ranks, accumulate=computing.accumulate)
+    if state["finished"] and ranks.first:
         speed = state["positions"] / max(state["seconds"], 1e-9)
         print(
             f"{state['step']} steps, {state['positions']:,} positions in {state['seconds']:.0f} s ({speed:.0f} a second), "
             f"{state['real']:.1%} of the positions computed were real; run written to {run}; next: quadrivium eval {run}"
         )
     return state
+
+
+def shape_on(
+    data: Path, prepared: Dataset, model: ModelConfig, init: str | Path | None = None
+) -> tuple[ModelConfig, VisualTokenizer | None, TextTokenizer, Path | None]:
+    """The resolved shape of a model on a data folder, the folder's tokenizers, and where the weights to begin with lie.
+
+    Raises ConfigError where the shape is impossible, RunError where ``init`` has other tokenizers than the data."""
+    source = None if init is None else fetch(init)
+    foreign = source is not None and is_model(source)
+    text = TextTokenizer.load(data / "tokenizers" / "text")
+    visual = VisualTokenizer.load(data / "tokenizers" / "visual") if prepared.has_frames else None
+    if source is not None and foreign:
+        model = shape_of(source, model)
+        if not text.same(TextTokenizer.load(source)):
+            raise RunError(f"{data} was prepared with another tokenizer than {init}; prepare it with --text-tokenizer {init}")
+        if text.size > model.vocab:
+            raise RunError(f"{init}: its tokenizer has {text.size} ids and its weights {model.vocab}; take another model")
+    elif source is not None:
+        model = _begin_with_run(source, data, visual is not None)
+        if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
+            visual = VisualTokenizer.load(source / "tokenizers" / "visual")
+    model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size)
+    try:
+        return (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve(), visual, text, source
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:

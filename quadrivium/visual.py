@@ -229,19 +229,19 @@ class VisualTask:
         self.weights = weights / weights.sum()
         self.crop = tokenizer.config.down * -(-tokenizer.config.size // tokenizer.config.down // 2)
 
-    def batch(self, step: int) -> Tensor:
-        """Parts of frames (B, 3, crop, crop) in [-1, 1] of a step: a function of (seed, step) alone."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
+        """Squares of frames (B, 3, crop, crop) in [-1, 1] of a step, or of one of its ``parts``: a function of (seed, step)."""
         draw, crop, size = np.random.default_rng([self.seed, step]), self.crop, self.frames.shape[1]
         n, over = 4 * self.batch_size, crop // 4
         frame = self._drawn(draw)
         corners = draw.integers(-over, size - crop + over + 1, (n, 2)).clip(0, size - crop)
-        parts = np.stack([self.frames[f][y : y + crop, x : x + crop] for f, (y, x) in zip(frame, corners, strict=True)])
+        squares = np.stack([self.frames[f][y : y + crop, x : x + crop] for f, (y, x) in zip(frame, corners, strict=True)])
         down = self.model.config.down
-        cells = parts.reshape(n, crop // down, down, crop // down, down, 3).astype(np.float32)
+        cells = squares.reshape(n, crop // down, down, crop // down, down, 3).astype(np.float32)
         detail = 1 + cells.var((2, 4)).mean((1, 2, 3)) ** 0.5
         # Weighted draw without replacement (Efraimidis and Spirakis 2006, doi 10.1016/j.ipl.2005.11.003).
-        parts = parts[np.sort(np.argsort(draw.exponential(size=n) / detail)[: self.batch_size])]
-        return _to_float(parts, self.model.device)
+        kept = np.sort(np.argsort(draw.exponential(size=n) / detail)[: self.batch_size])
+        return _to_float(squares[kept[part::parts]], self.model.device)
 
     def _drawn(self, draw: np.random.Generator) -> list[int]:
         """Frames of a step before the more detailed are picked: source first."""
@@ -264,7 +264,11 @@ class VisualTask:
         n = len(batch) * (self.crop // self.model.config.down * self.model.config.per_side) ** 2
         return n, n
 
-    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def wanted(self, batch: Tensor) -> float:
+        """Frames in a batch."""
+        return len(batch)
+
+    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Mean over frames of a frame's mean squared error to the power 3/4.
 
         The plain mean of squares is nearly all photographs, its logarithm (PSNR itself) nearly all blank paper; this lies
@@ -272,8 +276,8 @@ class VisualTask:
         """
         redrawn, _ = self.model(batch)
         error_B = (redrawn - batch).square().mean((1, 2, 3))
-        decibel = -10 * (error_B.detach() / 4).clamp_min(1e-10).log10().mean().item()
-        return (error_B + 1e-4).pow(0.75).mean(), {"psnr": decibel}
+        decibel = -10 * (error_B.detach() / 4).clamp_min(1e-10).log10().sum().item()
+        return (error_B + 1e-4).pow(0.75).mean(), {"psnr": (decibel, len(batch))}
 
     def evaluate(self, most: int = 32) -> dict[str, float]:
         """Of each source's held-out frames (at most ``most``, evenly spaced):

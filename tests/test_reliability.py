@@ -46,8 +46,8 @@ def task(data, bad=None, value=float("nan")):
     learner = RouteTask(model, Mixture(Dataset(data), MIX, 0, seed=0, patch=2), np.ones(320, np.int64))
     plain, draw, drawn = learner.loss, learner.batch, {}
 
-    def batch(step):
-        made = draw(step)
+    def batch(step, part=0, parts=1):
+        made = draw(step, part, parts)
         drawn[id(made)] = (step, made)  # kept, so that no two batches have one id
         return made
 

@@ -175,6 +175,15 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1,
     return streams
 
 
+def deal(costs: Seq[int], parts: int) -> list[int]:
+    """To which of ``parts`` each thing goes, so that parts cost nearly the same: the dearest first, to the part with least."""
+    owner, spent = [0] * len(costs), [0] * parts
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owner[i] = spent.index(min(spent))
+        spent[owner[i]] += costs[i]
+    return owner
+
+
 class Mixture:
     """The training sequences of each step, and the held-out ones."""
 
@@ -215,11 +224,17 @@ class Mixture:
             shares[stream.name] = sum(shares[s.name] for s in every if s.source is stream.source and s is not stream)
         return shares
 
-    def step(self, step: int) -> list[Sequence]:
-        """Sequences of one step, a pure function of (seed, step)."""
+    def step(self, step: int, part: int = 0, parts: int = 1) -> list[Sequence]:
+        """Sequences of one step, or of one of the ``parts`` that it is dealt into: a pure function of (seed, step).
+
+        Parts hold nearly equal numbers of positions; those of a short step may be empty.
+        """
+        units = self.units(step)
+        costs = [int(stream.positions[unit]) for stream, unit, _ in units]
         return [
             self.sequence(stream, unit, np.random.default_rng([self.seed, stable_hash(stream.name), epoch, unit]))
-            for stream, unit, epoch in self.units(step)
+            for (stream, unit, epoch), owner in zip(units, deal(costs, parts), strict=True)
+            if owner == part
         ]
 
     def units(self, step: int) -> list[tuple[Stream, int, int]]:
