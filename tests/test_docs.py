@@ -51,7 +51,6 @@ SMALL = {  # what makes a command small enough for a test
     "--mixture.positions 200 --mixture.context 32 --train.steps 2 " + PREPARE.replace("--", "--prepare."),
 }
 PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted(DOCS.glob("*.md"))]
-COMING = {"docs/many-machines.md"}  # to be deleted here when it is there
 
 
 def test_the_reference_is_up_to_date():
@@ -133,7 +132,7 @@ def run_page(page):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", read(page)):
         path = (page.parent / target).resolve()
-        assert target.startswith("https://") or path.exists() or str(path.relative_to(ROOT)) in COMING, target
+        assert target.startswith("https://") or path.exists(), target
 
 
 def test_every_command_that_a_page_names_exists_with_its_options(monkeypatch):
