@@ -598,9 +598,12 @@ def _play() -> Callable[..., Any]:
         Args:
             run: run folder that train wrote, or the folder of an export with --full.
         """
+        from quadrivium.checkpoint import Run
         from quadrivium.play import serve
+        from quadrivium.train import threads
 
-        serve(_run(run, device), config)
+        threads(tuned=False)  # a server gives memory back that it does not use
+        serve(Run(run, _device(device)), config)
 
     return play
 

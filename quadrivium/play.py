@@ -620,6 +620,7 @@ def _build(player: Player, folder: Path) -> Any:
 def application(player: Player, config: WebConfig, folder: Path) -> Guard:
     """The page as an ASGI application; ``folder``, which is its own, takes the uploads until they are read."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "64"  # of 10,000 that the framework would remember
     try:
         import gradio as gr
         from fastapi import FastAPI

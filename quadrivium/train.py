@@ -703,12 +703,13 @@ def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:
     return from_dict(ModelConfig, stored.get("model", {}), f"{source}: model")
 
 
-def threads() -> int:
+def threads(tuned: bool = True) -> int:
     """Use every core this process may run on (a container's share is smaller than the machine), or OMP_NUM_THREADS.
 
-    The number changes the order of sums, so runs are bit-equal only with equal numbers of threads.
+    The number changes the order of sums, so runs are bit-equal only with equal numbers of threads. ``tuned``: also `tune`.
     """
-    tune()
+    if tuned:
+        tune()
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
     torch.set_num_threads(cores())
