@@ -110,11 +110,11 @@ def _device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _run(folder: Path, device: str) -> "Run":
+def _run(folder: Path, device: str, tuned: bool = True) -> "Run":
     from quadrivium.checkpoint import Run
     from quadrivium.train import threads
 
-    threads()
+    threads(tuned)
     return Run(folder, _device(device))
 
 
@@ -598,12 +598,9 @@ def _play() -> Callable[..., Any]:
         Args:
             run: run folder that train wrote, or the folder of an export with --full.
         """
-        from quadrivium.checkpoint import Run
         from quadrivium.play import serve
-        from quadrivium.train import threads
 
-        threads(tuned=False)  # a server gives memory back that it does not use
-        serve(Run(run, _device(device)), config)
+        serve(_run(run, device, tuned=False), config)  # a server gives back memory that it does not use
 
     return play
 

@@ -620,6 +620,9 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Four routes in one transformer. See the head of this file."""
 
+    watch: Callable[[], object] | None = (
+        None  # called before every pass and every generated position; may raise to end the work
+    )
     recompute = False  # while training, keep what goes into each block and compute its inside again on the way back
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -683,6 +686,8 @@ class Model(nn.Module):
 
     def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
         """Ids (Nt,), cells (Nv, J) and where in the frame the next one belongs (Nv,) -> (Nt + Nv, D)"""
+        if self.watch is not None:
+            self.watch()
         c, parts = self.config, []
         if len(text):
             parts.append(self.embed_text(text))

@@ -138,7 +138,7 @@ class Desk:
         for ticket.shown in work():
             self.check()
 
-    def check(self, *_: Any) -> None:
+    def check(self) -> None:
         """Called before every step of the model: ends work that nobody waits for, and what takes too long."""
         ticket = getattr(self.here, "ticket", None)
         if ticket is None or ticket.began is None:
@@ -210,7 +210,7 @@ class Player:
         self.frames = frames_of(run) if run.visual is not None else 0
         self.examples = examples(run)
         self.desk, self.reading = Desk(limits), Desk(limits, threads=2)
-        run.model.register_forward_pre_hook(self.desk.check)
+        run.model.watch = self.desk.check
         options = read_options(run)
         self.options = replace(
             options, max_clips=1, clip_frames=max(self.frames, 1), max_pixels=min(options.max_pixels, 50_000_000)

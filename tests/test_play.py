@@ -258,7 +258,7 @@ def test_threads_do_not_end_each_others_work():
 
 def test_work_that_takes_too_long_ends(run):
     desk = Desk(WebLimits(seconds=1))
-    hook = run.model.register_forward_pre_hook(desk.check)
+    run.model.watch = desk.check
 
     async def visit():
         def work():
@@ -270,7 +270,7 @@ def test_work_that_takes_too_long_ends(run):
     began = time.monotonic()
     with pytest.raises(Overdue):
         asyncio.run(visit())
-    hook.remove()
+    run.model.watch = None
     assert time.monotonic() - began < 5 and issubclass(Left, Exception)
 
 
@@ -612,7 +612,7 @@ def test_without_gradio_there_is_a_sentence(run, player, monkeypatch, tmp_path):
 def test_the_commands_of_the_page_on_the_page_are_true(monkeypatch):
     """Every `quadrivium play` in docs/play.md is one that the command line takes."""
     served = []
-    monkeypatch.setattr(cli, "_run", lambda folder, device: folder)
+    monkeypatch.setattr(cli, "_run", lambda folder, device, tuned: folder)
     monkeypatch.setattr("quadrivium.play.serve", lambda run, config: served.append((str(run), config)))
     page = (Path(__file__).parent.parent / "docs" / "play.md").read_text(encoding="utf-8")
     lines = [x.split("  #")[0] for x in page.splitlines() if x.startswith("quadrivium play")]
