@@ -107,6 +107,9 @@ def run(words):
         asked = re.findall(r"\[(.*?)\]", words[-1])
         assert words[1] == "install" and all(e in extras for found in asked for e in found.split(",")), words
         assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).is_file()
+    elif words[0] == "python":  # a long measurement: its program is there and has the options
+        program = read(ROOT / words[1])
+        assert all(f'"{word}"' in program for word in words[2:] if word.startswith("--")), words
     else:
         assert words[:3] == ["python3", "-m", "venv"] or words[0] == "lm_eval", words
 

@@ -148,5 +148,5 @@ def test_without_a_weight_there_is_no_contrast(tmp_path):
     batches = with_it.batch(3), without.batch(3)
     assert batches[1][2] is None and with_it.positions(batches[0])[0] > without.positions(batches[1])[0]
     (total, log), (plain, bare) = with_it.loss(batches[0]), without.loss(batches[1])
-    contrast = log.pop("contrast")
-    assert log == bare and total.item() == pytest.approx(plain.item() + contrast, rel=1e-6)
+    contrast, whole = log.pop("contrast")
+    assert log == bare and whole == 1 and total.item() == pytest.approx(plain.item() + contrast, rel=1e-6)

@@ -137,10 +137,10 @@ def test_muon_learns_the_kernels_of_blocks_and_resumes_exactly(tmp_path):
         assert set(make_optimizers(t, config)) == {"adamw", "muon"}
         batch = task.batch
 
-        def stopping(step: int) -> torch.Tensor:
+        def stopping(step: int, part: int = 0, parts: int = 1) -> torch.Tensor:
             if step > steps:
                 raise KeyboardInterrupt
-            return batch(step)
+            return batch(step, part, parts)
 
         task.batch = stopping
         with contextlib.suppress(KeyboardInterrupt):
