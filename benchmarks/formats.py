@@ -1,6 +1,6 @@
 """The same items in other people's formats: are the tokens and the bits those of the plain folder? Writes one table.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/formats.py ../shared/data --out runs/formats --clips 300
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/formats.py DATA --out runs/formats --clips 300
 
 ``storybook``: every picture, as the folder it comes as, as tars that the webdataset library writes, as a parquet table; and without
 its Japanese captions, which a document cannot hold apart, as a folder and as interleaved stories. ``movingshapes``: its first clips

@@ -60,12 +60,15 @@ def logits_of(model, ids):
         return model.text_logits(model(batch))[batch.order].view(*ids.shape, -1)
 
 
-def compare(model, twin, vocab=60):
+def compare(model, twin, vocab=60, note=None):
+    """Our logits, when they are the twin's; ``note`` takes the largest difference."""
     ids = np.random.default_rng(0).integers(0, vocab, (3, 90))
     with torch.no_grad():
         want = twin(torch.from_numpy(ids)).logits
     got = logits_of(model, ids)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    if note is not None:
+        note(f"{(got - want).abs().max():.1e} of {want.abs().max():.2f}")
     return got
 
 
@@ -256,12 +259,12 @@ def life(family, folder, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
-def test_init_train_export_load(family, folder, tmp_path, capsys):
+def test_init_train_export_load(family, folder, tmp_path, capsys, record_property):
     twin, _, run = life(family, folder, tmp_path)
     first = Model(run.model.config, 0).eval()
     fill(first, Weights(tmp_path / "theirs"))
     vocab = run.model.config.vocab
-    before = compare(first, twin, vocab)
+    before = compare(first, twin, vocab, lambda value: record_property("begun", value))
     routes = {k for line in (run.folder / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)}
     assert {"t2t", "t2v", "v2t", "v2v"} <= routes
 
@@ -270,7 +273,8 @@ def test_init_train_export_load(family, folder, tmp_path, capsys):
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert type(loaded) is type(twin)
-    assert not torch.allclose(compare(run.model, loaded, vocab), before, atol=1e-2)  # it has learned something
+    after = compare(run.model, loaded, vocab, lambda value: record_property("exported", value))
+    assert not torch.allclose(after, before, atol=1e-2)  # it has learned something
     card = (tmp_path / "out" / "README.md").read_text()
     assert type(twin).__name__ in card and "v2t" in card and "order-0" in card
 
