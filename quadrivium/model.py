@@ -620,9 +620,7 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Four routes in one transformer. See the head of this file."""
 
-    watch: Callable[[], object] | None = (
-        None  # called before every pass and every generated position; may raise to end the work
-    )
+    watch: Callable[[], object] | None = None  # called at every pass and generated position; may raise to end the work
     recompute = False  # while training, keep what goes into each block and compute its inside again on the way back
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:

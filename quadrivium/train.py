@@ -593,7 +593,7 @@ def train_routes(
             "contrast tells the texts and frames of a whole step apart, which are not together where a step is computed in parts: "
             "train on one rank without --accumulate, or leave out --contrast.weight"
         )
-    begun = resume and checkpoint.latest(run / "checkpoints") is not None
+    begun = init is not None and resume and checkpoint.latest(run / "checkpoints") is not None
     prepared = Dataset(data)
     if ranks.first:
         prepared.verify()
