@@ -149,17 +149,12 @@ def ours(size: Size, sharing: Sharing, parameters: int = 0) -> Model:
     if not parameters:
         return Model(shape)
     head = size.width // size.heads
-    best: Model | None = None
-    for heads in range(1, size.heads + 1):
+
+    def with_heads(heads: int) -> Model:
         here = replace(shape, width=heads * head, heads=heads)
-        few, more = (count(Model(replace(here, hidden=n))) for n in (64, 128))
-        hidden = max(8, 8 * round((64 + 64 * (parameters - few) / (more - few)) / 8))
-        made = Model(replace(here, hidden=hidden))
-        off = abs(hidden / here.width - 8 / 3)
-        if best is None or off < abs(best.config.hidden / best.config.width - 8 / 3):
-            best = made
-    assert best is not None
-    return best
+        return matched(lambda hidden: Model(replace(here, hidden=hidden)), parameters)
+
+    return min(map(with_heads, range(1, size.heads + 1)), key=lambda m: abs(m.config.hidden / m.config.width - 8 / 3))
 
 
 def products(model: Model, batch: Batch) -> list[tuple[int, int, int]]:
