@@ -558,7 +558,7 @@ def run_bench(config: BenchConfig, out: Path | None = None, device: str = "cpu",
         "version": quadrivium.__version__,
         "machine": machine(device),
         "config": to_dict(config),
-        "rows": [_row(case, done) for case in done],
+        "rows": [_row(case, done, device) for case in done],
     }
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -588,14 +588,15 @@ def _speed(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": low, "high": high}
 
 
-def _row(case: Case, everything: list[Case]) -> dict[str, Any]:
-    """A case as JSON, with its speed over that of the fastest peer of its part, in its own precision and in fp32."""
+def _row(case: Case, everything: list[Case], device: str) -> dict[str, Any]:
+    """A case as JSON, with its speed over that of the fastest peer of its part, in its own precision and in fp32: by processor
+    time, or on a GPU, which does the work while the processor waits, by seconds."""
     row: dict[str, Any] = {"part": case.part, "name": case.name, "precision": case.precision, "unit": case.unit}
     row |= {"parameters": case.parameters, "active": case.active, "rounds": len(case.cpu), "note": case.note}
     if not case.cpu:
         return row
     row |= {"cpu": _speed(case.cpu), "wall": _speed(case.wall)}
-    clock = "wall" if torch.cuda.is_available() else "cpu"
+    clock = "wall" if device == "cuda" else "cpu"
     mine = getattr(case, clock)
     rivals = [c for c in everything if c.part == case.part and c.cpu and c.theirs]
     if case.name == CEILING:
