@@ -266,8 +266,12 @@ def _built(peer: Peer, size: Size, parameters: int) -> nn.Module | str:
     try:
         return matched(lambda hidden: peer.build(size, hidden), parameters)
     except ImportError as error:
-        own = (error.name or "").split(".")[0] == peer.package.replace("-", "_")
-        return "not installed: pip install 'quadrivium[bench]'" if own else f"does not import: {error}"
+        return _absent(peer, error)
+
+
+def _absent(peer: Peer, error: ImportError) -> str:
+    own = (error.name or "").split(".")[0] == peer.package.replace("-", "_")
+    return "not installed: pip install 'quadrivium[bench]'" if own else f"does not import: {error}"
 
 
 # --- generation ---
@@ -319,7 +323,7 @@ def _their_generation(config: BenchConfig, rows: int, folder: Path, device: str)
         try:
             qwen = qwen_of(config_of(model, 0), weights_of(model)).to(device)
         except ImportError as error:
-            yield Case(part, peer.name, "-", "id", None, True, note=f"does not import: {error}")
+            yield Case(part, peer.name, "-", "id", None, True, note=_absent(peer, error))
             continue
         sampling = Sampling(temperature=0.0, max_ids=config.more)
         with torch.no_grad():
@@ -406,7 +410,7 @@ _SMALL = WorldConfig(clips=60, told=20, stills=60, narrations=300, processes=1)
 
 
 def _world(config: BenchConfig, number: int, folder: Path, device: str) -> Iterator[Case]:
-    small = replace(_SMALL, clips=60, told=0, stills=0, narrations=0)
+    small = replace(_SMALL, told=0, stills=0, narrations=0)
 
     def write() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out, _silent():
