@@ -382,8 +382,9 @@ def measure(
     rows = []
     with tqdm(total=len(steps) + 13, desc="alignment", unit="pass", disable=not progress) as bar:
         for step, path in steps:
-            model = Model(run.model.config, seed).to(device) if path is None else Run(path, device).model
-            model.eval()
+            model = Model(run.model.config, seed).to(device).eval()
+            if path is not None:
+                checkpoint.load_weights(checkpoint.weights(path), model)
             row: dict[str, Any] = {"step": step, "sources": {}}
             if named and world:
                 texts, at, portraits = named
