@@ -362,11 +362,13 @@ def measure(
     """Alignment in every checkpoint that a run keeps and before its first step, and the probe at its end.
 
     ``world``: the run's world; then every kind by its name and its portrait is one more source, "kinds". Raises ConfigError for
-    a run that has no frames and DataError where the data has too few captioned held-out items.
+    a run that has no frames or was exported, and DataError where the data has too few captioned held-out items.
     """  # fmt: skip
     run = Run(folder, device)
     if run.visual is None:
         raise ConfigError(f"{folder} was prepared from text alone; there are no frames to be aligned with")
+    if "mixture" not in run.config:
+        raise ConfigError(f"{folder} was exported and says nothing of its data; give the run folder")
     config = from_dict(MixtureConfig, run.config["mixture"], f"{folder / 'config.json'}: mixture")
     seed = from_dict(TrainConfig, run.config["train"], f"{folder / 'config.json'}: train").seed
     prepared = Dataset(data or Path(run.config["data"]))
@@ -382,8 +384,9 @@ def measure(
     rows = []
     with tqdm(total=len(steps) + 13, desc="alignment", unit="pass", disable=not progress) as bar:
         for step, path in steps:
-            model = Model(run.model.config, seed).to(device) if path is None else Run(path, device).model
-            model.eval()
+            model = Model(run.model.config, seed).to(device).eval()
+            if path is not None:
+                checkpoint.load_weights(checkpoint.weights(path), model)
             row: dict[str, Any] = {"step": step, "sources": {}}
             if named and world:
                 texts, at, portraits = named

@@ -32,8 +32,8 @@ from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig
 from quadrivium.errors import ConfigError, QuadriviumError
 from quadrivium.evaluate import ratio
-from quadrivium.generate import Sampling, common, continuations, generate
-from quadrivium.imagine import Imagining, choose_by_sight, imagine
+from quadrivium.generate import Sampling, generate
+from quadrivium.imagine import Imagining, choose_after, choose_by_sight, imagine
 from quadrivium.model import Model
 from quadrivium.text import TextTokenizer
 
@@ -62,11 +62,8 @@ def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress:
     """
     encoded = iter(text.encode_all([option for question in questions for option in question.texts]))
     texts = [[text.enclose(next(encoded)) for _ in question.texts] for question in questions]
-    shared = [common(options) for options in texts]
-    given = [(seq.text(options[0][:n]),) if n > 1 else () for options, n in zip(texts, shared, strict=True)]
-    rest = [[option[n - 1 :] for option in options] for options, n in zip(texts, shared, strict=True)]
     with tqdm(total=len(questions), desc="ask", unit="question", leave=False, disable=not progress) as bar:
-        return -continuations(model, given, rest, progress=bar)[0] / math.log(2)
+        return -choose_after(model, [()] * len(texts), texts, progress=bar) / math.log(2)
 
 
 def imagined(

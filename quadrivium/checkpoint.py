@@ -170,7 +170,10 @@ def is_whole(path: Path) -> bool:
 
 def weights(run: Path) -> Path:
     """The weights of a run's newest complete checkpoint, or of the one that is given itself. Raises RunError: none."""
-    path = run if (run / _STATE).is_file() and is_whole(run) else latest(run / "checkpoints")
+    given = (run / _STATE).is_file()
+    if given and not is_whole(run):
+        raise RunError(f"{run}: this checkpoint is damaged; give another one, or the run's folder for its newest whole one")
+    path = run if given else latest(run / "checkpoints")
     if path is None:
         raise RunError(f"{run}: no complete checkpoint here; train it with quadrivium train --out {run} --resume")
     return path / _WEIGHTS

@@ -95,8 +95,9 @@ ALONE = Ranks()
 def joined(device: str = "cpu") -> Iterator[tuple[Ranks, str]]:
     """The ranks that `torchrun` started, and the device of this one; without `torchrun`, one rank. Raises ConfigError."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if world == 1:
-        yield ALONE, device
+        yield Ranks(restarts=restarts), device
         return
     local = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
@@ -107,7 +108,6 @@ def joined(device: str = "cpu") -> Iterator[tuple[Ranks, str]]:
     # Numbers that steer the loop go over gloo on every machine, so that the GPU does not wait for them. The first rank may
     # learn tokenizers for hours while the others wait; `torchrun` ends them when it is lost.
     backend, patience = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timedelta(days=7)
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store, rank, world = next(torch.distributed.rendezvous("env://"))
     # The store outlives a restart: without a name of their own, ranks would find the addresses of those that were lost.
     store = torch.distributed.PrefixStore(f"start-{restarts}", store)

@@ -92,7 +92,7 @@ def manager(names: Seq[str], folder: Path | None) -> Any:
     """lm-eval's index of the tasks beside this file, and of its own where one of ``names`` is not among them."""
     from lm_eval.tasks import TaskManager
 
-    ours = {path.stem for path in TASKS.glob("*.yaml")} - {"blimp"} | {"blimp_strict"}
+    ours = {path.stem for path in TASKS.glob("*.yaml")}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return TaskManager(
         include_path=str(TASKS), include_defaults=not set(names) <= ours, metadata={"folder": str(folder) if folder else ""}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from quadrivium.generate import Engine, Sampling, common, continuations
 from quadrivium.model import Model
-from quadrivium.sequence import frames, text
+from quadrivium.sequence import Sequence, frames, text
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,17 @@ def choose_by_sight(
     clips: codes (F, R, C, G), all of one number of frames; texts: k runs of ids ``[end, ..., end]`` for every clip.
     ``budget`` positions are computed at a time. The constant is the cost of the ids that all k texts begin with.
     """
+    return choose_after(model, [(frames(clip),) for clip in clips], texts, budget, progress)
+
+
+def choose_after(
+    model: Model, before: Seq[Sequence], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
+) -> np.ndarray:
+    """The same after any sequence, or after nothing."""
     given, rest = [], []
-    for clip, options in zip(clips, texts, strict=True):
+    for sequence, options in zip(before, texts, strict=True):
         shared = common(options)
         # The last common id is read together with what follows it: it predicts where the texts part.
-        given.append((frames(clip), *((text(options[0][:shared]),) if shared > 1 else ())))
+        given.append((*sequence, *((text(options[0][:shared]),) if shared > 1 else ())))
         rest.append([option[shared - 1 :] for option in options])
     return continuations(model, given, rest, budget, progress)[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class Size:
 
 
 Loss = Callable[[], Tensor]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Peer:
     generate: Callable[[nn.Module, Tensor, int], Tensor] | None = None  # prompts (S, n), how many more ids, greedily
 
 
-def matched(build: Callable[[int], nn.Module], parameters: int) -> nn.Module:
+def matched(build: Callable[[int], M], parameters: int) -> M:
     """The module whose feed-forward size makes it come nearest to so many parameters, in steps of 8."""
     few, more = (count(build(hidden)) for hidden in (64, 128))
     return build(max(8, 8 * round((64 + 64 * (parameters - few) / (more - few)) / 8)))

@@ -207,6 +207,13 @@ def test_a_run_is_measured_from_its_first_step_on_and_shown(seen, capsys):
     assert json.loads((run / "results.json").read_text())["alignment"] == found
 
 
+def test_an_exported_model_is_refused(seen, tmp_path, capsys):
+    """It says nothing of its data, and keeps no checkpoints."""
+    assert main(["export", str(seen / "run"), "--out", str(tmp_path / "whole"), "--full"]) == 0
+    assert main(["eval", str(tmp_path / "whole"), "--alignment"]) == 2
+    assert "was exported and says nothing of its data" in capsys.readouterr().err
+
+
 def test_the_name_of_a_kind_is_found_where_it_stands(seen):
     run, world = Run(seen / "run"), world_config(seen / "world")
     texts, at, portraits = alignment.kind_pairs(run, world, each=4)

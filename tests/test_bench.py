@@ -179,10 +179,11 @@ def test_ratios_are_over_the_fastest_of_the_others_and_an_absent_one_is_a_line()
         replace(case, name="fast", precision="fp32", theirs=True, cpu=[10.0] * 3),
         replace(case, name="absent", precision="-", theirs=True, cpu=[], wall=[], note="not installed"),
     ]
-    rows = [_row(c, [case, *others]) for c in (case, *others)]
+    rows = [_row(c, [case, *others], "cpu") for c in (case, *others)]
     assert rows[0]["over_fastest_peer_fp32"] == 3.0 and "over_fastest_peer" not in rows[0]
     shown = table({"machine": {}, "rows": rows})
     assert "not installed" in shown and "3.00" in shown
+    assert _row(case, [case, *others], "cuda")["over_fastest_peer_fp32"] == 1.0
 
 
 @pytest.mark.parametrize("sharing", ["attention", "none", "cross"])

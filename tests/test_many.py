@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from quadrivium import checkpoint
+from quadrivium.cli import main
 from quadrivium.data.mixture import Mixture, MixtureConfig, deal
 from quadrivium.data.shards import Dataset
 from quadrivium.model import Model, ModelConfig
@@ -205,6 +206,15 @@ def test_compiled_parts_give_the_same_loss_and_gradients_for_every_batch(data):
             assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-3), name
     counters = torch._dynamo.utils.counters
     assert 0 < counters["stats"]["unique_graphs"] <= 4 and not counters["graph_break"]
+
+
+def test_one_rank_that_was_started_again_goes_on(data, tmp_path, monkeypatch, capsys):
+    """As `torchrun --nproc-per-node 1 --max-restarts N` starts it, without --resume."""
+    words = ["train", str(data), "--out", str(tmp_path / "run"), *OPTIONS.split(), "--steps", "4"]
+    assert main(words) == 0 and main(words) == 2
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(words) == 0 and len(lines(tmp_path / "run", "loss")) == 4
+    assert "already holds a run" in capsys.readouterr().err
 
 
 def test_parts_have_to_be_whole_numbers_of_at_least_one():

@@ -172,6 +172,8 @@ def test_a_changed_state_is_damage(data, tmp_path, capsys):
     path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
     assert int(checkpoint.latest(tmp_path / "checkpoints").name[5:]) == 2
     assert "damaged" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"step-00000004: this checkpoint is damaged; give another"):
+        checkpoint.weights(path.parent)
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
