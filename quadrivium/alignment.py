@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,17 +40,14 @@ from tqdm import tqdm
 from quadrivium import ask, checkpoint, evaluate
 from quadrivium import sequence as seq
 from quadrivium.checkpoint import Run
-from quadrivium.config import from_dict
 from quadrivium.data import language as words
 from quadrivium.data.machine import CELL, MachineSpec, portrait
-from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.mixture import Mixture
 from quadrivium.data.questions import make_questions
-from quadrivium.data.shards import Dataset
 from quadrivium.data.world import WorldConfig, make_kinds, stream
 from quadrivium.errors import ConfigError, DataError
 from quadrivium.model import Batch, Model
 from quadrivium.sequence import Sequence
-from quadrivium.train import TrainConfig
 
 PAIRS = ("K1 K2", "Q3 K1", "Q3 K2")
 DRAWS = 199  # permutations
@@ -367,16 +364,14 @@ def measure(
     run = Run(folder, device)
     if run.visual is None:
         raise ConfigError(f"{folder} was prepared from text alone; there are no frames to be aligned with")
-    if "mixture" not in run.config:
-        raise ConfigError(f"{folder} was exported and says nothing of its data; give the run folder")
-    config = from_dict(MixtureConfig, run.config["mixture"], f"{folder / 'config.json'}: mixture")
-    seed = from_dict(TrainConfig, run.config["train"], f"{folder / 'config.json'}: train").seed
-    prepared = Dataset(data or Path(run.config["data"]))
-    whole = replace(config, routes=("t2t", "t2v"), source_weights=())  # also of an arm that never read a caption
-    mixture = Mixture(prepared, whole, run.text.end, seed, run.patch)
+    # Also of an arm that never read a caption.
+    mixture = run.mixture(data, routes=("t2t", "t2v"), source_weights=())
+    seed = mixture.seed
     pairs = pairs_of(mixture, limit)
     if not pairs:
-        raise DataError(f"{prepared.folder}: no source has {MIN_ITEMS} captioned held-out items, in groups of their own")
+        raise DataError(
+            f"{data or run.config['data']}: no source has {MIN_ITEMS} captioned held-out items, in groups of their own"
+        )
     named = kind_pairs(run, world) if world else None
     rank = max(1, run.model.config.head_size // 8)
     steps: list[tuple[int, Path | None]] = [] if run.config.get("init") else [(0, None)]

@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quadrivium.config import from_dict
-from quadrivium.data.shards import read_json, sha256, sync, tensor_shapes, to_json, unwritten, write_atomic, write_json
+from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.shards import Dataset, read_json, sha256, sync, tensor_shapes, to_json, unwritten, write_atomic, write_json
 from quadrivium.dist import like, whole
-from quadrivium.errors import RunError
+from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -290,6 +291,19 @@ class Run(Trained):
         self.device = device
         step: int = self.config.get("step", 0) if prefix else read_json(path.parent / _STATE, "a checkpoint")["step"]
         super().__init__(model, text, visual, step)
+
+    def mixture(self, data: Path | None = None, **other: Any) -> Mixture:
+        """The mixture that the run was trained on, or that of another data folder, with ``other`` fields of its config changed.
+
+        Raises ConfigError for an export, which does not know it."""
+        if "mixture" not in self.config:
+            raise ConfigError(f"{self.folder} was exported and says nothing of its data; give the run folder")
+        config = from_dict(MixtureConfig, self.config["mixture"], f"{self.folder / 'config.json'}: mixture")
+        seed = self.config["train"].get("seed", 0)
+        if not isinstance(seed, int) or seed < 0:
+            raise RunError(f"{self.folder / 'config.json'}: train: seed is {seed!r}; it is a number that is not negative")
+        prepared = Dataset(data or Path(self.config["data"]))
+        return Mixture(prepared, replace(config, **other), self.text.end, seed, self.patch)
 
     def _read_export(self, home: Path) -> None:
         """The config of an exported folder, as far as it goes: it says neither what the run was trained on nor how."""

@@ -120,17 +120,8 @@ def _run(folder: Path, device: str, tuned: bool = True) -> "Run":
 
 def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]":
     """A run and the mixture it was trained on (or that of another data folder)."""
-    from quadrivium.config import from_dict
-    from quadrivium.data.mixture import Mixture, MixtureConfig
-    from quadrivium.data.shards import Dataset
-    from quadrivium.train import TrainConfig
-
     run = _run(folder, device)
-    if "mixture" not in run.config:
-        raise ConfigError(f"{folder} was exported and says nothing of its data; give the run folder")
-    mixture = from_dict(MixtureConfig, run.config["mixture"], f"{folder / 'config.json'}: mixture")
-    seed = from_dict(TrainConfig, run.config["train"], f"{folder / 'config.json'}: train").seed
-    return run, Mixture(Dataset(data or Path(run.config["data"])), mixture, run.text.end, seed, run.patch)
+    return run, run.mixture(data)
 
 
 # No `from __future__ import annotations` here: option types are read off the functions as they are made.

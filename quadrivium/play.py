@@ -40,10 +40,7 @@ from PIL import Image
 
 from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run
-from quadrivium.config import from_dict
 from quadrivium.data.decoding import Decoders
-from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset
 from quadrivium.data.sources import Item, Limits
 from quadrivium.errors import ConfigError, ItemError, QuadriviumError, RunError, one_line
 from quadrivium.evaluate import token_bits
@@ -171,8 +168,7 @@ def examples(run: Run, most: int = 4) -> Examples:
     """A few held-out items of each kind; none where the data is gone, or was never known."""
     found = Examples()
     try:
-        config = from_dict(MixtureConfig, run.config["mixture"], "mixture")
-        mixture = Mixture(Dataset(Path(run.config["data"])), config, run.text.end, run.config["train"]["seed"], run.patch)
+        mixture = run.mixture()
         for stream in mixture.held.values():
             for unit in list(mixture.held_units(stream, most))[:most]:
                 sequence = mixture.sequence(stream, unit)
