@@ -46,7 +46,7 @@ from quadrivium.data.formats import scan as scan_any
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import Dataset, map_shard, read_json, sha256
-from quadrivium.data.sources import IMAGES, TEXTS, VIDEOS, Item, Limits, ReadOptions, fingerprint, scan
+from quadrivium.data.sources import IMAGES, TEXTS, VIDEOS, Item, Limits, ReadOptions, Source, fingerprint, scan
 from quadrivium.errors import DataError, ItemError, QuadriviumError
 from quadrivium.model import ModelConfig
 from quadrivium.pictures import save_mp4
@@ -350,6 +350,15 @@ def fuzz_media(root: Path, count: int, seed: int) -> None:
     )
 
 
+def proper(sources: list[Source], home: Path) -> None:
+    """What is listed can be printed and written down, and lies in its folder."""
+    for source in sources:
+        assert source.name.isprintable()
+        assert all(p.item.isprintable() and p.reason.isprintable() for p in source.problems)
+        "".join(t for i in source.items for t in (i.key, i.group, *i.texts)).encode()
+        assert all(i.file is None or str(os.path.realpath(i.file)).startswith(str(home)) for i in source.items)
+
+
 def fuzz_other(root: Path, count: int, seed: int) -> None:
     """Text, metadata, shards, manifests, tokenizers, configs, checkpoints: in a child that is watched."""
     folder, data = inputs(root)
@@ -366,11 +375,7 @@ def fuzz_other(root: Path, count: int, seed: int) -> None:
             options, limits = ReadOptions(), Limits(row_bytes=1 << 20, document_bytes=1 << 18)
             sources = scan(home, options, limits)
             fingerprint(sources, options)
-            for source in sources:
-                assert source.name.isprintable()
-                assert all(p.item.isprintable() and p.reason.isprintable() for p in source.problems)
-                "".join(t for i in source.items for t in (i.key, i.group, *i.texts)).encode()
-                assert all(i.file is None or str(os.path.realpath(i.file)).startswith(str(home)) for i in source.items)
+            proper(sources, home)
 
         return read
 
@@ -596,11 +601,8 @@ def fuzz_formats(root: Path, count: int, seed: int) -> None:
         options, limits = ReadOptions(size=16), Limits(row_bytes=1 << 16, document_bytes=1 << 14)
         sources = scan_any(home / name, options, limits)
         fingerprint(sources, options)
+        proper(sources, home)
         for source in sources:
-            assert source.name.isprintable()
-            assert all(p.item.isprintable() and p.reason.isprintable() for p in source.problems)
-            "".join(t for i in source.items for t in (i.key, i.group, *i.texts)).encode()
-            assert all(i.file is None or str(os.path.realpath(i.file)).startswith(str(home)) for i in source.items)
             assert all(all(len(t.encode()) <= limits.document_bytes for t in i.texts) for i in source.items)
             for item in source.items[:3]:
                 if item.inside and item.kind != "text":
