@@ -558,6 +558,20 @@ def grown_tar(chance: random.Random) -> bytes:
     return out + bytes(chance.choice((0, 512, 1024, 10240)))
 
 
+def grown_toml(chance: random.Random) -> bytes:
+    """A mixture file that is TOML and says what it may, here and there with another value under the right key."""
+    odd = ("-1", "nan", "inf", "1e999", "true", "'x'", "[]", "{}", '["t2t", 3]', "1979-05-27", '"\\u202e"', "'../..'", "9" * 30)
+
+    def line(key: str, *right: str) -> str:
+        return f"{key} = {chance.choice(odd if chance.random() < 0.08 else right)}"
+
+    lines = [line("routes", '["t2t"]', '["t2v", "v2v"]'), "[weights]", line("t2v", "2", "0.5")]
+    for name in ("a", "b"):
+        lines += [f"[sources.{name}]", line("path", '"x"'), line("weight", "0.5", "{ t2v = 1 }")]
+        lines += [line("format", '"tars"', '"folder"'), line("read", "{ fps = 2 }")]
+    return "\n".join(line for line in lines if chance.random() < 0.97).encode()
+
+
 def fuzz_formats(root: Path, count: int, seed: int) -> None:
     """Tars, tables, documents, subtitles, mixture files: listed as `prepare` lists them, and the bytes of what is listed fetched."""
     clip, png = np.stack([ball((40, 40, 220), x=3 + t) for t in range(3)]), io.BytesIO()
@@ -638,7 +652,7 @@ def fuzz_formats(root: Path, count: int, seed: int) -> None:
         ("documents, .jsonl", "a.jsonl", [*documents, b"".join(documents)], bare, one("a.jsonl"), None),
         ("subtitles, .srt", "x.srt", [srt], bare, listed, None),
         ("subtitles, .vtt", "x.vtt", [vtt], bare, listed, None),
-        ("mixture file", "m.toml", [toml], bare, mixed, None),
+        ("mixture file", "m.toml", [toml], bare, mixed, grown_toml),
     ]  # fmt: skip
     watch_all(root, count, seed, table, "mutated tars, tables, documents, subtitles, mixture files")
 
