@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents
-from quadrivium.data.shards import Dataset, Record, is_held, map_shard, read_json, write_json, write_shard
+from quadrivium.data.shards import VERSION, Dataset, Record, is_held, map_shard, read_json, write_json, write_shard
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.sequence import MAIN_ROUTES, ROUTES, positions_of, route_of
 
@@ -318,7 +318,16 @@ def test_a_flipped_bit_is_found_by_its_checksum(data):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"version": 9}', '{"version": 1}', '{"version": 1, "complete": true, "sources": 3}', "[" * 100_000],
+    [
+        "",
+        "[]",
+        "{",
+        '{"version": 9}',
+        '{"version": 1}',
+        '{"version": 1, "complete": true, "sources": 3}',
+        "[" * 100_000,
+        f'{{"version": {VERSION}, "complete": true, "grid": [1e999, 1], "sources": []}}',  # found by mutation
+    ],
 )
 def test_a_damaged_manifest_is_one_clear_error(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)

@@ -453,6 +453,19 @@ def test_columns_of_one_name_are_refused(tmp_path):
         assert not source.items and "several columns named text" in source.problems[0].reason
 
 
+def test_names_of_columns_that_are_no_text_are_refused(tmp_path):
+    """Found by mutation: the library shows the schema, and raises at a look at its names."""
+    table = pa.table([["one"]], names=["caption"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as sink:
+        sink.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        raw = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(raw.replace(b"caption", b"capti\xfen"))
+        (source,) = scan(tmp_path / name, READ)
+        assert not source.items and "damaged" in source.problems[0].reason
+
+
 @pytest.mark.parametrize("row", [{"content": [{"image": "9" * 300 + ".png"}]}, {"text_list": ["a"], "image_info": 3}])
 def test_documents_that_name_nothing(row, pictures):
     """Found by mutation: a name longer than the system takes, a number in the place of a list."""

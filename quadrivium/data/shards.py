@@ -297,7 +297,7 @@ class Dataset:
                     if len(shards[-1]["codes"]) and list(shards[-1]["codes"].shape[1:]) != grid:
                         raise RunError(f"{path}: its frames are not of {grid} codes as the manifest says; prepare again")
                 self.sources.append(SourceData(entry["name"], shards, bool(entry.get("rendered"))))
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, OSError) as error:
             raise RunError(f"{folder / MANIFEST}: damaged ({error!r:.200}); prepare the data again") from None
         if not any(len(s) for s in self.sources):
             raise DataError(f"{folder}: no items; prepare it from folders that hold text, pictures or clips")

@@ -29,14 +29,14 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
         name = os.path.relpath(file, source.path)
         try:
             _locate(source.path, name)
-            schema, rows = _open(file)
+            schema, names, rows = _open(file)
             media, field = _media(schema)
-            paths = None if media else next((n for n in _PATHS if n in schema.names), None)
-            words = [n for n in schema.names if _CAPTION.fullmatch(n) or n in (*_CAPTIONS, "group", "story")]
+            paths = None if media else next((n for n in _PATHS if n in names), None)
+            words = [n for n in names if _CAPTION.fullmatch(n) or n in (*_CAPTIONS, "group", "story")]
             if not media and not paths and not words:
-                raise ItemError(f"has no column of pictures, videos or text (found: {', '.join(schema.names)})")
+                raise ItemError(f"has no column of pictures, videos or text (found: {', '.join(names)})")
             used = [*words, *([paths] if paths else [])]
-            twice = next((n for n in (*used, media) if n and schema.names.count(n) > 1), None)
+            twice = next((n for n in (*used, media) if n and names.count(n) > 1), None)
             if twice:
                 raise ItemError(f"has several columns named {twice}; rename all but one")
             for number, (where, row) in enumerate(rows(used)):
@@ -66,8 +66,8 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
             source.refuse(name, error)
 
 
-def _open(file: Path) -> tuple[Any, Callable[[list[str]], Iterator[tuple[Inside, Row]]]]:
-    """A table's schema, and what yields (place, row) for chosen columns."""
+def _open(file: Path) -> tuple[Any, list[str], Callable[[list[str]], Iterator[tuple[Inside, Row]]]]:
+    """A table's schema, the names in it, which may be no UTF-8, and what yields (place, row) for chosen columns."""
     pa = pyarrow()
     most = 8 * file.stat().st_size  # rows that a file can hold: more is a lie, for which memory would be taken
     try:
@@ -91,7 +91,7 @@ def _open(file: Path) -> tuple[Any, Callable[[list[str]], Iterator[tuple[Inside,
                         reason = f"row group {group} is damaged after {at} rows ({one_line(error, 120)}); write the table again"
                         yield ("parquet", group, at), ItemError(reason)
 
-            return table.schema_arrow, parquet
+            return table.schema_arrow, table.schema_arrow.names, parquet
         with pa.memory_map(str(file)) as stream:
             schema = pa.ipc.open_stream(stream).schema
 
@@ -109,7 +109,7 @@ def _open(file: Path) -> tuple[Any, Callable[[list[str]], Iterator[tuple[Inside,
                 reason = f"is damaged at its part {part + 1} ({one_line(error, 120)}); what lies before is read; write it again"
                 yield ("arrow", part + 1, 0), ItemError(reason)
 
-        return schema, arrow
+        return schema, schema.names, arrow
     except Exception as error:  # likewise
         raise ItemError(f"is no {file.suffix[1:]} table, or is damaged ({one_line(error, 120)}); fetch it again") from None
 
