@@ -191,7 +191,7 @@ def generate(
             rows = list(given[start : start + batch])
             generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + start + i) for i in range(len(rows))]
             if want == "text":
-                first = [int(r[-1].data[-1]) if r and r[-1].modality == "text" and _open(r, end) else end for r in rows]
+                first = [opening(r, end) for r in rows]
                 engine = Engine(model, rows, more)
                 found += engine.text(torch.tensor(first, device=engine.device), end, sampling, generators, bar)
             else:
@@ -200,9 +200,9 @@ def generate(
     return found
 
 
-def _open(row: Sequence, end: int) -> bool:
-    """Whether the last text is still open: a prompt, rather than a closed document or caption."""
-    return int(row[-1].data[-1]) != end
+def opening(given: Sequence, end: int) -> int:
+    """The id from which a text after ``given`` is predicted: the last of a text that it goes on from, else the end mark."""
+    return int(given[-1].data[-1]) if given and given[-1].modality == "text" else end
 
 
 @torch.inference_mode()

@@ -20,14 +20,13 @@ from quadrivium.sequence import ROUTES
 
 def routes_of(items: Seq[Item]) -> list[str]:
     """Routes that a source can feed, as far as names tell; a video that turns out to be one frame feeds none of frames to frames."""
-    found = set()
-    for item in items:
-        if item.kind == "text":
-            found.add("t2t")
-        else:
-            found |= {"t2v", "v2t"} if item.texts else {"v2v"}
-            if item.kind == "video":
-                found |= {"v2v", "tv2v"} if item.texts else {"v2v"}
+    feeds = {  # without captions, and with them
+        "text": (("t2t",), ("t2t",)),
+        "image": (("v2v",), ("t2v", "v2t")),
+        "video": (("v2v",), ("t2v", "v2t", "v2v", "tv2v")),
+        "rendered": ((), ("v2t", "v2v")),
+    }
+    found = {route for kind, told in {(i.kind, bool(i.texts)) for i in items} for route in feeds[kind][told]}
     return [r for r in ROUTES if r in found]
 
 

@@ -17,14 +17,13 @@ import torch
 from PIL import Image
 
 from quadrivium import evaluate
-from quadrivium import imagine as imagining
 from quadrivium import sequence as seq
 from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run
 from quadrivium.data.sources import _fit
 from quadrivium.errors import ConfigError
-from quadrivium.generate import Sampling, generate
-from quadrivium.samples import decode, give, read
+from quadrivium.generate import Sampling, generate, opening
+from quadrivium.samples import decode, dream, give, read, write
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
 Video = str | PathLike[str] | np.ndarray
@@ -59,32 +58,12 @@ def load(folder: str | PathLike[str], device: str = "auto") -> Quadrivium:
 def draw(
     run: Run, want: str, text: str | None, shown: list[np.ndarray], n: int, frames: int, sampling: Sampling
 ) -> list[seq.Sequence]:
-    """``n`` sequences: text and shown codes (F, R, C, G), given, and after them text or ``frames`` frames, drawn and *wanted*.
-
-    Text that goes on from text begins with the id before it; it ends with the end mark unless it was cut at its limit.
-    """
-    given, end = give(run, "text" if want == "text" else "frames", text, shown), run.text.end
-    made = generate(run.model, [given] * n, "text" if want == "text" else "frames", end, frames, sampling)
-    if want != "text":
-        return [(*given, seq.frames(codes, wanted=True)) for codes in made]
-    opening = int(given[-1].data[-1]) if given and given[-1].modality == "text" else end
-    return [(*given, seq.text([opening, *ids, *([end] if len(ids) < sampling.max_ids else [])], wanted=True)) for ids in made]
-
-
-def dream(run: Run, text: str, n: int, frames: int, sampling: Sampling, forget: bool = False) -> list[list[seq.Sequence]]:
-    """What `Quadrivium.imagine` draws, as three lists of ``n`` sequences: the clips, how the text goes on after each, and
-    what each alone is called."""
-    opening = run.text.document(text)
-    clips = imagining.imagine(run.model, [opening], frames, n, sampling, forget=forget)[0]
-    begun = seq.text([run.text.end, *run.text.encode(text)])
-    drawn: list[list[seq.Sequence]] = [[(seq.text(opening), seq.frames(clip, wanted=True)) for clip in clips]]
-    for after in ((begun,), ()):
-        given = [(seq.frames(clip), *after) for clip in clips]
-        told = generate(run.model, given, "text", run.text.end, 1, sampling)
-        first = int(begun.data[-1]) if after else run.text.end
-        ends = [[run.text.end] if len(ids) < sampling.max_ids else [] for ids in told]
-        drawn.append([(*g, seq.text([first, *ids, *end], True)) for g, ids, end in zip(given, told, ends, strict=True)])
-    return drawn
+    """``n`` sequences: text and shown codes (F, R, C, G), given, and after them text or ``frames`` frames, drawn and *wanted*."""
+    given = give(run, want, text, shown)
+    if want == "text":
+        return write(run, [given] * n, sampling)
+    made = generate(run.model, [given] * n, "frames", run.text.end, frames, sampling)
+    return [(*given, seq.frames(codes, wanted=True)) for codes in made]
 
 
 class Quadrivium:
@@ -150,8 +129,8 @@ class Quadrivium:
         if text is None:
             last = seq.frames(wanted[0], wanted=True)
         else:
-            opening = int(given[-1].data[-1]) if given and given[-1].modality == "text" else self._run.text.end
-            last = seq.text([opening, *self._run.text.encode(text), self._run.text.end], wanted=True)
+            end = self._run.text.end
+            last = seq.text([opening(given, end), *self._run.text.encode(text), end], wanted=True)
         return float(evaluate.bits(self._run.model, [(*given, last)])[0])
 
     def imagine(

@@ -46,9 +46,9 @@ from quadrivium.errors import ConfigError, ItemError, QuadriviumError, RunError,
 from quadrivium.evaluate import token_bits
 from quadrivium.generate import Sampling
 from quadrivium.guard import LOOPBACK, Guard, WebLimits
-from quadrivium.library import draw, dream
+from quadrivium.library import draw
 from quadrivium.pictures import enlarge
-from quadrivium.samples import decode
+from quadrivium.samples import decode, dream
 from quadrivium.sequence import Sequence, group, ungroup
 from quadrivium.words import ENGLISH, JAPANESE, Words
 

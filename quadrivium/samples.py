@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from quadrivium.ask import frames_of
+from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run, Trained
-from quadrivium.config import from_dict
 from quadrivium.data.mixture import Mixture
-from quadrivium.data.sources import Item, ReadOptions, read_clips
+from quadrivium.data.sources import Item, read_clips
 from quadrivium.errors import ConfigError
-from quadrivium.generate import Sampling, generate
+from quadrivium.generate import Sampling, generate, opening
 from quadrivium.imagine import imagine
 from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
 from quadrivium.sequence import Segment, Sequence, frames, group, route_of, text, ungroup
@@ -139,7 +138,7 @@ def answer(
         written.append(out / f"{stem}.png")
         save_png(np.concatenate(clips), written[0], scale=4)
     else:
-        fps = float(run.config.get("read", {}).get("fps", 4.0))
+        fps = read_options(run).fps
         for i, clip in enumerate(clips):
             for suffix, save in ((".gif", save_gif), (".mp4", save_mp4)):
                 written.append(out / f"{stem}-{i}{suffix}")
@@ -162,6 +161,39 @@ def give(run: Run, want: str, prompt: str | None, shown: Seq[np.ndarray] = ()) -
     return (words, *(frames(codes) for codes in shown))
 
 
+def write(run: Run, given: Seq[Sequence], sampling: Sampling, progress: bool = False) -> list[Sequence]:
+    """What is given, each followed by a text, drawn and *wanted*.
+
+    Text that goes on from text begins with the id before it; it ends with the end mark unless it was cut at its limit.
+    """
+    end = run.text.end
+    made = generate(run.model, given, "text", end, sampling=sampling, progress=progress)
+    whole = [
+        [opening(g, end), *ids, *([end] if len(ids) < sampling.max_ids else [])] for g, ids in zip(given, made, strict=True)
+    ]
+    return [(*g, text(ids, wanted=True)) for g, ids in zip(given, whole, strict=True)]
+
+
+def dream(
+    run: Run,
+    prompt: str,
+    n: int,
+    count: int,
+    sampling: Sampling,
+    forget: bool = False,
+    words: Sampling | None = None,
+    progress: bool = False,
+) -> list[list[Sequence]]:
+    """Text -> frames -> later frames -> text, as three lists of ``n`` sequences: the clips, how the text goes on after each,
+    and what each alone is called. ``words``: how the texts are drawn, where that is not how the clips are."""
+    document = run.text.document(prompt)
+    clips = imagine(run.model, [document], count, n, sampling, forget=forget, progress=progress)[0]
+    drawn: list[list[Sequence]] = [[(text(document), frames(clip, wanted=True)) for clip in clips]]
+    for after in (give(run, "text", prompt), ()):
+        drawn.append(write(run, [(frames(clip), *after) for clip in clips], words or sampling, progress))
+    return drawn
+
+
 def imagine_aloud(
     run: Run, prompt: str, n: int, count: int, sampling: Sampling, out: Path, forget: bool = False, progress: bool = True
 ) -> list[Path]:
@@ -177,22 +209,18 @@ def imagine_aloud(
     if not prompt.strip():
         raise ConfigError("there is nothing to imagine; say it with --text")
     count = count or frames_of(run)
-    drawn = imagine(run.model, [run.text.document(prompt)], count, n, sampling, forget=forget, progress=progress)[0]
-    begun = text([run.text.end, *run.text.encode(prompt)])
-    told = replace(sampling, temperature=min(sampling.temperature, 0.7))  # words are drawn more soberly than pictures
-    heard = [
-        generate(run.model, given, "text", run.text.end, sampling=told, progress=progress)
-        for given in ([(frames(clip), begun) for clip in drawn], [(frames(clip),) for clip in drawn])
-    ]
+    sober = replace(sampling, temperature=min(sampling.temperature, 0.7))  # words are drawn more soberly than pictures
+    drawn = dream(run, prompt, n, count, sampling, forget, sober, progress)
     out.mkdir(parents=True, exist_ok=True)
-    fps = float(run.config.get("read", {}).get("fps", 4.0))
+    fps = read_options(run).fps
     written = []
-    for i, (codes, account, caption) in enumerate(zip(drawn, *heard, strict=True)):
-        stem, clip = out / f"imagined-seed{sampling.seed}-{i}", decode(run, codes)
+    for i, (imagined, story, caption) in enumerate(zip(*drawn, strict=True)):
+        stem, clip = out / f"imagined-seed{sampling.seed}-{i}", decode(run, imagined[-1].data)
         written += [stem.with_suffix(".gif"), stem.with_suffix(".png")]
         save_gif(clip, written[-2], fps=fps, scale=4)
         save_png(clip, written[-1], scale=4)
-        print(f"{prompt}{run.text.decode(account)}\n  the clip as a caption: {run.text.decode(caption)}")
+        account, called = (run.text.decode(told[-1].data[1:]) for told in (story, caption))
+        print(f"{prompt}{account}\n  the clip as a caption: {called}")
         print(f"  {written[-2]}\n  {written[-1]}\n{'-' * 20}")
     return written
 
@@ -202,9 +230,8 @@ def read(run: Run, path: Path, kind: str) -> np.ndarray:
     assert run.visual is not None
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    options = from_dict(ReadOptions, run.config.get("read", {}), f"{run.folder / 'config.json'}: read")
     item = Item(source="given", key=path.name, group=path.name, kind=kind, texts=(), file=path)  # type: ignore[arg-type]
-    return group(run.visual.encode(read_clips(item, options)[0]), run.patch)
+    return group(run.visual.encode(read_clips(item, read_options(run))[0]), run.patch)
 
 
 def decode(run: Trained, cells: np.ndarray) -> np.ndarray:

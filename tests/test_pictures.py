@@ -12,9 +12,10 @@ from quadrivium import pictures
 from quadrivium.data.mixture import Mixture, MixtureConfig, streams_of
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError
+from quadrivium.inspect import routes_of
 from quadrivium.model import Model, ModelConfig, cells
 from quadrivium.pictures import LETTER, pages, render
-from quadrivium.prepare import prepare
+from quadrivium.prepare import find, prepare
 from quadrivium.sequence import route_of
 from quadrivium.text import TextTokenizer
 from quadrivium.train import RouteTask, TrainConfig
@@ -89,12 +90,14 @@ def drawn(folder, tmp_path_factory):
     return prepare([folder / "text"], tmp_path_factory.mktemp("drawn") / "data", config, progress=False)
 
 
-def test_pages_are_read_and_told_where_it_is_asked_for(drawn):
+def test_pages_are_read_and_told_where_it_is_asked_for(drawn, folder):
     source = next(s for s in drawn.sources if s.rendered)
     other = next(s for s in drawn.sources if not s.rendered)
     assert {s.source.name for s in streams_of(drawn, MixtureConfig(), held=False)} == {other.name}
     mixture = Mixture(drawn, MixtureConfig(rendered=True, positions=400), 0, seed=0, patch=2)
     assert {s.name for s in mixture.streams} == {f"t2t/{other.name}", f"v2t/{source.name}", f"v2v/{source.name}"}
+    looked = {s.name: routes_of(s.items) for s in find([folder / "text"], replace(TINY, render=True))}
+    assert looked == {other.name: ["t2t"], source.name: ["v2t", "v2v"]}
     tokenizer = TextTokenizer.load(drawn.folder / "tokenizers" / "text")
     for item in range(0, len(source), 25):
         words = tokenizer.decode(source.text(item, 0))

@@ -26,8 +26,7 @@ from quadrivium import prepare as preparing
 from quadrivium.data import shards
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, map_shard, read_json, write_atomic, write_json
-from quadrivium.data.sources import IMAGES, TEXTS, VIDEOS, read_clips
-from quadrivium.data.subtitles import SUBTITLES
+from quadrivium.data.sources import IMAGES, SUBTITLES, TEXTS, VIDEOS, read_clips
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer

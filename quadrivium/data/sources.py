@@ -54,6 +54,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")  # the first one present counts
 TEXTS = frozenset({".txt", ".jsonl", ".tsv"})
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 VIDEOS = frozenset({".mp4", ".webm", ".gif", ".mov", ".m4v", ".mkv", ".avi", ".mpg", ".mpeg"})
+SUBTITLES = frozenset({".srt", ".vtt"})
 
 # Decoders are named, so that no file can reach one that runs a program (EPS) or opens other files and addresses (HLS).
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -219,7 +220,7 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
                 texts.append(key)
             elif _kind(file):
                 media.append(key)
-            elif ending not in (".srt", ".vtt"):  # which belong to the videos beside them
+            elif ending not in SUBTITLES:  # which belong to the videos beside them
                 other[ending or "without ending"] += 1
 
     ignored = ", ".join(f"{n} {one_line(ending)}" for ending, n in other.most_common(8))

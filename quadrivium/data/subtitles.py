@@ -6,16 +6,16 @@ keeps that and is read whole.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _brief, _lines, _sound
+from quadrivium.data.sources import SUBTITLES, Item, Limits, ReadOptions, Source, _brief, _lines, _sound
 from quadrivium.errors import DataError
 
-SUBTITLES = frozenset({".srt", ".vtt"})
 _CUE = re.compile(r"\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})\s*-->\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})")
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
@@ -23,8 +23,13 @@ _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 def narrate(source: Source, options: ReadOptions, limits: Limits) -> None:
     """Put narrated clips in the place of every video of a source that has subtitles and no caption."""
     items: list[Item] = []
+    listed: dict[Path, dict[str, list[Path]]] = {}  # every folder once: some hold a hundred thousand videos
     for item in source.items:
-        files = _beside(item.file) if item.kind == "video" and item.file is not None and not item.inside else []
+        files: list[Path] = []
+        if item.kind == "video" and item.file is not None and not item.inside:
+            if item.file.parent not in listed:
+                listed[item.file.parent] = _subtitles(item.file.parent)
+            files = listed[item.file.parent].get(item.file.stem, [])
         if not files or item.texts:
             items.append(item)
             continue
@@ -78,14 +83,11 @@ def _seconds(stamp: str) -> float:
     return total
 
 
-def _beside(video: Path) -> list[Path]:
-    try:
-        return sorted(
-            p
-            for p in video.parent.iterdir()
-            if p.suffix.lower() in SUBTITLES
-            and (p.stem == video.stem or Path(p.stem).stem == video.stem)
-            and not p.is_symlink()
-        )
-    except OSError:
-        return []
+def _subtitles(folder: Path) -> dict[str, list[Path]]:
+    """Files of subtitles in a folder, by the stem of the video that they belong to."""
+    found: dict[str, list[Path]] = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUBTITLES and not p.is_symlink()):
+            for stem in {path.stem, Path(path.stem).stem}:  # talk.srt, talk.en.srt
+                found.setdefault(stem, []).append(path)
+    return found
