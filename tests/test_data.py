@@ -336,6 +336,17 @@ def test_a_damaged_manifest_is_one_clear_error(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("damage", [b"\xf5", b"x"])
+def test_damaged_names_of_items_are_one_clear_error(data, damage):
+    """Found by mutation: names that are no UTF-8, or fewer than there are items."""
+    source = data.sources[0]
+    assert source.key(len(source) - 1).isprintable()
+    for shard in source._shards:
+        shard["keys"] = np.frombuffer(damage, np.uint8)
+    with pytest.raises(RunError, match="names of its items are damaged"):
+        source.key(len(source) - 1)
+
+
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(RunError, match="not found"):
         Dataset(tmp_path / "nowhere")

@@ -264,8 +264,12 @@ class SourceData:
         return shard["codes"][int(ends[i - 1]) if i else 0 : int(ends[i])]
 
     def key(self, item: int) -> str:
+        """Its name. Raises RunError where the names are damaged."""
         shard, i = self._at(item)
-        return bytes(shard["keys"]).decode().split("\n")[i]
+        try:
+            return bytes(shard["keys"]).decode().split("\n")[i]
+        except (UnicodeDecodeError, IndexError):
+            raise RunError(f"{self.name}: the names of its items are damaged; prepare the data again") from None
 
     def _at(self, item: int) -> tuple[dict[str, np.ndarray], int]:
         s = int(np.searchsorted(self.ends, item, side="right"))
