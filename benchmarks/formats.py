@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +152,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=300, help="clips of movingshapes that are read")
     given = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     pages = rows_of(given.data / "storybook")
     clips = grouped(rows_of(given.data / "movingshapes")[: given.clips])
     lives: list[tuple[str, str, str, Callable[[Path, Rows], None], Rows]] = [

@@ -350,8 +350,9 @@ def fuzz_media(root: Path, count: int, seed: int) -> None:
     )
 
 
-def proper(sources: list[Source], home: Path) -> None:
-    """What is listed can be printed and written down, and lies in its folder."""
+def check_listed(sources: list[Source], home: Path, options: ReadOptions) -> None:
+    """What was listed can be shown, written down and told apart, and lies below ``home``."""
+    fingerprint(sources, options)
     for source in sources:
         assert source.name.isprintable()
         assert all(p.item.isprintable() and p.reason.isprintable() for p in source.problems)
@@ -370,14 +371,9 @@ def fuzz_other(root: Path, count: int, seed: int) -> None:
     network = checkpoint.Run(run).model
     row = json.dumps({"file_name": "x.png", "text": ["a", "あ"], "story": {"a": [1, 2]}}).encode()
 
-    def texts(name: str) -> Callable[[Path], Any]:
-        def read(home: Path) -> None:
-            options, limits = ReadOptions(), Limits(row_bytes=1 << 20, document_bytes=1 << 18)
-            sources = scan(home, options, limits)
-            fingerprint(sources, options)
-            proper(sources, home)
-
-        return read
+    def texts(home: Path) -> None:
+        options, limits = ReadOptions(), Limits(row_bytes=1 << 20, document_bytes=1 << 18)
+        check_listed(scan(home, options, limits), home, options)
 
     def whole_data(home: Path) -> None:
         found = Dataset(home)
@@ -407,11 +403,11 @@ def fuzz_other(root: Path, count: int, seed: int) -> None:
 
     optimizers = cli_optimizers(network)
     table: list[tuple[str, str, list[bytes], Callable[[Path], None], Callable[[Path], Any]]] = [
-        ("metadata.jsonl", "metadata.jsonl", [row + b"\n" + row.replace(b"x.png", b"sub/../x.png")], bare, texts("m")),
-        ("metadata.csv", "metadata.csv", [b'file_name,text,story\nx.png,"a ""b"" c\nd",1\n'], bare, texts("c")),
-        ("rows.jsonl", "a.jsonl", [b'{"text": "one", "group": 3}\n{"text": "\\u3042", "text_ja": ["x"]}\n'], bare, texts("j")),
-        ("rows.tsv", "a.tsv", ["text\ttext_ja\na\tあ\n".encode(), b"a\tb\n"], bare, texts("t")),
-        ("text.txt", "a.txt", ["one\n\ntwo\r\n\n三".encode()], bare, texts("x")),
+        ("metadata.jsonl", "metadata.jsonl", [row + b"\n" + row.replace(b"x.png", b"sub/../x.png")], bare, texts),
+        ("metadata.csv", "metadata.csv", [b'file_name,text,story\nx.png,"a ""b"" c\nd",1\n'], bare, texts),
+        ("rows.jsonl", "a.jsonl", [b'{"text": "one", "group": 3}\n{"text": "\\u3042", "text_ja": ["x"]}\n'], bare, texts),
+        ("rows.tsv", "a.tsv", ["text\ttext_ja\na\tあ\n".encode(), b"a\tb\n"], bare, texts),
+        ("text.txt", "a.txt", ["one\n\ntwo\r\n\n三".encode()], bare, texts),
         ("manifest.json", "manifest.json", [(data / "manifest.json").read_bytes()], copied(data), whole_data),
         ("shard", "x.safetensors", [p.read_bytes() for p in (data / "shards").iterdir()], bare, one_shard),
         ("shard of a data folder", f"shards/{shard.name}", [shard.read_bytes()], copied(data), whole_data),
@@ -614,8 +610,7 @@ def fuzz_formats(root: Path, count: int, seed: int) -> None:
     def listed(home: Path, name: str = "") -> None:
         options, limits = ReadOptions(size=16), Limits(row_bytes=1 << 16, document_bytes=1 << 14)
         sources = scan_any(home / name, options, limits)
-        fingerprint(sources, options)
-        proper(sources, home)
+        check_listed(sources, home, options)
         for source in sources:
             assert all(all(len(t.encode()) <= limits.document_bytes for t in i.texts) for i in source.items)
             for item in source.items[:3]:

@@ -103,11 +103,9 @@ def _from_post_init(error: BaseException) -> bool:
 
 
 def _device(name: str) -> str:
-    import torch
+    from quadrivium.dist import device_of
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return device_of(name)
 
 
 def _run(folder: Path, device: str, tuned: bool = True) -> "Run":

@@ -91,6 +91,13 @@ class Ranks:
 ALONE = Ranks()
 
 
+def device_of(name: str) -> str:
+    """The device that is meant: auto is a GPU where there is one, else the processor. Raises ConfigError where the GPU is absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch sees no GPU here; use device cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @contextlib.contextmanager
 def joined(device: str = "cpu") -> Iterator[tuple[Ranks, str]]:
     """The ranks that `torchrun` started, and the device of this one; without `torchrun`, one rank. Raises ConfigError."""

@@ -53,7 +53,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class WebLimits:
-    """What the page allows; raises ConfigError where a value is below 1."""
+    """What the page allows; raises ConfigError where a value is below 1, or beyond all measure."""
 
     upload_bytes: int = 20_000_000  # of one picture or video
     room: int = 500_000_000  # bytes that uploads may take at once, a file counting as 100,000 at least
@@ -63,9 +63,9 @@ class WebLimits:
     connections: int = 256  # requests under way at once
 
     def __post_init__(self) -> None:
-        for name in ("upload_bytes", "room", "keep", "seconds", "waiting", "connections"):
-            if not 1 <= getattr(self, name) < 1 << 40:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)!r}; it has to be at least 1")
+        for name, value in vars(self).items():
+            if not 1 <= value < 1 << 40:
+                raise ConfigError(f"limits.{name} is {value!r}; it has to be at least 1, and below {1 << 40:,}")
 
 
 class Refused(Exception):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
-import torch
 from PIL import Image
 
 from quadrivium import evaluate
@@ -21,6 +20,7 @@ from quadrivium import sequence as seq
 from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run
 from quadrivium.data.sources import _fit
+from quadrivium.dist import device_of
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
 from quadrivium.samples import decode, dream, give, read, write
@@ -51,8 +51,8 @@ class _Options(TypedDict, total=False):
 
 
 def load(folder: str | PathLike[str], device: str = "auto") -> Quadrivium:
-    """Load a folder that `quadrivium train` or `quadrivium export --full` wrote. ``device``: auto takes a GPU where there is one. Raises RunError."""
-    return Quadrivium(Run(Path(folder), device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"))
+    """Load a folder that `quadrivium train` or `quadrivium export --full` wrote. ``device``: auto takes a GPU where there is one. Raises RunError, ConfigError."""
+    return Quadrivium(Run(Path(folder), device_of(device)))
 
 
 def draw(

@@ -28,11 +28,7 @@ _FONTS = (  # Pillow's own font has no Japanese; these are where common systems 
 def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font of ``size`` pixels; for text beyond Latin, one that has its letters where the system keeps one."""
     path = _japanese() if any(ord(c) > 0x24F for c in text) else None
-    return ImageFont.load_default(size) if path is None else _truetype(path, size)
-
-
-def _truetype(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
 def legible(text: str) -> str:
@@ -63,8 +59,8 @@ def _letter(c: str) -> tuple[int, np.ndarray]:
         ImageFont.load_default_imagefont()
     )  # a bitmap: sharp when small
     if ord(c) > 0xFF:
-        path = next((p for p in _FONTS if Path(p).is_file()), None)
-        letters = _truetype(path, height - 1) if path else None
+        path = _japanese()
+        letters = ImageFont.truetype(path, height - 1) if path else None
         absent = letters is not None and bytes(letters.getmask(c)) == bytes(letters.getmask("\uffff"))
         if letters is None or absent:
             raise ValueError(f"no font here has the letter {c}")

@@ -154,8 +154,8 @@ class _Preparation:
         if path.exists():
             before = read_json(path, "a prepared data folder", most=1 << 30)
             if before.get("version") != shards.VERSION or before.get("options") != self.options:
-                old = before.get("options") or {}
-                differ = [k for k in self.options if old.get(k) != self.options[k]]
+                old = before["options"] if isinstance(before.get("options"), dict) else {}
+                differ = [k for k in {**self.options, **old} if old.get(k) != self.options.get(k)]
                 raise RunError(
                     f"{out} was prepared with another {', '.join(differ) or 'version'}; choose another --out or delete it"
                 )

@@ -94,7 +94,7 @@ class _Wandb:
         import wandb
 
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-        kept = [_last_step(f) for f in run.glob(f"wandb/offline-run-*-{name}/*.wandb")]
+        kept = [] if mode == "online" else [_last_step(f) for f in run.glob(f"wandb/offline-run-*-{name}/*.wandb")]
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=name,
@@ -106,7 +106,7 @@ class _Wandb:
             settings=wandb.Settings(console="off", silent=True),
         )
         self.image = wandb.Image
-        self.last = max([self.run.starting_step - 1, *kept]) if mode != "online" else self.run.starting_step - 1
+        self.last = max([self.run.starting_step - 1, *kept])
         if mode == "offline":
             print(f"wandb keeps {name} here for now; send it with: wandb sync {run}/wandb/offline-run-*", file=sys.stderr)
 

@@ -69,9 +69,12 @@ def test_imagining(model):
     assert isinstance(first.caption, str) and not np.array_equal(first.frames, second.frames)
 
 
-def test_what_cannot_be_is_said(model, tmp_path):
+def test_what_cannot_be_is_said(model, run, tmp_path, monkeypatch):
     with pytest.raises(q.RunError, match="not found"):
         q.load(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(q.ConfigError, match="no GPU here"):
+        q.load(run, device="cuda")
     with pytest.raises(q.ConfigError, match="score one thing"):
         model.score(text="a", image=np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(q.ConfigError, match="temperature"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quadrivium import pictures
 from quadrivium.data.mixture import Mixture, MixtureConfig, streams_of
 from quadrivium.data.shards import Dataset
-from quadrivium.errors import ConfigError
+from quadrivium.errors import ConfigError, RunError
 from quadrivium.inspect import routes_of
 from quadrivium.model import Model, ModelConfig, cells
 from quadrivium.pictures import LETTER, pages, render
@@ -110,6 +110,12 @@ def test_pages_are_read_and_told_where_it_is_asked_for(drawn, folder):
     assert route_of(mixture.sequence(held, 0)) == "v2t"
     with pytest.raises(ConfigError, match="pages"):
         MixtureConfig(rendered=True, frames=2)
+
+
+def test_a_folder_with_pages_is_not_gone_on_with_without_them(drawn, folder):
+    config = replace(TINY, read=replace(TINY.read, size=24), visual_train=TrainConfig(steps=5))
+    with pytest.raises(RunError, match="prepared with another render;"):
+        prepare([folder / "text"], drawn.folder, config, progress=False)
 
 
 def test_a_document_and_its_pages_lie_on_one_side_of_the_split(drawn):

@@ -28,7 +28,7 @@ from quadrivium.export import export_full
 from quadrivium.generate import Sampling
 from quadrivium.guard import LOOPBACK, Guard, WebLimits
 from quadrivium.library import draw
-from quadrivium.play import Desk, Full, Left, Overdue, Player, WebConfig, application, colours, examples, pieces
+from quadrivium.play import Desk, Full, Overdue, Player, WebConfig, application, colours, examples, pieces
 from quadrivium.prepare import prepare
 from quadrivium.text import TextTokenizer
 from quadrivium.words import ENGLISH, JAPANESE
@@ -271,7 +271,7 @@ def test_work_that_takes_too_long_ends(run):
     with pytest.raises(Overdue):
         asyncio.run(visit())
     run.model.watch = None
-    assert time.monotonic() - began < 5 and issubclass(Left, Exception)
+    assert time.monotonic() - began < 5
 
 
 # ------------------------------------------------------------------------------------------------------------- guard

@@ -26,7 +26,7 @@ import tomllib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.formats import FORMATS, scan
@@ -36,19 +36,15 @@ from quadrivium.data.sources import Limits, ReadOptions, Source
 from quadrivium.errors import ConfigError, DataError, one_line
 from quadrivium.sequence import ROUTES
 
-Format = Literal["auto", "folder", "tars", "tables", "documents"]
-
 
 @dataclass(frozen=True)
 class Entry:
     """One source of a mixture file."""
 
     path: str
-    format: Format = "auto"
-    weight: float = 1.0  # of every route
-    by_route: tuple[tuple[str, float], ...] = ()  # factors of single routes
-    routes: tuple[str, ...] = ROUTES
-    read: dict[str, Any] | None = None
+    format: str  # auto, or one of FORMATS
+    factors: dict[str, float]  # on its share of each route; 0 where it is not trained on
+    read: dict[str, Any]  # where it is read otherwise than the rest
 
 
 class MixtureFile:
@@ -80,7 +76,7 @@ class MixtureFile:
         found = []
         for name, entry in self.sources.items():
             where = f"{self.path}: sources.{name}"
-            read = from_dict(ReadOptions, {**to_dict(options), **(entry.read or {})}, f"{where}.read")
+            read = from_dict(ReadOptions, {**to_dict(options), **entry.read}, f"{where}.read")
             if read.size != options.size:
                 raise ConfigError(f"{where}.read.size: all sources have frames of one size; give it as --read.size")
             path = Path(entry.path).expanduser()
@@ -111,9 +107,7 @@ class MixtureFile:
                 raise ConfigError(
                     f"{self.path}: sources.{name}: the data has no such source (it has {known}); prepare it from this file"
                 )
-            by_route = dict(entry.by_route)
-            for route in ROUTES:
-                factor = by_route.get(route, entry.weight) if route in entry.routes else 0.0
+            for route, factor in entry.factors.items():
                 factors += [(f"{route}/{n}", factor) for n in mine if factor != 1.0 and f"{route}/{n}" in streams]
         weights = {**dict(default.weights), **self.weights}
         return replace(config, routes=self.routes, weights=tuple(weights.items()), source_weights=tuple(factors))
@@ -127,13 +121,16 @@ class MixtureFile:
         if raw.get("format", "auto") not in ("auto", *FORMATS):
             raise ConfigError(f"{self.path}: {where}.format is {raw['format']!r:.60}; it is one of {', '.join(FORMATS)}")
         weight, read = raw.get("weight", 1.0), raw.get("read", {})
-        by_route = self._numbers(weight, f"{where}.weight") if isinstance(weight, dict) else {}
-        weight = 1.0 if isinstance(weight, dict) else self._number(weight, f"{where}.weight")
+        if isinstance(weight, dict):
+            factors = dict.fromkeys(ROUTES, 1.0) | self._numbers(weight, f"{where}.weight")
+        else:
+            factors = dict.fromkeys(ROUTES, self._number(weight, f"{where}.weight"))
         if not isinstance(read, dict):
             raise ConfigError(f"{self.path}: {where}.read is {read!r:.60}; a table belongs here, such as {{ fps = 8.0 }}")
         self._known(read, tuple(f.name for f in fields(ReadOptions)), f"{where}.read")
         routes = self._routes(raw.get("routes", list(ROUTES)), f"{where}.routes")
-        return Entry(raw["path"], raw.get("format", "auto"), weight, tuple(by_route.items()), routes, read)
+        factors |= {route: 0.0 for route in ROUTES if route not in routes}
+        return Entry(raw["path"], raw.get("format", "auto"), factors, read)
 
     def _known(self, raw: dict[str, Any], keys: Seq[str], where: str) -> None:
         for key in raw:
