@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quadrivium.model import Batch, Cache, Model, Steps
-from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of, text
+from quadrivium.sequence import WANTED, Modality, Sequence, Walk, frames, pack, positions_of, text
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Engine:
                 self.steps[visual] = Steps(model, self.cache, visual)
             return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places))
         row = torch.arange(self.rows, device=ids.device)
-        nothing = {name: row[:0] for name in ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row")}
+        nothing = {name: row[:0] for name in WANTED}
         one = torch.ones_like(row)
         one_each = [row[:, None]]
         batch = Batch(

@@ -158,6 +158,7 @@ class Batch:
     codes_at: Tensor
     codes_want: Tensor
     codes_row: Tensor
+    codes_weight: Tensor
     buckets: list[Tensor]  # each (S', P): grouped indices of whole sequences; padding repeats index 0 at the end of a row
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
     own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see

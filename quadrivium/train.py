@@ -33,10 +33,11 @@ from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
-from quadrivium.dist import ALONE, Ranks, ShardedMuon
+from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, FeedForward, Model, ModelConfig, Project, cells
+from quadrivium.muon import Muon, ShardedMuon
 from quadrivium.sequence import Sequence, apart, pack, route_of
 from quadrivium.text import TextTokenizer
 from quadrivium.tracking import Sheets, Tracking
@@ -146,12 +147,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
     made: checkpoint.Optimizers = {"adamw": torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)}
     if hidden:
         sharded = any(hasattr(p, "placements") for p in parameters.values())
-        made["muon"] = (ShardedMuon if sharded else torch.optim.Muon)(
-            [p for n, p in parameters.items() if n in hidden],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
-        )
+        matrices = [p for n, p in parameters.items() if n in hidden]
+        made["muon"] = (ShardedMuon if sharded else Muon)(matrices, config.lr, config.weight_decay)
     return made
 
 
@@ -223,12 +220,12 @@ class RouteTask:
     def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
-        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. A contrast is added with
-        its weight, and logged in nats.
+        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. Frames with a weight of their
+        own count by it, though not in what is logged. A contrast is added with its weight, and logged in nats.
         """
         data, names, pairs = batch
         text, codes = self.model.nats(data)
-        loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
+        loss = (text.sum() + codes.sum(1) @ data.codes_weight / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
             total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))

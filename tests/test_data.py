@@ -100,9 +100,9 @@ def test_every_sequence_is_of_its_stream_and_costs_what_was_planned(data):
 
 
 def test_what_is_not_shown_has_to_be_foreseen(data):
-    """A share of t2v leaves the first frame out of what is wanted, a share of v2t shows nothing else; held-out clips are whole."""
-    mixed = mixture(data, foresee=0.5)
-    for route, fewer in (("t2v", (3, 2)), ("v2t", (3, 1))):
+    """A share of t2v wants the last frame alone, a share of v2t shows the first one alone; held-out clips are whole."""
+    mixed = mixture(data, foresee=0.5, foresight=8.0)
+    for route, fewer in (("t2v", (3, 1)), ("v2t", (3, 1))):
         stream = next(s for s in mixed.streams if s.name == f"{route}/clip")
         counts = []
         for unit in range(len(stream.unit)):
@@ -111,7 +111,8 @@ def test_what_is_not_shown_has_to_be_foreseen(data):
             counts.append(len(clip.data))
             kept = whole.data[clip.skip :] if route == "t2v" else whole.data[: len(clip.data)]
             assert np.array_equal(clip.data, kept)
-            assert clip.skip == (route == "t2v" and len(clip.data) == 2)
+            alone = route == "t2v" and len(clip.data) == 1
+            assert clip.skip == 2 * alone and clip.weight == (8.0 if alone else 1.0)
         assert set(counts) == set(fewer)
     held = mixed.held["t2v/clip"]
     assert all(len(mixed.sequence(held, u)[1].data) == 3 for u in range(len(held.unit)))

@@ -19,9 +19,10 @@ from quadrivium import checkpoint
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.model import ContrastConfig, Model, ModelConfig
+from quadrivium.model import Batch, ContrastConfig, Model, ModelConfig
+from quadrivium.muon import Muon
 from quadrivium.prepare import prepare
-from quadrivium.sequence import ROUTES
+from quadrivium.sequence import ROUTES, frames, pack, route_of, text
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
 from tests.conftest import TINY
 
@@ -114,12 +115,51 @@ def test_a_route_removed_leaves_the_losses_of_the_others(data, removed, sharing)
         assert {k: v for k, v in a.items() if k != removed} == pytest.approx(b, rel=1e-5)
 
 
+def test_frames_with_a_weight_count_by_it_in_the_loss_and_by_one_in_the_log(data):
+    learner = task(data)
+    clip, ids = np.arange(48).reshape(3, 2, 2, 4), [0, 5, 9, 0]
+    plain, far = ((text(ids), frames(clip[-1:], wanted=True, skip=2, weight=w)) for w in (1.0, 8.0))
+    other = (frames(clip), text(ids, wanted=True))
+
+    def cost(sequences):
+        loss, log = learner.loss((Batch.of(pack(sequences)), [route_of(s) for s in sequences], None))
+        return loss.item(), log
+
+    (one, log_one), (eight, log_eight) = cost([plain, other]), cost([far, other])
+    alone, wanted = cost([plain])[0], 4 + 3  # cells and ids; alone is a mean over the cells
+    assert eight - one == pytest.approx(7 * 4 * alone / wanted, rel=1e-5)
+    assert log_one == log_eight
+
+
 @pytest.mark.parametrize(("optimizer", "sharing"), [("adamw", "all"), ("muon", "all"), ("adamw", "cross")])
 def test_every_route_learns(data, tmp_path, optimizer, sharing):
     learner = task(data, sharing=sharing)
     before = learner.evaluate()
     after = fit(learner, TrainConfig(steps=60, lr=5e-3, optimizer=optimizer, warmup=5), tmp_path, progress=False)["held"]
     assert set(after) == set(ROUTES) and all(after[r] < 0.9 * before[r] for r in ROUTES), (before, after)
+
+
+def test_muon_steps_as_torch_does_whatever_is_taken_together(monkeypatch):
+    drawn = torch.Generator().manual_seed(0)
+    first = [torch.randn(shape, generator=drawn) for shape in ((96, 40), (40, 96), (96, 40), (8, 8))]
+
+    def trained(make) -> list[torch.Tensor]:
+        noise, moved = torch.Generator().manual_seed(1), [w.clone().requires_grad_() for w in first]
+        optimizer = make(moved)
+        for _ in range(10):
+            for w in moved[:3]:  # the last one gets no gradient
+                w.grad = torch.randn(w.shape, generator=noise)
+            optimizer.step()
+        return moved
+
+    ours = trained(lambda moved: Muon(moved, 1e-2, 0.1))
+    twin = trained(lambda moved: torch.optim.Muon(moved, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    for start, a, b in zip(first, ours, twin, strict=True):
+        assert (a - b).norm() <= 0.03 * (b - start).norm()  # torch rounds to bf16
+    assert torch.equal(ours[3], first[3])
+    monkeypatch.setattr("quadrivium.muon.TOGETHER", 1)
+    for a, b in zip(ours, trained(lambda moved: Muon(moved, 1e-2, 0.1)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_text_without_a_single_frame_trains(folder, tmp_path):

@@ -35,9 +35,12 @@ class MixtureConfig:
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
-    # Share of captioned clips of which t2v wants only what follows the first frame, and v2t shows only that frame. Left out
-    # frames count as read, so that an epoch stays an epoch.
+    # Share of captioned clips of which t2v wants the last frame alone, and v2t shows the first one alone. Left out frames count as
+    # read, so that an epoch stays an epoch.
     foresee: float = 0.0
+    foresight: float = (
+        1.0  # weight of a last frame that is so wanted from words alone; what happens is a few codes of its hundreds
+    )
     rendered: bool = False  # pages that `prepare --render` drew of documents are read too (v2v) and told what they say (v2t)
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
     text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
@@ -56,6 +59,8 @@ class MixtureConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
         if not 0 <= self.foresee <= 1:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
+        if not 0 < self.foresight < float("inf"):
+            raise ConfigError(f"foresight is {self.foresight}; it is a weight above 0")
         if self.frames == 1:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         if not 0 < self.text <= 1:
@@ -271,8 +276,10 @@ class Mixture:
         caption = self._enclose(source.text(item, part))[: self.config.context + 1]
         # Names have to carry what happens where the frame that shows who is meant is left out.
         ahead = rng is not None and len(clip) > 1 and self.config.foresee > 0 and rng.random() < self.config.foresee
+        if stream.route == "t2v" and ahead:
+            return (text(caption), frames(clip[-1:], wanted=True, skip=len(clip) - 1, weight=self.config.foresight))
         if stream.route == "t2v":
-            return (text(caption), frames(clip[ahead:], wanted=True, skip=int(ahead)))
+            return (text(caption), frames(clip, wanted=True))
         if stream.route == "v2t":
             return (frames(clip[:1] if ahead else clip), text(caption, wanted=True))
         return (text(caption), *shown, frames(clip[cut:], wanted=True))
