@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -391,19 +392,27 @@ class _Preparation:
         return entry
 
     def _encode(self, source: Source, text: TextTokenizer, visual: VisualTokenizer | None) -> dict[str, Any]:
-        entry = self._entry(source)
+        entry, last, due = self._entry(source), len(self._chunks(source)) - 1, 0.0
+        bad = sum(len(s.problems) for s in self.sources)
+        bad += sum(len(e["problems"]) for s in self.manifest["sources"] for e in s["shards"])
         with tqdm(total=len(source.items), desc=source.name, unit="item", disable=not self.progress) as bar:
-            for number in range(len(self._chunks(source))):
+            for number in range(last + 1):
                 kept = self._written(source, number)
                 if kept is None:
                     kept = self._write(source, number, text, visual, bar)
                 else:
                     bar.update(kept["count"])
                 entry["shards"].append(kept)
-                bad = [p for s in (*self.manifest["sources"], entry) for e in s["shards"] for p in e["problems"]]
-                current = {**self.manifest, "sources": [*self.manifest["sources"], entry, *self._later(source)]}
-                write_json(self.out / MANIFEST, current)
-                self._check_bad(len(bad) + sum(len(s.problems) for s in self.sources))
+                bad += len(kept["problems"])
+                refused = self._too_many(bad)
+                # The manifest grows with the shards: written after each, it would cost their number squared.
+                if refused or number == last or time.monotonic() > due:
+                    began = time.monotonic()
+                    current = {**self.manifest, "sources": [*self.manifest["sources"], entry, *self._later(source)]}
+                    write_json(self.out / MANIFEST, current)
+                    due = time.monotonic() + 20 * (time.monotonic() - began)
+                if refused:
+                    self._check_bad(bad)
         return entry
 
     def _later(self, source: Source) -> list[dict[str, Any]]:
@@ -445,8 +454,11 @@ class _Preparation:
 
     # --- the end ---
 
+    def _too_many(self, bad: int) -> bool:
+        return bad > self.config.max_bad * self.total
+
     def _check_bad(self, bad: int) -> None:
-        if bad > self.config.max_bad * self.total:
+        if self._too_many(bad):
             self._skipped()
             raise DataError(
                 f"{bad} of {self.total} items cannot be used, more than {self.config.max_bad:.0%}; "
