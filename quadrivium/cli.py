@@ -605,6 +605,7 @@ def _experiment() -> Callable[..., Any]:
         seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
         results: Path | None = None,
         workers: int = 0,
+        small: bool = False,
         config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = ExperimentConfig(),
     ) -> None:
         """The experiment on the chain-reaction world: arms x seeds, then one table.
@@ -614,14 +615,17 @@ def _experiment() -> Callable[..., Any]:
 
         Args:
             out: folder for worlds, shards and runs.
-            arms: what is compared: text, text-equal, captions, four, distil, oracle, no-t2t, no-t2v, no-v2t, no-v2v.
+            arms: what is compared: text, text-equal, captions, four, four-more, distil, oracle, no-t2t, no-t2v, no-v2t, no-v2v.
             seeds: a world, its kinds and first weights each.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.
+            small: at the size of the demo, a fifth of the work; every other option of size then stands as it is.
         """
         from quadrivium import experiment as run
 
-        print(run.table(run.run_experiment(out, config, seeds, arms, results, workers)))
+        if small and config != ExperimentConfig():
+            raise ConfigError("--small sets the size; leave it away, or the options that set what a cell is")
+        print(run.table(run.run_experiment(out, run.small() if small else config, seeds, arms, results, workers)))
         print(f"cells: {results or out / 'results'}; table as JSON: {out / 'results.json'}")
 
     return experiment

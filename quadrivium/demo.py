@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset
 from quadrivium.data.world import contact_sheet, world_config
 from quadrivium.errors import RunError
-from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, table
+from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, small, table
 from quadrivium.pictures import Cell, save_gif, sheet
 from quadrivium.samples import decode, write_samples
 from quadrivium.train import threads
@@ -26,24 +26,11 @@ from quadrivium.train import threads
 ARMS = ("four", "captions", "text", "distil")  # the longest first: the others run beside it
 
 
-def small(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment at the size of a few minutes: a smaller world, fewer steps, fewer questions."""
-    return replace(
-        config,
-        world=replace(config.world, clips=3000, told=2000, stills=4000, narrations=3000),
-        prepare=replace(config.prepare, visual_train=replace(config.prepare.visual_train, steps=5000)),
-        train=replace(config.train, steps=1100),
-        distil_train=replace(config.distil_train, steps=200),
-        distil=replace(config.distil, limit=100),
-        each=1,
-    )
-
-
 @dataclass(frozen=True)
 class DemoConfig:
     """What the demo runs. Tests shrink it; nothing else differs."""
 
-    experiment: ExperimentConfig = field(default_factory=lambda: small(ExperimentConfig()))
+    experiment: ExperimentConfig = field(default_factory=small)
     samples: int = 6  # of each route
     imagined: int = 5  # situations that were only ever seen, imagined beside what the simulator does
 

@@ -111,6 +111,24 @@ class ExperimentConfig:
     primary: str = "seen facts, direct: four minus captions, paired by seed"
 
 
+def small() -> ExperimentConfig:
+    """The experiment at the size of the demo: fewer kinds, three devices, one language, and what it takes to learn these."""
+    full = ExperimentConfig()
+    world = replace(
+        full.world, kinds=24, shares=(0.17, 0.33, 0.33, 0.17), devices=("ramp", "seesaw", "table"), languages=("en",), clips=3500,
+        told=2500, stills=3500, narrations=2500,
+    )  # fmt: skip
+    return replace(
+        full,
+        world=world,
+        prepare=replace(full.prepare, visual_train=replace(full.prepare.visual_train, steps=3000)),
+        train=replace(full.train, steps=1800),
+        distil_train=replace(full.distil_train, steps=400),
+        each=4,
+        looked=2,
+    )
+
+
 def run_experiment(
     out: Path,
     config: ExperimentConfig | None = None,

@@ -35,8 +35,7 @@ class MixtureConfig:
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
-    # Share of captioned clips of which t2v wants the last frame alone, and v2t shows the first one alone. Left out frames count as
-    # read, so that an epoch stays an epoch.
+    # Share of captioned clips of which t2v wants the last frame alone. Left out frames count as read, so that an epoch stays an epoch.
     foresee: float = 0.0
     foresight: float = (
         1.0  # weight of a last frame that is so wanted from words alone; what happens is a few codes of its hundreds
@@ -274,14 +273,13 @@ class Mixture:
         if stream.route == "v2v":
             return (*shown, frames(clip[cut:], wanted=True))
         caption = self._enclose(source.text(item, part))[: self.config.context + 1]
-        # Names have to carry what happens where the frame that shows who is meant is left out.
         ahead = rng is not None and len(clip) > 1 and self.config.foresee > 0 and rng.random() < self.config.foresee
-        if stream.route == "t2v" and ahead:
+        if stream.route == "t2v" and ahead:  # names have to carry what happens where no frame shows who is meant
             return (text(caption), frames(clip[-1:], wanted=True, skip=len(clip) - 1, weight=self.config.foresight))
         if stream.route == "t2v":
             return (text(caption), frames(clip, wanted=True))
         if stream.route == "v2t":
-            return (frames(clip[:1] if ahead else clip), text(caption, wanted=True))
+            return (frames(clip), text(caption, wanted=True))
         return (text(caption), *shown, frames(clip[cut:], wanted=True))
 
     def _frames(self, stream: Stream, item: int) -> np.ndarray:
