@@ -50,6 +50,21 @@ def test_every_form_about_what_happens_is_seen_by_the_audit(tongue: words.Langua
 
 
 @pytest.mark.parametrize("tongue", words.LANGUAGES)
+def test_what_leads_up_to_an_outcome_tells_none_and_hides_none(tongue: words.Language) -> None:
+    rng = Random(0)
+    for spec in SPECS:
+        for template in words.TEMPLATES:
+            for _ in range(20):
+                lead = words.question(template, spec, A, B, rng, tongue)
+                assert not words.outcome_words(words.without_leads(lead)), lead
+                for what in DEVICES[spec.device]:
+                    told = lead + words.outcome(spec.device, what, A, B, rng, tongue, spec.mirror)
+                    assert words.outcome_words(words.without_leads(told)), told
+    for told in ("Down slides the heavy zopeka, and hits the mirudo.", "重いゾペカが坂を滑りおりてミルドにぶつかる。"):
+        assert words.outcome_words(words.without_leads(told)), told
+
+
+@pytest.mark.parametrize("tongue", words.LANGUAGES)
 def test_tables_cover_every_device_outcome_and_finish(tongue: words.Language) -> None:
     for device, outcomes in DEVICES.items():
         assert set(words.OUTCOMES[tongue][device]) == set(outcomes)

@@ -133,6 +133,19 @@ def test_audit_counts_what_it_should(tiny: Path) -> None:
     assert min(audit["mentions"][group] for group in ("read", "seen", "both")) > 20
 
 
+def test_captions_that_lead_up_to_the_outcome_pass_the_audit_and_change_nothing_else(tmp_path: Path) -> None:
+    few = replace(TINY, clips=30, told=4, stills=4, narrations=4)
+    for name, leads in (("opening", 0.0), ("lead", 1.0)):
+        world.write_world(replace(few, leads=leads), tmp_path / name, progress=False)
+    plain, led = ([row["text"] for row in rows(tmp_path / name, "clips")] for name in ("opening", "lead"))
+    assert not any(a == b for a, b in zip(plain, led, strict=True))
+    assert all(outcome_words(text) == [] for text in plain) and any(outcome_words(text) for text in led)
+    assert world.audit_world(tmp_path / "lead")["co_occurrences"] == 0
+    for path in (tmp_path / "opening").rglob("*"):
+        if path.is_file() and path.name != "world.json" and path.parent.name != "clips":
+            assert (tmp_path / "lead" / path.relative_to(tmp_path / "opening")).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("group", ["seen", "neither"])
 @pytest.mark.parametrize("where", ["clips/metadata.jsonl", "text/english.txt", "text/japanese.txt", "notes/new.txt"])
 def test_a_planted_leak_is_found(tiny: Path, tmp_path: Path, group: str, where: str) -> None:

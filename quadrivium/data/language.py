@@ -368,6 +368,33 @@ def outcome_words(text: str) -> list[str]:
     return [match.group() for language in LANGUAGES for match in OUTCOME_WORDS[language].finditer(text)]
 
 
+@lru_cache(maxsize=2)
+def _leads(language: Language) -> re.Pattern[str]:
+    """What is set off, asked or ordered, in every form, about any two names: each is said whatever comes of it."""
+    forms = [form for by_device in ACTIONS[language].values() for form in by_device]
+    forms += [form.replace("{then}", "") for by_device in KNOWLEDGE[language].values() for form in by_device]
+    name = r"(?:(?:a|another|the) )?[a-z]+" if language == "en" else "[ァ-ヴー]+"
+
+    def part(form: str) -> str:
+        pieces = _CHOICE.split(form.rstrip())
+        return "".join(f"(?:{'|'.join(map(slots, p.split('|')))})" if i % 2 else slots(p) for i, p in enumerate(pieces))
+
+    def slots(text: str) -> str:
+        return re.sub(
+            r"\\\{(\w+)\\\}", lambda m: "(?:left|right|左|右)" if m[1] in ("left", "right") else name, re.escape(text)
+        )
+
+    # Longest first: one form may begin like another.
+    return re.compile("|".join(part(form) for form in sorted(forms, key=len, reverse=True)), re.IGNORECASE)
+
+
+def without_leads(text: str) -> str:
+    """``text`` without what is only set off: it has words of movement in it and tells no outcome."""
+    for language in LANGUAGES:
+        text = _leads(language).sub(" ", text)
+    return text
+
+
 # What a bystander calls the two pieces who does not know their names.
 _ROLES: dict[Language, dict[str, tuple[str, str]]] = {
     "en": {
@@ -495,6 +522,9 @@ def knowledge(device: str, what: str, first: Kind, second: Kind, rng: Random, la
     """What happens whenever ``first`` meets ``second`` in ``device``: a statement, or a question and its answer."""
     told = outcome(device, what, first, second, rng, language, mirror)
     return _fill(rng.choice(KNOWLEDGE[language][device]), rng, language, first, second, mirror, then=told)
+
+
+TEMPLATES = ("statement", "question", "instruction", "story", "action")  # how words lead up to an outcome
 
 
 def question(template: str, spec: MachineSpec, first: Kind, second: Kind, rng: Random, language: Language) -> str:

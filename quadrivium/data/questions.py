@@ -20,13 +20,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quadrivium.data import language as words
-from quadrivium.data.language import LANGUAGES, Language
+from quadrivium.data.language import LANGUAGES, TEMPLATES, Language
 from quadrivium.data.machine import DEVICES, Kind, MachineSpec
 from quadrivium.data.world import WorldConfig, facts, group_of, make_kinds, stream
 from quadrivium.errors import ConfigError
-
-# How the words lead up to the outcome, see language.question.
-TEMPLATES = ("statement", "question", "instruction", "story", "action")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class WorldConfig:
     clips: int = 2000
     clip_mix: tuple[float, float, float] = (0.5, 0.3, 0.2)  # clips of two seen kinds, of two both kinds, of one each
     narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
+    leads: float = (
+        0.0  # share of these captions that lead up to the outcome instead: what is set off, a question, an instruction
+    )
     told: int = 1000
     nameless: float = 0.5  # share of told clips whose account names nobody, so that it can only be known by looking
     stills: int = 1500
@@ -106,7 +109,7 @@ class WorldConfig:
         need(6 <= self.frames <= 12, f"frames must be 6 to 12, not {self.frames}")
         need(16 <= self.size <= 512 and self.size % 16 == 0, f"size must be a multiple of 16 from 16 to 512, not {self.size}")
         need(min(self.clips, self.told, self.stills, self.narrations) >= 0, "counts must not be negative")
-        for name in ("portraits", "knowledge", "nameless", "jitter", "variation"):
+        for name in ("portraits", "knowledge", "nameless", "jitter", "variation", "leads"):
             need(0 <= getattr(self, name) <= 1, f"{name} lies between 0 and 1, it is not {getattr(self, name)}")
         need(self.processes >= 1, "processes must be at least 1")
 
@@ -314,8 +317,12 @@ def _make_clip(config: WorldConfig, part: str, index: int, folder: Path) -> dict
         if part == "told":
             named = rng.random() >= config.nameless
             texts[tongue] = words.account(scene, first if named else None, second if named else None, rng, tongue)
+        elif not config.narrated:
+            texts[tongue] = ""
+        elif config.leads and rng.random() < config.leads:
+            texts[tongue] = words.question(rng.choice(words.TEMPLATES), spec, first, second, rng, tongue).rstrip()
         else:
-            texts[tongue] = words.opening(spec, first, second, rng, tongue) if config.narrated else ""
+            texts[tongue] = words.opening(spec, first, second, rng, tongue)
     return _row(config, name, spec, texts)
 
 
@@ -402,7 +409,7 @@ def audit_texts(texts: Iterable[tuple[str, str]], kinds: Sequence[Kind]) -> dict
     result: dict = {"texts": 0, "outcome_texts": 0, "mentions": dict.fromkeys(GROUPS, 0), "co_occurrences": 0, "examples": []}
     for where, text in texts:
         found = {match.lower() for match in name.findall(text)}
-        told = words.outcome_words(text)
+        told = words.outcome_words(words.without_leads(text))
         result["texts"] += 1
         result["outcome_texts"] += bool(told)
         for one in found:
