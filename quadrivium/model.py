@@ -159,6 +159,8 @@ class Batch:
     codes_want: Tensor
     codes_row: Tensor
     codes_weight: Tensor
+    ahead_at: Tensor
+    ahead_want: Tensor
     buckets: list[Tensor]  # each (S', P): grouped indices of whole sequences; padding repeats index 0 at the end of a row
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
     own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see
@@ -691,14 +693,18 @@ class Model(nn.Module):
         if len(text):
             parts.append(self.embed_text(text))
         if len(codes):
-            row = torch.div(slots, c.columns, rounding_mode="floor")
-            where = self.embed_row(row) + self.embed_column(slots % c.columns)
+            where = self.where(slots)
             shift = 1 + c.codes * torch.arange(codes.shape[1], device=where.device)
             cell = torch.where(codes < 0, 0, codes + shift)  # (Nv, J)
             # The begin mark stands in every place of its cell: count it once.
             share = torch.where(codes[:, :1] < 0, 1 / cell.shape[1], 1.0).type_as(where)
             parts.append(self.embed_codes(cell).sum(1) * share + where)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def where(self, slots: Tensor) -> Tensor:
+        """How many cells of a frame are known -> what says where the next one belongs. (...,) -> (..., D)"""
+        columns = self.config.columns
+        return self.embed_row(torch.div(slots, columns, rounding_mode="floor")) + self.embed_column(slots % columns)
 
     def rotary(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """places (N, 3) -> cos and sin, each (N, 1, K / 2): frequency i turns with axis i mod 3."""
@@ -724,9 +730,12 @@ class Model(nn.Module):
         """The last of `code_logits`, (W, C), without computing the others."""
         return self.head_codes.out(self.head_codes.states(hidden, known, last=True)[:, 0])
 
-    def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else."""
-        hidden = self(batch)
+    def nats(self, batch: Batch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else.
+
+        ``hidden``: what `forward` gave for this batch, where that is known.
+        """
+        hidden = self(batch) if hidden is None else hidden
         n_text = len(batch.text)
         text, codes = hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(batch.codes_want.shape, dtype=torch.float32)
         if len(batch.text_at):
@@ -736,6 +745,18 @@ class Model(nn.Module):
             states = self.head_codes.states(hidden.index_select(0, n_text + batch.codes_at), batch.codes_want[:, :-1])
             codes = cross_entropy(states.flatten(0, 1), self.head_codes.out.weight, batch.codes_want.flatten()).view_as(codes)
         return text, codes
+
+    def foretold(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Cost in nats (A, RC, J) of frames that the state of a single text position has to foretell, every cell from that state.
+
+        No position of the frame is computed: what happens then has to be worked out where the text is, in weights and states that
+        plain text is continued from. ``hidden``: what `forward` gave for this batch.
+        """
+        count, codes = batch.ahead_want.shape[1], batch.ahead_want.flatten(0, 1)
+        slots = torch.arange(count, device=hidden.device)
+        states = (hidden.index_select(0, batch.ahead_at)[:, None] + self.where(slots)).flatten(0, 1)  # (A * RC, D)
+        states = self.head_codes.states(states, codes[:, :-1]).flatten(0, 1)
+        return cross_entropy(states, self.head_codes.out.weight, codes.flatten()).view_as(batch.ahead_want)
 
     def pooled(self, batch: Batch) -> Tensor:
         """The mean of each sequence's normalised states at the layer of ``contrast``: (S, D), fp32."""

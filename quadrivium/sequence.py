@@ -31,7 +31,8 @@ LETTER: dict[Modality, str] = {"text": "t", "frames": "v"}
 ROUTES = ("t2t", "t2v", "v2t", "v2v", "tv2v")  # what `prepare` can feed; `route_of` names any other mixture by its parts
 MAIN_ROUTES = ROUTES[:4]
 # Arrays of `pack` that say what is wanted, of each modality: where, what, of which sequence; of frames, with which weight.
-WANTED = ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row", "codes_weight")
+WANTED = ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row", "codes_weight",
+          "ahead_at", "ahead_want")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Segment:
     wanted: bool
     skip: int = 0  # frames of the clip that come before these and are left out; they keep their place in time
     weight: float = 1.0  # of these frames in the training loss
+    ahead: np.ndarray | None = None  # of a text: cells (R, C, G) of a frame that the state of its last position has to foretell
 
     def __post_init__(self) -> None:
         if self.modality == "text":
@@ -63,9 +65,9 @@ class Segment:
 Sequence = tuple[Segment, ...]
 
 
-def text(ids: Iterable[int] | np.ndarray, wanted: bool = False) -> Segment:
+def text(ids: Iterable[int] | np.ndarray, wanted: bool = False, ahead: np.ndarray | None = None) -> Segment:
     """Text ids as a segment; see the head of this file for what the first and the last id mean."""
-    return Segment("text", np.asarray(ids, dtype=np.int64), wanted)
+    return Segment("text", np.asarray(ids, dtype=np.int64), wanted, ahead=ahead)
 
 
 def frames(codes: np.ndarray, wanted: bool = False, skip: int = 0, weight: float = 1.0) -> Segment:
@@ -167,6 +169,7 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
         codes_at, codes_want, codes_row   (Wv,)  likewise for visual positions, ``codes_want`` (Wv, G);
                                                  ``codes_at`` counts from 0 within Nv
         codes_weight    (Wv,)    of each such cell in the training loss, float32
+        ahead_at, ahead_want              (A,), (A, RC, G) text positions that foretell a frame, and its cells
     """
     ids: list[np.ndarray] = []
     codes: list[np.ndarray] = []
@@ -188,6 +191,9 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
                     want["text_at"].append(np.arange(n_text, n_text + n))
                     want["text_want"].append(segment.data[1:])
                     want["text_row"].append(np.full(n, row))
+                if segment.ahead is not None:
+                    want["ahead_at"].append(np.array([n_text + n - 1]))
+                    want["ahead_want"].append(segment.ahead.reshape(1, -1, segment.ahead.shape[-1]))
                 n_text += n
             else:
                 f, r, c, g = segment.data.shape
@@ -213,7 +219,8 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
     def join(parts: list[np.ndarray], shape: tuple[int, ...] = (0,), kind: type = np.int64) -> np.ndarray:
         return np.concatenate(parts).astype(kind) if parts else np.zeros(shape, kind)
 
-    none = {"codes_want": (0, codes[0].shape[1] if codes else 1)}
+    cell = codes[0].shape[1] if codes else 1
+    none = {"codes_want": (0, cell), "ahead_want": (0, 0, cell)}
     kinds = {"codes_weight": np.float32}
     textual = np.concatenate(is_text) if is_text else np.zeros(0, bool)
     order = np.empty(n_text + n_codes, np.int64)

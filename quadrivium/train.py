@@ -221,10 +221,12 @@ class RouteTask:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
         By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. Frames with a weight of their
-        own count by it, though not in what is logged. A contrast is added with its weight, and logged in nats.
+        own count by it, though not in what is logged. What captions foretell is added with its weight, a cell as a position, and
+        logged in bits a frame; a contrast likewise, in nats.
         """
         data, names, pairs = batch
-        text, codes = self.model.nats(data)
+        hidden = self.model(data)
+        text, codes = self.model.nats(data, hidden)
         loss = (text.sum() + codes.sum(1) @ data.codes_weight / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
             total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
@@ -237,6 +239,10 @@ class RouteTask:
         for route in sorted({s.route for s in self.mixture.streams}):
             rows = [i for i, name in enumerate(names) if name == route]
             log[route] = sum(cost[i] for i in rows), sum(size[i] for i in rows)
+        if self.mixture.config.ahead:
+            ahead = self.model.foretold(data, hidden) if len(data.ahead_at) else codes.new_zeros(0, 1, 1)
+            loss = loss + self.mixture.config.ahead * ahead.sum() / ahead.shape[2] / max(len(text) + len(codes), 1)
+            log["ahead"] = ahead.sum().item() / math.log(2), float(len(ahead))
         if pairs is not None:
             contrast = self.model.contrast(pairs.batch, pairs.same)
             loss = loss + self.model.config.contrast.weight * contrast

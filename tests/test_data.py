@@ -115,6 +115,21 @@ def test_what_is_not_shown_has_to_be_foreseen(data):
     assert all(len(mixed.sequence(held, u)[1].data) == 3 for u in range(len(held.unit)))
 
 
+def test_captions_of_clips_foretell_the_last_frame_where_that_is_asked_for(data):
+    mixed, plain = mixture(data, ahead=4.0), mixture(data)
+    for stream in mixed.streams:
+        for unit in range(len(stream.unit)):
+            sequence = mixed.sequence(stream, unit, np.random.default_rng(unit))
+            ahead = [s.ahead for s in sequence if s.ahead is not None]
+            assert len(ahead) == (stream.name == "t2v/clip")
+            if ahead:
+                assert np.array_equal(ahead[0], sequence[-1].data[-1])
+    stream = next(s for s in plain.streams if s.name == "t2v/clip")
+    assert plain.sequence(stream, 0, np.random.default_rng(0))[0].ahead is None
+    held = mixed.held["t2v/clip"]
+    assert all(mixed.sequence(held, u)[0].ahead is None for u in range(len(held.unit)))
+
+
 def test_documents_are_cut_into_windows_that_predict_every_id_once(data):
     mixed = mixture(data)
     stream = next(s for s in mixed.streams if s.route == "t2t")

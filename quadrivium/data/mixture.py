@@ -40,6 +40,9 @@ class MixtureConfig:
     foresight: float = (
         1.0  # weight of a last frame that is so wanted from words alone; what happens is a few codes of its hundreds
     )
+    # Weight of a further objective of t2v on clips: the state of the caption's last word alone foretells the last frame, so that what
+    # happens is worked out where text is.
+    ahead: float = 0.0
     rendered: bool = False  # pages that `prepare --render` drew of documents are read too (v2v) and told what they say (v2t)
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
     text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
@@ -60,6 +63,8 @@ class MixtureConfig:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
         if not 0 < self.foresight < float("inf"):
             raise ConfigError(f"foresight is {self.foresight}; it is a weight above 0")
+        if not 0 <= self.ahead < float("inf"):
+            raise ConfigError(f"ahead is {self.ahead}; it is a weight, and not negative")
         if self.frames == 1:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         if not 0 < self.text <= 1:
@@ -273,11 +278,12 @@ class Mixture:
         if stream.route == "v2v":
             return (*shown, frames(clip[cut:], wanted=True))
         caption = self._enclose(source.text(item, part))[: self.config.context + 1]
+        told = text(caption, ahead=clip[-1] if rng is not None and self.config.ahead and len(clip) > 1 else None)
         ahead = rng is not None and len(clip) > 1 and self.config.foresee > 0 and rng.random() < self.config.foresee
         if stream.route == "t2v" and ahead:  # names have to carry what happens where no frame shows who is meant
-            return (text(caption), frames(clip[-1:], wanted=True, skip=len(clip) - 1, weight=self.config.foresight))
+            return (told, frames(clip[-1:], wanted=True, skip=len(clip) - 1, weight=self.config.foresight))
         if stream.route == "t2v":
-            return (text(caption), frames(clip, wanted=True))
+            return (told, frames(clip, wanted=True))
         if stream.route == "v2t":
             return (frames(clip), text(caption, wanted=True))
         return (text(caption), *shown, frames(clip[cut:], wanted=True))
