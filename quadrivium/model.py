@@ -158,7 +158,6 @@ class Batch:
     codes_at: Tensor
     codes_want: Tensor
     codes_row: Tensor
-    codes_weight: Tensor
     ahead_at: Tensor
     ahead_want: Tensor
     buckets: list[Tensor]  # each (S', P): grouped indices of whole sequences; padding repeats index 0 at the end of a row

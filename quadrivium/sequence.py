@@ -30,9 +30,8 @@ Modality = Literal["text", "frames"]
 LETTER: dict[Modality, str] = {"text": "t", "frames": "v"}
 ROUTES = ("t2t", "t2v", "v2t", "v2v", "tv2v")  # what `prepare` can feed; `route_of` names any other mixture by its parts
 MAIN_ROUTES = ROUTES[:4]
-# Arrays of `pack` that say what is wanted, of each modality: where, what, of which sequence; of frames, with which weight.
-WANTED = ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row", "codes_weight",
-          "ahead_at", "ahead_want")  # fmt: skip
+# Arrays of `pack` that say what is wanted, of each modality: where, what, of which sequence; and what is foretold, from where.
+WANTED = ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row", "ahead_at", "ahead_want")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,6 @@ class Segment:
     data: np.ndarray
     wanted: bool
     skip: int = 0  # frames of the clip that come before these and are left out; they keep their place in time
-    weight: float = 1.0  # of these frames in the training loss
     ahead: np.ndarray | None = None  # of a text: cells (R, C, G) of a frame that the state of its last position has to foretell
 
     def __post_init__(self) -> None:
@@ -70,9 +68,9 @@ def text(ids: Iterable[int] | np.ndarray, wanted: bool = False, ahead: np.ndarra
     return Segment("text", np.asarray(ids, dtype=np.int64), wanted, ahead=ahead)
 
 
-def frames(codes: np.ndarray, wanted: bool = False, skip: int = 0, weight: float = 1.0) -> Segment:
+def frames(codes: np.ndarray, wanted: bool = False, skip: int = 0) -> Segment:
     """Codes (F, R, C, G) as a segment; the clip's first ``skip`` frames are not in it."""
-    return Segment("frames", np.asarray(codes, dtype=np.int64), wanted, skip, weight)
+    return Segment("frames", np.asarray(codes, dtype=np.int64), wanted, skip)
 
 
 def group(codes: np.ndarray, patch: int) -> np.ndarray:
@@ -168,7 +166,6 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
         text_at, text_want, text_row      (Wt,)  text positions with a prediction, the id wanted, the sequence
         codes_at, codes_want, codes_row   (Wv,)  likewise for visual positions, ``codes_want`` (Wv, G);
                                                  ``codes_at`` counts from 0 within Nv
-        codes_weight    (Wv,)    of each such cell in the training loss, float32
         ahead_at, ahead_want              (A,), (A, RC, G) text positions that foretell a frame, and its cells
     """
     ids: list[np.ndarray] = []
@@ -212,16 +209,14 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
                     want["codes_at"].append(at[:, :-1].ravel())
                     want["codes_want"].append(flat.reshape(f * r * c, g))
                     want["codes_row"].append(np.full(f * r * c, row))
-                    want["codes_weight"].append(np.full(f * r * c, segment.weight))
                 n_codes += n
             is_text.append(np.full(n, segment.modality == "text"))
 
-    def join(parts: list[np.ndarray], shape: tuple[int, ...] = (0,), kind: type = np.int64) -> np.ndarray:
-        return np.concatenate(parts).astype(kind) if parts else np.zeros(shape, kind)
+    def join(parts: list[np.ndarray], shape: tuple[int, ...] = (0,)) -> np.ndarray:
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(shape, np.int64)
 
     cell = codes[0].shape[1] if codes else 1
     none = {"codes_want": (0, cell), "ahead_want": (0, 0, cell)}
-    kinds = {"codes_weight": np.float32}
     textual = np.concatenate(is_text) if is_text else np.zeros(0, bool)
     order = np.empty(n_text + n_codes, np.int64)
     order[textual] = np.arange(n_text)
@@ -233,5 +228,5 @@ def pack(sequences: Seq[Sequence]) -> dict[str, np.ndarray]:
         "places": np.concatenate([join(text_places, (0, 3)), join(code_places, (0, 3))]),
         "order": order,
         "lengths": np.array([positions_of(s) for s in sequences], np.int64),
-        **{name: join(parts, none.get(name, (0,)), kinds.get(name, np.int64)) for name, parts in want.items()},
+        **{name: join(parts, none.get(name, (0,))) for name, parts in want.items()},
     }

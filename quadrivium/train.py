@@ -220,14 +220,13 @@ class RouteTask:
     def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
-        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. Frames with a weight of their
-        own count by it, though not in what is logged. What captions foretell is added with its weight, a cell as a position, and
+        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. What captions foretell is added with its weight, a cell as a position, and
         logged in bits a frame; a contrast likewise, in nats.
         """
         data, names, pairs = batch
         hidden = self.model(data)
         text, codes = self.model.nats(data, hidden)
-        loss = (text.sum() + codes.sum(1) @ data.codes_weight / codes.shape[1]) / max(len(text) + len(codes), 1)
+        loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
             total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
             total.index_add_(0, data.text_row, text.double()).index_add_(0, data.codes_row, codes.double().sum(1))

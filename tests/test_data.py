@@ -100,8 +100,8 @@ def test_every_sequence_is_of_its_stream_and_costs_what_was_planned(data):
 
 
 def test_what_is_not_shown_has_to_be_foreseen(data):
-    """A share of t2v wants the last frame alone, at its place in time and with its weight; all else is whole."""
-    mixed = mixture(data, foresee=0.5, foresight=8.0)
+    """A share of t2v wants the last frame alone, at its place in time; all else is whole."""
+    mixed = mixture(data, foresee=0.5)
     for route, counts in (("t2v", {3, 1}), ("v2t", {3})):
         stream, found = next(s for s in mixed.streams if s.name == f"{route}/clip"), set()
         for unit in range(len(stream.unit)):
@@ -109,7 +109,7 @@ def test_what_is_not_shown_has_to_be_foreseen(data):
             whole = next(s for s in mixture(data).sequence(stream, unit) if s.modality == "frames")
             found.add(len(clip.data))
             assert np.array_equal(clip.data, whole.data[clip.skip :])
-            assert (clip.skip, clip.weight) == ((2, 8.0) if len(clip.data) == 1 else (0, 1.0))
+            assert clip.skip == (2 if len(clip.data) == 1 else 0)
         assert found == counts
     held = mixed.held["t2v/clip"]
     assert all(len(mixed.sequence(held, u)[1].data) == 3 for u in range(len(held.unit)))

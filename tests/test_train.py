@@ -1,6 +1,7 @@
 """The loop: killed and resumed is undisturbed, bit for bit; budgets, schedules, refusals."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Batch, ContrastConfig, Model, ModelConfig
 from quadrivium.muon import Muon
 from quadrivium.prepare import prepare
-from quadrivium.sequence import ROUTES, frames, pack, route_of, text
+from quadrivium.sequence import ROUTES, frames, pack, text
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
 from tests.conftest import TINY
 
@@ -115,20 +116,23 @@ def test_a_route_removed_leaves_the_losses_of_the_others(data, removed, sharing)
         assert {k: v for k, v in a.items() if k != removed} == pytest.approx(b, rel=1e-5)
 
 
-def test_frames_with_a_weight_count_by_it_in_the_loss_and_by_one_in_the_log(data):
+def test_what_is_foretold_counts_with_its_weight(data):
     learner = task(data)
-    clip, ids = np.arange(48).reshape(3, 2, 2, 4), [0, 5, 9, 0]
-    plain, far = ((text(ids), frames(clip[-1:], wanted=True, skip=2, weight=w)) for w in (1.0, 8.0))
-    other = (frames(clip), text(ids, wanted=True))
+    frame, ids = np.arange(16).reshape(2, 2, 4), [0, 5, 9, 0]
+    plain, ahead = ((text(ids, ahead=a), frames(frame[None], wanted=True)) for a in (None, frame))
 
-    def cost(sequences):
-        loss, log = learner.loss((Batch.of(pack(sequences)), [route_of(s) for s in sequences], None))
+    def cost(sequence, weight):
+        learner.mixture.config = replace(learner.mixture.config, ahead=weight)
+        loss, log = learner.loss((Batch.of(pack([sequence])), ["t2v"], None))
         return loss.item(), log
 
-    (one, log_one), (eight, log_eight) = cost([plain, other]), cost([far, other])
-    alone, wanted = cost([plain])[0], 4 + 3  # cells and ids; alone is a mean over the cells
-    assert eight - one == pytest.approx(7 * 4 * alone / wanted, rel=1e-5)
-    assert log_one == log_eight
+    (none, bare), (one, logged), (eight, _) = cost(plain, 0.0), cost(ahead, 1.0), cost(ahead, 8.0)
+    assert eight - none == pytest.approx(8 * (one - none), rel=1e-4) and one > none
+    bits, count = logged.pop("ahead")
+    assert logged == bare and count == 1
+    assert one - none == pytest.approx(
+        bits * math.log(2) / 4 / 4, rel=1e-4
+    )  # a mean over the codes of a cell, and over the wanted cells
 
 
 @pytest.mark.parametrize(("optimizer", "sharing"), [("adamw", "all"), ("muon", "all"), ("adamw", "cross")])

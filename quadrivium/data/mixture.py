@@ -37,9 +37,6 @@ class MixtureConfig:
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
     # Share of captioned clips of which t2v wants the last frame alone. Left out frames count as read, so that an epoch stays an epoch.
     foresee: float = 0.0
-    foresight: float = (
-        1.0  # weight of a last frame that is so wanted from words alone; what happens is a few codes of its hundreds
-    )
     # Weight of a further objective of t2v on clips: the state of the caption's last word alone foretells the last frame, so that what
     # happens is worked out where text is.
     ahead: float = 0.0
@@ -61,8 +58,6 @@ class MixtureConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
         if not 0 <= self.foresee <= 1:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
-        if not 0 < self.foresight < float("inf"):
-            raise ConfigError(f"foresight is {self.foresight}; it is a weight above 0")
         if not 0 <= self.ahead < float("inf"):
             raise ConfigError(f"ahead is {self.ahead}; it is a weight, and not negative")
         if self.frames == 1:
@@ -281,7 +276,7 @@ class Mixture:
         told = text(caption, ahead=clip[-1] if rng is not None and self.config.ahead and len(clip) > 1 else None)
         ahead = rng is not None and len(clip) > 1 and self.config.foresee > 0 and rng.random() < self.config.foresee
         if stream.route == "t2v" and ahead:  # names have to carry what happens where no frame shows who is meant
-            return (told, frames(clip[-1:], wanted=True, skip=len(clip) - 1, weight=self.config.foresight))
+            return (told, frames(clip[-1:], wanted=True, skip=len(clip) - 1))
         if stream.route == "t2v":
             return (told, frames(clip, wanted=True))
         if stream.route == "v2t":
