@@ -653,8 +653,11 @@ class Model(nn.Module):
             with torch.no_grad():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * (scale if residual else 0.02))
 
-    def forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds."""
+    def forward(self, batch: Batch, cache: Cache | None = None, middle: list[Tensor] | None = None) -> Tensor:
+        """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
+
+        ``middle`` is given the residual stream (N, D) after every layer.
+        """
         c, n_text = self.config, len(batch.text)
         if cache is not None:
             longest = int(batch.lengths.max())
@@ -664,13 +667,13 @@ class Model(nn.Module):
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
             if c.encoders or not cache.used:
                 cache.open(batch)
-        x = self.states(batch, c.layers, cache)
+        x = self.states(batch, c.layers, cache, middle)
         if cache is not None:
             cache.used += longest
         return self.norm(x, n_text)
 
-    def states(self, batch: Batch, layers: int, cache: Cache | None = None) -> Tensor:
-        """The residual stream (N, D), grouped order, after the first so many layers."""
+    def states(self, batch: Batch, layers: int, cache: Cache | None = None, middle: list[Tensor] | None = None) -> Tensor:
+        """The residual stream (N, D), grouped order, after the first so many layers; ``middle`` is given it after each."""
         c = self.config
         x = self.embed(batch.text, batch.codes, batch.slots)
         cos, sin = self.rotary(batch.places)
@@ -682,6 +685,8 @@ class Model(nn.Module):
             x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
             if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
                 memory = before
+            if middle is not None:
+                middle.append(x)
         return x
 
     def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
@@ -745,15 +750,16 @@ class Model(nn.Module):
             codes = cross_entropy(states.flatten(0, 1), self.head_codes.out.weight, batch.codes_want.flatten()).view_as(codes)
         return text, codes
 
-    def foretold(self, batch: Batch, hidden: Tensor) -> Tensor:
+    def foretold(self, batch: Batch, states: Tensor) -> Tensor:
         """Cost in nats (A, RC, J) of frames that the state of a single text position has to foretell, every cell from that state.
 
         No position of the frame is computed: what happens then has to be worked out where the text is, in weights and states that
-        plain text is continued from. ``hidden``: what `forward` gave for this batch.
+        plain text is continued from. ``states`` (N, D): the residual stream after a layer, best one that is not the last: what
+        the layers after it say of this position, and of those that follow, can then rest on what it foretells.
         """
         count, codes = batch.ahead_want.shape[1], batch.ahead_want.flatten(0, 1)
-        slots = torch.arange(count, device=hidden.device)
-        states = (hidden.index_select(0, batch.ahead_at)[:, None] + self.where(slots)).flatten(0, 1)  # (A * RC, D)
+        told = F.rms_norm(states.index_select(0, batch.ahead_at).float(), (self.config.width,))
+        states = (told[:, None] + self.where(torch.arange(count, device=told.device))).flatten(0, 1)  # (A * RC, D)
         states = self.head_codes.states(states, codes[:, :-1]).flatten(0, 1)
         return cross_entropy(states, self.head_codes.out.weight, codes.flatten()).view_as(batch.ahead_want)
 

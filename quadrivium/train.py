@@ -224,8 +224,8 @@ class RouteTask:
         logged in bits a frame; a contrast likewise, in nats.
         """
         data, names, pairs = batch
-        hidden = self.model(data)
-        text, codes = self.model.nats(data, hidden)
+        middle: list[Tensor] = []
+        text, codes = self.model.nats(data, self.model(data, middle=middle))
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
             total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
@@ -239,7 +239,8 @@ class RouteTask:
             rows = [i for i, name in enumerate(names) if name == route]
             log[route] = sum(cost[i] for i in rows), sum(size[i] for i in rows)
         if self.mixture.config.ahead:
-            ahead = self.model.foretold(data, hidden) if len(data.ahead_at) else codes.new_zeros(0, 1, 1)
+            layer = self.mixture.config.ahead_layer or max(1, len(middle) - 1)
+            ahead = self.model.foretold(data, middle[layer - 1]) if len(data.ahead_at) else codes.new_zeros(0, 1, 1)
             loss = loss + self.mixture.config.ahead * ahead.sum() / ahead.shape[2] / max(len(text) + len(codes), 1)
             log["ahead"] = ahead.sum().item() / math.log(2), float(len(ahead))
         if pairs is not None:

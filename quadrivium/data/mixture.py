@@ -40,6 +40,7 @@ class MixtureConfig:
     # Weight of a further objective of t2v on clips: the state of the caption's last word alone foretells the last frame, so that what
     # happens is worked out where text is.
     ahead: float = 0.0
+    ahead_layer: int = 0  # after which layer of the model; 0: the last but one
     rendered: bool = False  # pages that `prepare --render` drew of documents are read too (v2v) and told what they say (v2t)
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
     text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
