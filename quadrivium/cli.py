@@ -619,7 +619,7 @@ def _experiment() -> Callable[..., Any]:
             seeds: a world, its kinds and first weights each.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.
-            small: at the size of the demo, a fifth of the work; every other option of size then stands as it is.
+            small: fewer kinds, three devices, English alone, and a quarter of the work; other options of size cannot be given beside it.
         """
         from quadrivium import experiment as run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset
 from quadrivium.data.world import contact_sheet, world_config
 from quadrivium.errors import RunError
-from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, small, table
+from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, table
 from quadrivium.pictures import Cell, save_gif, sheet
 from quadrivium.samples import decode, write_samples
 from quadrivium.train import threads
@@ -26,11 +26,25 @@ from quadrivium.train import threads
 ARMS = ("four", "captions", "text", "distil")  # the longest first: the others run beside it
 
 
+def few_minutes() -> ExperimentConfig:
+    """The experiment at the size of a few minutes: a smaller world, fewer steps, fewer questions."""
+    full = ExperimentConfig()
+    return replace(
+        full,
+        world=replace(full.world, clips=3000, told=2000, stills=4000, narrations=3000),
+        prepare=replace(full.prepare, visual_train=replace(full.prepare.visual_train, steps=5000)),
+        train=replace(full.train, steps=1100),
+        distil_train=replace(full.distil_train, steps=200),
+        distil=replace(full.distil, limit=100),
+        each=1,
+    )
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """What the demo runs. Tests shrink it; nothing else differs."""
 
-    experiment: ExperimentConfig = field(default_factory=small)
+    experiment: ExperimentConfig = field(default_factory=few_minutes)
     samples: int = 6  # of each route
     imagined: int = 5  # situations that were only ever seen, imagined beside what the simulator does
 

@@ -112,7 +112,7 @@ class ExperimentConfig:
 
 
 def small() -> ExperimentConfig:
-    """The experiment at the size of the demo: fewer kinds, three devices, one language, and what it takes to learn these."""
+    """The experiment at a quarter of its cost: fewer kinds, three devices, one language, and what it takes to learn these."""
     full = ExperimentConfig()
     world = replace(
         full.world, kinds=24, shares=(0.17, 0.33, 0.33, 0.17), devices=("ramp", "seesaw", "table"), languages=("en",), clips=3500,
