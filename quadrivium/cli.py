@@ -1,5 +1,6 @@
 """The command line: command -> function. Each command imports what it needs, and nothing else does."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -84,7 +85,8 @@ def _fail(message: str, status: int = 2) -> int:
 def _call(name: str, arguments: list[str]) -> int:
     import tyro
 
-    command = _FACTORIES[name]()
+    sized = f"{name} --small"  # where this is said, other options have other defaults
+    command = _FACTORIES[sized if "--small" in arguments and sized in _FACTORIES else name]()
     try:
         result = tyro.cli(command, args=arguments, prog=f"quadrivium {name}")
     except ValueError as error:
@@ -594,9 +596,10 @@ def _play() -> Callable[..., Any]:
     return play
 
 
-def _experiment() -> Callable[..., Any]:
+def _experiment(smaller: bool = False) -> Callable[..., Any]:
     import tyro
 
+    from quadrivium import experiment as run
     from quadrivium.experiment import ExperimentConfig
 
     def experiment(
@@ -606,7 +609,7 @@ def _experiment() -> Callable[..., Any]:
         results: Path | None = None,
         workers: int = 0,
         small: bool = False,
-        config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = ExperimentConfig(),
+        config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = run.small() if smaller else ExperimentConfig(),
     ) -> None:
         """The experiment on the chain-reaction world: arms x seeds, then one table.
 
@@ -619,13 +622,9 @@ def _experiment() -> Callable[..., Any]:
             seeds: a world, its kinds and first weights each.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.
-            small: fewer kinds, three devices, English alone, and a quarter of the work; other options of size cannot be given beside it.
+            small: fewer kinds, three devices, English alone, a quarter of the work; other options then change this experiment.
         """
-        from quadrivium import experiment as run
-
-        if small and config != ExperimentConfig():
-            raise ConfigError("--small sets the size; leave it away, or the options that set what a cell is")
-        print(run.table(run.run_experiment(out, run.small() if small else config, seeds, arms, results, workers)))
+        print(run.table(run.run_experiment(out, config, seeds, arms, results, workers)))
         print(f"cells: {results or out / 'results'}; table as JSON: {out / 'results.json'}")
 
     return experiment
@@ -734,7 +733,7 @@ def _demo() -> Callable[..., Any]:
     return demo
 
 
-_FACTORIES = {
+_FACTORIES: dict[str, Callable[[], Callable[..., Any]]] = {
     "demo": _demo,
     "world": _world,
     "prepare": _prepare,
@@ -744,6 +743,7 @@ _FACTORIES = {
     "generate": _generate,
     "distil": _distil,
     "experiment": _experiment,
+    "experiment --small": functools.partial(_experiment, smaller=True),
     "transfer": _transfer,
     "report": _report,
     "export": _export,

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from quadrivium import experiment, grid
+from quadrivium.cli import main
 from quadrivium.data.machine import DEVICES
+from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import write_json
 from quadrivium.data.sources import ReadOptions
-from quadrivium.data.world import WorldConfig, facts, make_kinds
+from quadrivium.data.world import GROUPS, WorldConfig, facts, make_kinds
 from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.experiment import ARMS, ExperimentConfig, read_cells, run_experiment, summary, table
+from quadrivium.experiment import ARMS, ExperimentConfig, read_cells, run_experiment, small, summary, table
 from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig
@@ -145,6 +147,25 @@ def test_cells_that_docs_keep_are_of_the_experiment_that_is_run_today(tmp_path):
     cells = len(list(tmp_path.glob("*-seed-0.json")))
     found = run_experiment(tmp_path / "out", None, (0,), ("text", "four"), tmp_path, progress=False)
     assert cells > 1 and found["arms"]["four"]["seeds"] == [0] and not (tmp_path / "out" / "looks").exists()
+
+
+def test_the_small_experiment_can_be_asked_on_every_seed():
+    config = small()
+    for seed in range(3):
+        for group in GROUPS:
+            questions = make_questions(replace(config.world, seed=seed), group, config.each, config.world.languages)
+            assert len(questions) == 180
+
+
+def test_small_changes_the_defaults_and_no_option_that_is_given(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(experiment, "run_experiment", lambda out, config, *rest: asked.append(config))
+    monkeypatch.setattr(experiment, "table", lambda found: "")
+    for more in ([], ["--small"], ["--small", "--train.steps", "5", "--world.leads", "0.7"]):
+        assert main(["experiment", str(tmp_path), *more]) == 0
+    full, less, changed = asked
+    assert full == ExperimentConfig() and less == small() != full
+    assert changed == replace(less, train=replace(less.train, steps=5), world=replace(less.world, leads=0.7))
 
 
 def test_an_unknown_arm_is_refused(tmp_path):
