@@ -51,6 +51,11 @@ class Arm(grid.Arm):
 
     extra: str = ""  # one more folder of text: "oracle" or "distil"
     after: str = ""  # go on from this arm's run
+    ahead: float = 0.0  # weight by which captions foretell the last frame
+
+    def mixture(self, config: MixtureConfig) -> MixtureConfig:
+        """What this arm reads of what all arms could read."""
+        return replace(super().mixture(config), ahead=self.ahead or config.ahead)
 
 
 ARMS: dict[str, Arm] = {
@@ -58,6 +63,7 @@ ARMS: dict[str, Arm] = {
     "text-equal": Arm("text alone, at the compute of all routes", ("t2t",), full=True),
     "captions": Arm("text and captions, no pixels, at the compute of all routes", ("t2t",), captions=True),
     "four": Arm("all routes"),
+    "foretell": Arm("all routes, and captions foretell the last frame", ahead=8.0),
     "four-more": Arm("all routes, for as many steps more as distil takes", after="four"),
     "distil": Arm("all routes, then its own imaginations as text", extra="distil", after="four"),
     "oracle": Arm("all routes, and the seen facts written down", extra="oracle"),
@@ -303,6 +309,8 @@ COMPARISONS = (
     ("four", "captions", "seen"),
     ("four", "text", "seen"),
     ("four", "text-equal", "seen"),
+    ("foretell", "four", "seen"),
+    ("foretell", "captions", "seen"),
     ("distil", "captions", "seen"),
     ("distil", "four", "seen"),
     ("distil", "four-more", "seen"),
