@@ -41,6 +41,7 @@ HOUSE = (
     "text",
     "visual",
     "dist",
+    "muon",
     "checkpoint",
     "huggingface",
     "generate",
