@@ -80,7 +80,7 @@ class ShardedMuon(Muon):
                 some = moved[start : start + world]
                 matrices = [whole(self.direction(p, group)) for p in some]
                 if rank < len(some):
-                    matrices[rank] = orthogonal(matrices[rank][None], group)[0]
+                    matrices[rank] = orthogonal(matrices[rank][None], group)[0].contiguous()  # broadcast sends it as it lies
                 for owner, (p, matrix) in enumerate(zip(some, matrices, strict=True)):
                     torch.distributed.broadcast(matrix, owner)
                     self.move(p, like(matrix, p), group)

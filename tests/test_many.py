@@ -102,6 +102,13 @@ def copy(run, to):
     return to
 
 
+def test_muon_on_two_ranks_is_that_of_one_process(data, tmp_path):
+    """Matrices are gathered, each orthogonalised by one rank and sent to the other: wide ones and tall ones."""
+    train_routes(data, tmp_path / "one", SMALL, MIX, replace(TRAIN, optimizer="muon"), progress=False)
+    ended(launch(2, "train", data, "--out", tmp_path / "two", *OPTIONS.split(), "--optimizer", "muon"))
+    agree(tmp_path / "two", tmp_path / "one")
+
+
 def test_saved_on_two_ranks_it_goes_on_on_one(data, one, two, tmp_path):
     run = copy(two, tmp_path / "run")
     train_routes(data, run, SMALL, MIX, TrainConfig(), resume=True, progress=False)
