@@ -653,10 +653,10 @@ class Model(nn.Module):
             with torch.no_grad():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * (scale if residual else 0.02))
 
-    def forward(self, batch: Batch, cache: Cache | None = None, middle: list[Tensor] | None = None) -> Tensor:
+    def forward(self, batch: Batch, cache: Cache | None = None, tap: int = 0) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
 
-        ``middle`` is given the residual stream (N, D) after every layer.
+        ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not.
         """
         c, n_text = self.config, len(batch.text)
         if cache is not None:
@@ -667,10 +667,12 @@ class Model(nn.Module):
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
             if c.encoders or not cache.used:
                 cache.open(batch)
+        middle: list[Tensor] = []
         x = self.states(batch, c.layers, cache, middle)
         if cache is not None:
             cache.used += longest
-        return self.norm(x, n_text)
+        hidden = self.norm(x, n_text)
+        return (hidden, middle[tap - 1]) if tap else hidden
 
     def states(self, batch: Batch, layers: int, cache: Cache | None = None, middle: list[Tensor] | None = None) -> Tensor:
         """The residual stream (N, D), grouped order, after the first so many layers; ``middle`` is given it after each."""

@@ -411,8 +411,7 @@ class _Preparation:
                     current = {**self.manifest, "sources": [*self.manifest["sources"], entry, *self._later(source)]}
                     write_json(self.out / MANIFEST, current)
                     due = time.monotonic() + 20 * (time.monotonic() - began)
-                if refused:
-                    self._check_bad(bad)
+                self._check_bad(bad)
         return entry
 
     def _later(self, source: Source) -> list[dict[str, Any]]:

@@ -195,9 +195,17 @@ class RouteTask:
     def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 16_000) -> None:
         """``held``: held-out positions an evaluation while training reads; `quadrivium eval` reads more."""
         self.model, self.mixture, self.device = model.to(device), mixture, device
+        if mixture.config.ahead and mixture.config.ahead_layer > model.config.layers:
+            raise ConfigError(f"ahead_layer is {mixture.config.ahead_layer}; the model has {model.config.layers} layers")
         self.id_bytes = torch.from_numpy(id_bytes).to(device)
         share = held / max(len(mixture.held), 1)
         self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
+
+    @property
+    def tap(self) -> int:
+        """After how many layers captions foretell; 0: they do not."""
+        config = self.mixture.config
+        return (config.ahead_layer or max(1, self.model.config.layers - 1)) if config.ahead else 0
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> tuple[Batch, list[str], Pairs | None]:
         """Sequences, their routes and pairs to tell apart. An empty part reads a sequence that counts for nothing: ranks compute
@@ -220,12 +228,12 @@ class RouteTask:
     def loss(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """Mean nats of a wanted position, an id or a cell's mean code; logged in bits per byte or per frame of each route.
 
-        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. What captions foretell is added with its weight, a cell as a position, and
-        logged in bits a frame; a contrast likewise, in nats.
+        By codes alone, the few ids of a caption would drown in the hundreds of codes of its frames. What captions foretell is added
+        with its weight, a cell as a position, and logged in bits a frame; a contrast likewise, in nats.
         """
         data, names, pairs = batch
-        middle: list[Tensor] = []
-        text, codes = self.model.nats(data, self.model(data, middle=middle))
+        hidden, told = self.model(data, tap=self.tap) if self.tap else (self.model(data), None)
+        text, codes = self.model.nats(data, hidden)
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():
             total, unit = torch.zeros(2, len(data.lengths), dtype=torch.float64, device=loss.device)
@@ -238,9 +246,8 @@ class RouteTask:
         for route in sorted({s.route for s in self.mixture.streams}):
             rows = [i for i, name in enumerate(names) if name == route]
             log[route] = sum(cost[i] for i in rows), sum(size[i] for i in rows)
-        if self.mixture.config.ahead:
-            layer = self.mixture.config.ahead_layer or max(1, len(middle) - 1)
-            ahead = self.model.foretold(data, middle[layer - 1]) if len(data.ahead_at) else codes.new_zeros(0, 1, 1)
+        if told is not None:
+            ahead = self.model.foretold(data, told) if len(data.ahead_at) else codes.new_zeros(0, 1, 1)
             loss = loss + self.mixture.config.ahead * ahead.sum() / ahead.shape[2] / max(len(text) + len(codes), 1)
             log["ahead"] = ahead.sum().item() / math.log(2), float(len(ahead))
         if pairs is not None:

@@ -61,16 +61,15 @@ def test_what_is_foretold_is_worked_out_by_text_alone(sharing, rng):
     words, clip = rng.integers(0, 60, 7), rng.integers(0, 30, (2, 3, 2, 4))
     alone = Batch.of(pack([(text(words, ahead=frame),)]))
     among = Batch.of(pack([sample("v2t", rng), (text(words, ahead=frame), frames(clip, True)), sample("t2v", rng)]))
-    middle = []
-    for batch in (alone, among):
-        model(batch, middle=middle)
     layers = model.config.layers
-    assert len(middle) == 2 * layers
-    torch.testing.assert_close(model.norm(middle[layers - 1], 6), model(alone))
-    costs = [model.foretold(b, middle[i]) for b, i in ((alone, layers - 2), (among, 2 * layers - 2))]
+    hidden, last = model(alone, tap=layers)
+    torch.testing.assert_close(model.norm(last, 6), hidden)
+    torch.testing.assert_close(model(alone), hidden)
+    states = [model(batch, tap=layers - 1)[1] for batch in (alone, among)]
+    costs = [model.foretold(batch, x) for batch, x in zip((alone, among), states, strict=True)]
     torch.testing.assert_close(*costs, rtol=1e-5, atol=1e-5)
     assert costs[0].shape == (1, 6, 4)
-    told = middle[layers - 2][-1]  # after the last id that is read
+    told = states[0][-1]  # after the last id that is read
     told = told / (told.square().mean() + torch.finfo(torch.float32).eps).sqrt()
     logits = model.code_logits(told + model.where(torch.arange(6)), torch.from_numpy(frame.reshape(6, 4))[:, :-1])
     twin = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(frame.reshape(-1)), reduction="none")

@@ -116,6 +116,22 @@ def test_a_route_removed_leaves_the_losses_of_the_others(data, removed, sharing)
         assert {k: v for k, v in a.items() if k != removed} == pytest.approx(b, rel=1e-5)
 
 
+def test_a_run_that_foretells_resumes_exactly_and_needs_a_layer_that_is_there(data, tmp_path):
+    foretelling, config = replace(MIX, ahead=4.0), TrainConfig(steps=8, save_every=3, keep=9)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        train_routes(data, run, SMALL, foretelling, config, progress=False)
+    assert any("ahead" in json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines())
+    for path in checkpoint.checkpoints(cut / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    train_routes(data, cut, SMALL, foretelling, config, resume=True, progress=False)
+    assert weights(cut) == weights(whole)
+    with pytest.raises(ConfigError, match="ahead_layer is 3; the model has 2 layers"):
+        train_routes(data, tmp_path / "deep", SMALL, replace(foretelling, ahead_layer=3), config, progress=False)
+    with pytest.raises(ConfigError, match="ahead_layer is -1"):
+        MixtureConfig(ahead_layer=-1)
+
+
 def test_what_is_foretold_counts_with_its_weight(data):
     learner = task(data)
     frame, ids = np.arange(16).reshape(2, 2, 4), [0, 5, 9, 0]

@@ -61,6 +61,8 @@ class MixtureConfig:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
         if not 0 <= self.ahead < float("inf"):
             raise ConfigError(f"ahead is {self.ahead}; it is a weight, and not negative")
+        if self.ahead_layer < 0:
+            raise ConfigError(f"ahead_layer is {self.ahead_layer}; it is a layer from 1 on (0: the last but one)")
         if self.frames == 1:
             raise ConfigError("frames is 1; a clip has at least 2 frames (0: all)")
         if not 0 < self.text <= 1:
@@ -274,12 +276,13 @@ class Mixture:
         if stream.route == "v2v":
             return (*shown, frames(clip[cut:], wanted=True))
         caption = self._enclose(source.text(item, part))[: self.config.context + 1]
-        told = text(caption, ahead=clip[-1] if rng is not None and self.config.ahead and len(clip) > 1 else None)
-        ahead = rng is not None and len(clip) > 1 and self.config.foresee > 0 and rng.random() < self.config.foresee
-        if stream.route == "t2v" and ahead:  # names have to carry what happens where no frame shows who is meant
-            return (told, frames(clip[-1:], wanted=True, skip=len(clip) - 1))
         if stream.route == "t2v":
-            return (told, frames(clip, wanted=True))
+            last, foretold, first = len(clip) - 1, None, 0
+            if rng is not None and last:
+                foretold = clip[last] if self.config.ahead else None
+                # Names have to carry what happens where no frame shows who is meant.
+                first = last if rng.random() < self.config.foresee else 0
+            return (text(caption, ahead=foretold), frames(clip[first:], wanted=True, skip=first))
         if stream.route == "v2t":
             return (frames(clip), text(caption, wanted=True))
         return (text(caption), *shown, frames(clip[cut:], wanted=True))

@@ -70,9 +70,7 @@ class WorldConfig:
     clips: int = 2000
     clip_mix: tuple[float, float, float] = (0.5, 0.3, 0.2)  # clips of two seen kinds, of two both kinds, of one each
     narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
-    leads: float = (
-        0.0  # share of these captions that lead up to the outcome instead: what is set off, a question, an instruction
-    )
+    leads: float = 0.0  # share of these captions that lead up to the outcome instead: what is set off, a question, an order
     told: int = 1000
     nameless: float = 0.5  # share of told clips whose account names nobody, so that it can only be known by looking
     stills: int = 1500
