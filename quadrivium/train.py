@@ -195,8 +195,6 @@ class RouteTask:
     def __init__(self, model: Model, mixture: Mixture, id_bytes: np.ndarray, device: str = "cpu", held: int = 16_000) -> None:
         """``held``: held-out positions an evaluation while training reads; `quadrivium eval` reads more."""
         self.model, self.mixture, self.device = model.to(device), mixture, device
-        if mixture.config.ahead and mixture.config.ahead_layer > model.config.layers:
-            raise ConfigError(f"ahead_layer is {mixture.config.ahead_layer}; the model has {model.config.layers} layers")
         self.id_bytes = torch.from_numpy(id_bytes).to(device)
         share = held / max(len(mixture.held), 1)
         self.limits = {name: max(4, int(share / s.positions.mean())) for name, s in mixture.held.items()}
@@ -612,6 +610,8 @@ def train_routes(
         source = None if init is None or begun else fetch(init)
     else:
         model, visual, text, source = shape_on(data, prepared, model, init)
+        if mixture.ahead_layer > model.layers:
+            raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),

@@ -128,6 +128,7 @@ def test_a_run_that_foretells_resumes_exactly_and_needs_a_layer_that_is_there(da
     assert weights(cut) == weights(whole)
     with pytest.raises(ConfigError, match="ahead_layer is 3; the model has 2 layers"):
         train_routes(data, tmp_path / "deep", SMALL, replace(foretelling, ahead_layer=3), config, progress=False)
+    assert not (tmp_path / "deep").exists()
     with pytest.raises(ConfigError, match="ahead_layer is -1"):
         MixtureConfig(ahead_layer=-1)
 

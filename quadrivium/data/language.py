@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from random import Random
 from typing import Literal
@@ -372,20 +373,11 @@ def outcome_words(text: str) -> list[str]:
 def _leads(language: Language) -> re.Pattern[str]:
     """What is set off, asked or ordered, in every form, about any two names: each is said whatever comes of it."""
     forms = [form for by_device in ACTIONS[language].values() for form in by_device]
-    forms += [form.replace("{then}", "") for by_device in KNOWLEDGE[language].values() for form in by_device]
+    forms += [form.replace("{then}", "").rstrip() for by_device in KNOWLEDGE[language].values() for form in by_device]
     name = r"(?:(?:a|another|the) )?[a-z]+" if language == "en" else "[ァ-ヴー]+"
-
-    def part(form: str) -> str:
-        pieces = _CHOICE.split(form.rstrip())
-        return "".join(f"(?:{'|'.join(map(slots, p.split('|')))})" if i % 2 else slots(p) for i, p in enumerate(pieces))
-
-    def slots(text: str) -> str:
-        return re.sub(
-            r"\\\{(\w+)\\\}", lambda m: "(?:left|right|左|右)" if m[1] in ("left", "right") else name, re.escape(text)
-        )
-
     # Longest first: one form may begin like another.
-    return re.compile("|".join(part(form) for form in sorted(forms, key=len, reverse=True)), re.IGNORECASE)
+    patterns = [_pattern(form, lambda _: name) for form in sorted(forms, key=len, reverse=True)]
+    return re.compile("|".join(patterns), re.IGNORECASE)
 
 
 def without_leads(text: str) -> str:
@@ -416,6 +408,7 @@ _ROLES: dict[Language, dict[str, tuple[str, str]]] = {
 # ---- filling ------------------------------------------------------------------------------------------------------
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_SLOT = re.compile(r"\\\{(\w+)\\\}")
 
 
 def _fill(
@@ -441,6 +434,20 @@ def _fill(
             slots |= {letter: f"{article} {kind.name}", letter + "2": f"the {kind.name}", "t" + letter: f"the {kind.name}"}
             slots |= {letter.upper(): f"{article.capitalize()} {kind.name}", "T" + letter.upper(): f"The {kind.name}"}
     return form.format(**slots)
+
+
+def _pattern(form: str, piece: Callable[[str], str]) -> str:
+    """A regular expression for a form in all its wordings; ``piece`` gives that of a slot which holds a piece."""
+
+    def slot(match: re.Match[str]) -> str:
+        return "(?:left|right|左|右)" if match[1] in ("left", "right") else piece(match[1])
+
+    # Choices first: escaping would hide their brackets.
+    parts = _CHOICE.split(form)
+    wordings = (
+        f"(?:{'|'.join(map(re.escape, part.split('|')))})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+    )
+    return _SLOT.sub(slot, "".join(wordings))
 
 
 def _join(parts: list[str], language: Language) -> str:
@@ -583,31 +590,21 @@ _HINTS: dict[Language, dict[str, dict[str, str]]] = {
     },
 }  # fmt: skip
 
-_SLOT = re.compile(r"\\\{(\w+)\\\}")
-
 
 @lru_cache(maxsize=256)
 def _patterns(device: str, language: Language) -> tuple[tuple[str, re.Pattern[str]], ...]:
     """(outcome, pattern) for every form: slots of pieces are groups that hold any words of one sentence."""
 
-    def slot(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name in ("left", "right"):
-            return "(?:left|right|左|右)"
-        piece = "ab"[name.lower().rstrip("2").endswith("b")]
-        uses[piece] += 1
-        return rf"(?P<{piece}{uses[piece]}>[^.!?:;,。、！？]{{1,40}}?)"
+    def piece(name: str) -> str:
+        letter = "ab"[name.lower().rstrip("2").endswith("b")]
+        uses[letter] += 1
+        return rf"(?P<{letter}{uses[letter]}>[^.!?:;,。、！？]{{1,40}}?)"
 
     found = []
     for what, forms in OUTCOMES[language][device].items():
         for form in forms:
             uses = Counter[str]()
-            # Choices first: escaping would hide their brackets.
-            parts = _CHOICE.split(form)
-            pattern = "".join(
-                f"(?:{'|'.join(map(re.escape, part.split('|')))})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
-            )
-            pattern = r"(?:^|(?<=[.!?:;\"」。！？\s]))" + _SLOT.sub(slot, pattern)
+            pattern = r"(?:^|(?<=[.!?:;\"」。！？\s]))" + _pattern(form, piece)
             found.append((what, re.compile(pattern, re.IGNORECASE)))
     return tuple(found)
 
