@@ -1,6 +1,7 @@
 """The command line: command -> function. Each command imports what it needs, and nothing else does."""
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -87,13 +88,24 @@ def _call(name: str, arguments: list[str]) -> int:
 
     sized = f"{name} --small"  # where this is said, other options have other defaults
     command = _FACTORIES[sized if "--small" in arguments and sized in _FACTORIES else name]()
+
+    @functools.wraps(command)
+    def run(*options: Any, **named: Any) -> Any:
+        gc.enable()
+        return command(*options, **named)
+
+    # Options are read off source code, and the parser of CPython before 3.11.8 ends with a SystemError where a collection lets another
+    # thread parse meanwhile (python/cpython issue 106905). Without collections they also come up a tenth sooner.
+    gc.disable()
     try:
-        result = tyro.cli(command, args=arguments, prog=f"quadrivium {name}")
+        result = tyro.cli(run, args=arguments, prog=f"quadrivium {name}")
     except ValueError as error:
         # A dataclass refuses a value while the options are read; past that point it is a defect and keeps its traceback.
         if _from_post_init(error):
             raise ConfigError(str(error)) from None
         raise
+    finally:
+        gc.enable()
     return int(result or 0)
 
 

@@ -1,5 +1,6 @@
 """What a user may get wrong ends in one clear line; the whole way from folder to export runs."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -12,8 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
+from quadrivium import cli
 from quadrivium.cli import main
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json
@@ -203,6 +206,22 @@ def test_a_damaged_run_is_one_line(content, run, tmp_path, capsys):
     (copy / "config.json").write_text(content)
     fails(["eval", copy], capsys, "config.json")
     fails(["train", tmp_path, "--out", copy, "--resume"], capsys, "config.json")
+
+
+def test_options_are_read_without_collections_and_commands_run_with_them(monkeypatch):
+    """A collection while source code is parsed can end in a SystemError (CPython before 3.11.8): see `cli._call`."""
+    seen, read = [], tyro.cli
+
+    def watched(command, **options):
+        seen.append(gc.isenabled())
+        return read(command, **options)
+
+    monkeypatch.setattr(tyro, "cli", watched)
+    monkeypatch.setitem(cli._FACTORIES, "eval", lambda: lambda: seen.append(gc.isenabled()))
+    assert main(["eval"]) == 0 and seen == [False, True]
+    with pytest.raises(SystemExit):
+        main(["eval", "--no-such"])
+    assert gc.isenabled()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, data, tmp_path):
