@@ -171,7 +171,7 @@ def products(model: Model, batch: Batch) -> list[tuple[int, int, int]]:
     for hook in hooks:
         hook.remove()
     c = model.config
-    found += [(len(batch.text_at), c.width, c.vocab), (batch.codes_want.numel(), c.width, c.codes)]
+    found += [(len(batch.text_at), c.width, c.vocab), (batch.codes_want.numel(), model.head_codes.out.in_features, c.codes)]
     return [p for p in found if p[0]]
 
 

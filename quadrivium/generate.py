@@ -153,9 +153,9 @@ class Engine:
             with self._few():
                 hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
                 if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
-                    last = last[:, :0]
+                    last, entered = last[:, :0], self.model.head_codes.enter(hidden)
                     for _ in range(cell):
-                        logits = self.model.next_code_logits(hidden, last)
+                        logits = self.model.head_codes.next(entered, last)
                         last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
                     out.append(last)
             if bar is not None:

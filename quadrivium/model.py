@@ -88,6 +88,7 @@ class ModelConfig:
     qk_norm: bool = True  # normalise queries and keys, as Qwen3 does; Qwen2 and Llama do not
     qkv_bias: bool = False  # as Qwen2 has
     norm_eps: float = 1e-6
+    code_width: int = 0  # of the head that reads a cell's codes one after the other; 0: half of width
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
     contrast: ContrastConfig = ContrastConfig()
 
@@ -99,6 +100,7 @@ class ModelConfig:
             kv_heads=self.kv_heads or self.heads,
             head_size=self.head_size or self.width // max(self.heads, 1),
             hidden=self.hidden or 64 * math.ceil(self.width * 8 / 3 / 64),
+            code_width=self.code_width or self.width // 2,
             contrast=replace(self.contrast, layer=self.contrast.layer or (self.layers + 1) // 2),
         )
         full._check()
@@ -528,36 +530,43 @@ class CodeHead(nn.Module):
     """The codes of a cell, one after the other: each is predicted from the hidden state and the cell's codes before it.
 
     The trunk runs once a cell while every code keeps an exact cost of its own, as in the depth transformer of
-    RQ-Transformer (Lee et al. 2022, arXiv 2203.01941), with a feed-forward layer in the place of attention.
+    RQ-Transformer (Lee et al. 2022, arXiv 2203.01941), with a feed-forward layer in the place of attention. Every code looks at
+    the hidden state in its own way, which lets all that runs once a code be narrower than the trunk: E is ``code_width``,
+    and D where a cell is a single code.
     """
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.codes, self.cell = c.codes, c.patch**2
-        self.out = nn.Linear(c.width, max(c.codes, 1), bias=False)
+        width = c.code_width if self.cell > 1 else c.width
+        self.out = nn.Linear(width, max(c.codes, 1), bias=False)
         if self.cell > 1:
-            self.known = nn.Embedding((self.cell - 1) * c.codes, c.width)
-            self.which = nn.Embedding(self.cell, c.width)
-            self.feed = FeedForward(replace(c, hidden=c.width))
-            self.norm = Norm(c.width, c.norm_eps)
+            self.look = nn.Linear(c.width, self.cell * width, bias=False)
+            self.known = nn.Embedding((self.cell - 1) * c.codes, width)
+            self.feed = FeedForward(replace(c, width=width, hidden=width))
+            self.norm = Norm(width, c.norm_eps)
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """(W, D) -> (W, J, E): what each code of the cell sees of it."""
+        return self.look(hidden).unflatten(-1, (self.cell, -1)) if self.cell > 1 else hidden[:, None]
 
     def forward(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """hidden (W, D), the cell's first j codes (W, j) -> logits (W, j + 1, C)."""
-        return self.out(self.states(hidden, known))
-
-    def states(self, hidden: Tensor, known: Tensor, last: bool = False) -> Tensor:
-        """What `forward` gives to the last product: (W, j + 1, D), or (W, 1, D) for the ``last`` code alone."""
-        x = hidden[:, None]
+        """hidden (W, D), all of the cell's codes but the last (W, J - 1) -> (W, J, E), of which ``out`` makes logits."""
+        x = self.enter(hidden)
         if self.cell > 1:
-            j = known.shape[1]
-            step = torch.arange(j + 1, device=hidden.device)
-            before = self.known(known + step[:-1] * self.codes)
-            if last:
-                x = before.sum(1, keepdim=True) + x + self.which(step[-1:])
-            else:
-                x = F.pad(before.cumsum(1), (0, 0, 1, 0)) + x + self.which(step)
+            before = self.known(known + self.codes * torch.arange(self.cell - 1, device=known.device))
+            x = F.pad(before.cumsum(1), (0, 0, 1, 0)) + x
             x = self.norm(x + self.feed(x))
         return x
+
+    def next(self, entered: Tensor, known: Tensor) -> Tensor:
+        """What `enter` gave (W, J, E), the cell's first j codes (W, j) -> logits of the next one (W, C)."""
+        j = known.shape[1]
+        x = entered[:, j]
+        if self.cell > 1:
+            x = self.known(known + self.codes * torch.arange(j, device=known.device)).sum(1) + x
+            x = self.norm(x + self.feed(x))
+        return self.out(x)
 
 
 class Block(nn.Module):
@@ -729,12 +738,8 @@ class Model(nn.Module):
         return F.linear(hidden, self.embed_text.weight) if self.head_text is None else self.head_text(hidden)
 
     def code_logits(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """Hidden states (W, D) and the first j codes (W, j) of the cells that follow -> logits (W, j + 1, C)."""
-        return self.head_codes(hidden, known)
-
-    def next_code_logits(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """The last of `code_logits`, (W, C), without computing the others."""
-        return self.head_codes.out(self.head_codes.states(hidden, known, last=True)[:, 0])
+        """Hidden states (W, D) and all but the last code (W, J - 1) of the cells that follow -> logits (W, J, C)."""
+        return self.head_codes.out(self.head_codes(hidden, known))
 
     def nats(self, batch: Batch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else.
@@ -748,7 +753,7 @@ class Model(nn.Module):
             head = self.embed_text if self.head_text is None else self.head_text
             text = cross_entropy(hidden.index_select(0, batch.text_at), head.weight, batch.text_want)
         if len(batch.codes_at):
-            states = self.head_codes.states(hidden.index_select(0, n_text + batch.codes_at), batch.codes_want[:, :-1])
+            states = self.head_codes(hidden.index_select(0, n_text + batch.codes_at), batch.codes_want[:, :-1])
             codes = cross_entropy(states.flatten(0, 1), self.head_codes.out.weight, batch.codes_want.flatten()).view_as(codes)
         return text, codes
 
@@ -762,7 +767,7 @@ class Model(nn.Module):
         count, codes = batch.ahead_want.shape[1], batch.ahead_want.flatten(0, 1)
         told = F.rms_norm(states.index_select(0, batch.ahead_at).float(), (self.config.width,))
         states = (told[:, None] + self.where(torch.arange(count, device=told.device))).flatten(0, 1)  # (A * RC, D)
-        states = self.head_codes.states(states, codes[:, :-1]).flatten(0, 1)
+        states = self.head_codes(states, codes[:, :-1]).flatten(0, 1)
         return cross_entropy(states, self.head_codes.out.weight, codes.flatten()).view_as(batch.ahead_want)
 
     def pooled(self, batch: Batch) -> Tensor:

@@ -269,7 +269,8 @@ def test_drawing_a_cell_code_by_code_is_reading_it_at_once(rng):
     model = tiny()
     hidden, want = torch.randn(5, 32), torch.from_numpy(rng.integers(0, 30, (5, 4)))
     whole = model.code_logits(hidden, want[:, :3])
-    steps = torch.stack([model.next_code_logits(hidden, want[:, :j]) for j in range(4)], dim=1)
+    entered = model.head_codes.enter(hidden)
+    steps = torch.stack([model.head_codes.next(entered, want[:, :j]) for j in range(4)], dim=1)
     torch.testing.assert_close(whole, steps, rtol=1e-5, atol=1e-5)
     changed = want.clone()
     changed[:, 1] = (changed[:, 1] + 1) % 30
