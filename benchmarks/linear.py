@@ -1,46 +1,62 @@
-"""Does cost grow with the data and no faster? Ten times the text to prepare; one shard and a hundred to train from.
+"""Does cost grow with the data and no faster? Ten times the text, and ten times the clips and stills, to prepare; one shard and a
+hundred to train from.
 
-    PYTHONPATH=. python benchmarks/linear.py [--documents 400]
+    PYTHONPATH=. python benchmarks/linear.py [--documents 400] [--clips 200]
 
-Every measurement is a process of its own, so that its peak memory is its own. Processor seconds, so that a busy machine counts less.
+Every measurement is a process of its own, so that its peak memory is its own. Processor seconds, those of helpers too, so that a busy
+machine counts less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 
-def prepare(source: str, out: str, items: str, tokenizer: str) -> dict:
+def spent() -> float:
+    """Processor seconds of this process and of its helpers that have ended."""
+    return sum(os.times()[:4])
+
+
+def prepare(source: str, out: str, items: str, tokenizers: str) -> dict:
     from quadrivium.prepare import PrepareConfig
     from quadrivium.prepare import prepare as run
-    from quadrivium.train import threads
+    from quadrivium.train import TrainConfig, threads
 
     threads()
-    config = PrepareConfig(vocab=512, shard_items=int(items), text_tokenizer=Path(tokenizer) if tokenizer else None)
-    before = time.process_time()
+    config = PrepareConfig(vocab=512, shard_items=int(items), visual_train=TrainConfig(steps=60))
+    if tokenizers:
+        known = {kind: Path(tokenizers) / kind for kind in ("text", "visual") if (Path(tokenizers) / kind).is_dir()}
+        config = replace(config, **{f"{kind}_tokenizer": path for kind, path in known.items()})
+    before = spent()
     data = run([Path(source)], Path(out), config, progress=False)
-    shards = sum(len(s["shards"]) for s in data.manifest["sources"])
-    return {"seconds": time.process_time() - before, "shards": shards}
+    return {"seconds": spent() - before, "shards": sum(len(s["shards"]) for s in data.manifest["sources"])}
 
 
 def train(data: str) -> dict:
     from quadrivium.data.mixture import Mixture, MixtureConfig
     from quadrivium.data.shards import Dataset
-    from quadrivium.model import Model, ModelConfig
+    from quadrivium.model import Model, ModelConfig, cells
     from quadrivium.text import TextTokenizer
     from quadrivium.train import RouteTask, autocast, threads
+    from quadrivium.visual import VisualTokenizer
 
     threads()
     prepared, text = Dataset(Path(data)), TextTokenizer.load(Path(data) / "tokenizers" / "text")
-    model = Model(ModelConfig(vocab=text.size, width=128, layers=2, heads=2))
-    task = RouteTask(model, Mixture(prepared, MixtureConfig(positions=2048), text.end, 0), text.id_bytes)
+    shape, visual = ModelConfig(vocab=text.size, width=128, layers=2, heads=2), Path(data) / "tokenizers" / "visual"
+    if visual.is_dir():
+        shape = cells(shape, *prepared.manifest["grid"], VisualTokenizer.load(visual).config.codes)
+    model = Model(shape)
+    task = RouteTask(model, Mixture(prepared, MixtureConfig(positions=2048), text.end, 0, model.config.patch), text.id_bytes)
     speeds = []
     for step in range(40):
         before = time.process_time()
@@ -62,6 +78,7 @@ def apart(*arguments: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--only", nargs="+")
     options = parser.parse_args()
     if options.only:
@@ -71,28 +88,43 @@ def main() -> None:
         print(json.dumps({**found, "peak": peak}))
         return
     with tempfile.TemporaryDirectory() as folder:
-        root, costs = Path(folder), {}
-        for times in (1, 10):
-            source = root / f"text-{times}"
-            source.mkdir()
-            lines = (f"The {i} ball struck the {i * 7 % 101} ball and rolled on, past house {i % 13}." for i in range(10**9))
-            documents = (" ".join(next(lines) for _ in range(40)) for _ in range(options.documents * times))
-            (source / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-        apart("prepare", str(root / "text-1"), str(root / "first"), "2000", "")
-        tokenizer = str(root / "first" / "tokenizers" / "text")
-        for times in (1, 10):
-            runs = [
-                apart("prepare", str(root / f"text-{times}"), str(root / f"{times}-{n}"), "2000", tokenizer) for n in range(3)
-            ]
-            costs[times] = sorted(runs, key=lambda run: run["seconds"])[1]
-            print(f"prepare {times:>2} x: {costs[times]['seconds']:.2f} CPU s, peak {costs[times]['peak']:.0f} MB")
-        print(f"  ten times the data: {costs[10]['seconds'] / costs[1]['seconds']:.2f} times the time")
-        for items in (10**6, max(1, options.documents * 10 // 100)):
-            made = apart("prepare", str(root / "text-10"), str(root / f"shards-{items}"), str(items), tokenizer)
-            runs = sorted((apart("train", str(root / f"shards-{items}")) for _ in range(3)), key=lambda run: run["us"])
-            print(
-                f"train from {made['shards']:>3} shards: {runs[1]['us']:.2f} us of CPU a position, peak {runs[1]['peak']:.0f} MB"
-            )
+        for kind, make, count in (("text", write_text, options.documents), ("frames", write_frames, options.clips)):
+            compare(Path(folder) / kind, kind, make, count)
+
+
+def write_text(folder: Path, count: int) -> None:
+    lines = (f"The {i} ball struck the {i * 7 % 101} ball and rolled on, past house {i % 13}." for i in range(10**9))
+    documents = (" ".join(next(lines) for _ in range(40)) for _ in range(count))
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
+
+
+def write_frames(folder: Path, count: int) -> None:
+    from quadrivium.data.world import WorldConfig, write_world
+
+    write_world(WorldConfig(clips=count, told=0, stills=2 * count, narrations=0), folder, progress=False)
+
+
+def compare(root: Path, kind: str, make: Callable[[Path, int], None], count: int) -> None:
+    """Prepare ``count`` and ten times as many, medians of three; train from the larger, in one shard and in a hundred."""
+    costs = {}
+    for times in (1, 10):
+        make(root / f"{times}-times", count * times)
+    apart("prepare", str(root / "1-times"), str(root / "first"), "2000", "")
+    tokenizers = str(root / "first" / "tokenizers")
+    for times in (1, 10):
+        runs = [
+            apart("prepare", str(root / f"{times}-times"), str(root / f"{times}-{n}"), "2000", tokenizers) for n in range(3)
+        ]
+        costs[times] = sorted(runs, key=lambda run: run["seconds"])[1]
+        print(f"prepare {kind} {times:>2} x: {costs[times]['seconds']:.2f} CPU s, peak {costs[times]['peak']:.0f} MB")
+    print(f"  ten times the {kind}: {costs[10]['seconds'] / costs[1]['seconds']:.2f} times the time")
+    for items in (10**6, max(1, count * 10 // 100)):
+        made = apart("prepare", str(root / "10-times"), str(root / f"shards-{items}"), str(items), tokenizers)
+        runs = sorted((apart("train", str(root / f"shards-{items}")) for _ in range(3)), key=lambda run: run["us"])
+        print(
+            f"train {kind} from {made['shards']:>3} shards: {runs[1]['us']:.2f} us of CPU a position, peak {runs[1]['peak']:.0f} MB"
+        )
 
 
 if __name__ == "__main__":

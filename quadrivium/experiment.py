@@ -54,8 +54,10 @@ class Arm(grid.Arm):
     ahead: bool = True  # captions of clips foretell the last frame
 
     def mixture(self, config: MixtureConfig) -> MixtureConfig:
-        """What this arm reads of what all arms could read."""
-        return replace(super().mixture(config), ahead=config.ahead if self.ahead else 0.0)
+        """What this arm reads of what all arms could read. Nothing comes before text that is alone, or after another arm."""
+        alone = self.routes == ("t2t",) and not self.captions
+        begin = () if alone or self.after else config.begin
+        return replace(super().mixture(config), ahead=config.ahead if self.ahead else 0.0, begin=begin)
 
 
 ARMS: dict[str, Arm] = {

@@ -130,6 +130,21 @@ def test_captions_of_clips_foretell_the_last_frame_where_that_is_asked_for(data)
     assert all(mixed.sequence(held, u)[0].ahead is None for u in range(len(held.unit)))
 
 
+def test_what_begins_later_moves_nothing_else(data):
+    plain, later = mixture(data), mixture(data, begin=(("v2t/clip", 5), ("t2v/clip", 3)))
+    for step in range(8):
+        gone = {name for name, begin in (("v2t/clip", 5), ("t2v/clip", 3)) if step < begin}
+        names = [(stream.name, unit, epoch) for stream, unit, epoch in plain.units(step) if stream.name not in gone]
+        assert [(stream.name, unit, epoch) for stream, unit, epoch in later.units(step)] == names
+    source = next(s.source.name for s in plain.streams if s.route == "t2t")
+    with pytest.raises(ConfigError, match="begin leaves nothing to read before step 4"):
+        mixture(data, routes=("t2t",), begin=tuple((s.name, 4) for s in plain.streams))
+    with pytest.raises(ConfigError, match=f"begin names sky; the data has .*{source}"):
+        mixture(data, begin=(("sky", 1),))
+    with pytest.raises(ConfigError, match="begin is -1 for clip"):
+        mixture(data, begin=(("clip", -1),))
+
+
 def test_documents_are_cut_into_windows_that_predict_every_id_once(data):
     mixed = mixture(data)
     stream = next(s for s in mixed.streams if s.route == "t2t")

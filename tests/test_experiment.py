@@ -97,7 +97,9 @@ def test_arms_read_what_they_say(finished):
     assert config["four"]["model"] == config["distil"]["model"] == config["captions"]["model"]
     for name, arm in ARMS.items():
         assert not arm.after or arm.after in ARMS, name
-        assert arm.mixture(replace(TINY.mixture, ahead=3.0)).ahead == (0.0 if name == "no-ahead" else 3.0)
+        mixture = arm.mixture(replace(TINY.mixture, ahead=3.0, begin=(("world/text", 2),)))
+        assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
+        assert bool(mixture.begin) == (name not in ("text", "text-equal", "four-more", "distil"))
 
 
 def test_cells_of_another_size_are_not_mixed_in(finished):

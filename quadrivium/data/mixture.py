@@ -35,6 +35,8 @@ class MixtureConfig:
     weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
+    # First step that reads a SOURCE, or ROUTE/SOURCE, so that the others come before it; what is not named is read from the first step on.
+    begin: tuple[tuple[str, int], ...] = ()
     # Share of captioned clips of which t2v wants the last frame alone. Left out frames count as read, so that an epoch stays an epoch.
     foresee: float = 0.0
     # Weight of a further objective of t2v on clips: the state of the caption's last word alone foretells the last frame, so that what
@@ -57,6 +59,9 @@ class MixtureConfig:
         for name, low in (("positions", 1), ("context", 2), ("frames", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
+        for name, step in self.begin:
+            if step < 0:
+                raise ConfigError(f"begin is {step} for {name}; the first step is 0")
         if not 0 <= self.foresee <= 1:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
         if not 0 <= self.ahead < float("inf"):
@@ -202,10 +207,15 @@ class Mixture:
         if not self.streams:
             able = sorted({s.route for s in every}, key=ROUTES.index)
             raise DataError(f"{data.folder} cannot feed {', '.join(config.routes)}; it can feed {', '.join(able) or 'nothing'}")
-        unknown = {name for name, _ in config.source_weights} - {s.name for s in data.sources} - {s.name for s in every}
-        if unknown:
-            known = ", ".join(s.name for s in data.sources)
-            raise ConfigError(f"source_weights names {', '.join(sorted(unknown))}; the data has {known}")
+        for option, named in (("source_weights", config.source_weights), ("begin", config.begin)):
+            unknown = {name for name, _ in named} - {s.name for s in data.sources} - {s.name for s in every}
+            if unknown:
+                known = ", ".join(s.name for s in data.sources)
+                raise ConfigError(f"{option} names {', '.join(sorted(unknown))}; the data has {known}")
+        begin = dict(config.begin)
+        self.begin = {s.name: begin.get(s.name, begin.get(s.source.name, 0)) for s in self.streams}
+        if min(self.begin.values()):
+            raise ConfigError(f"begin leaves nothing to read before step {min(self.begin.values())}")
         self.held = {s.name: s for s in streams_of(data, config, held=True, patch=patch) if s.route in config.routes}
         whole = every if config.text == 1 else streams_of(data, replace(config, text=1.0), held=False, patch=patch)
         self.shares = self._shares(whole)  # less text is read more often, not more slowly
@@ -248,6 +258,8 @@ class Mixture:
         """Stream, unit and epoch of every sequence of a step, in its order."""
         found = []
         for stream in self.streams:
+            if step < self.begin[stream.name]:
+                continue
             share = self.shares[stream.name]
             # A phase of its own, so that streams with long units do not all fire at step 0.
             phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
