@@ -203,14 +203,16 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
     return read_json(path / _STATE, "a checkpoint")
 
 
-def load_weights(path: Path, model: nn.Module, prefix: str = "") -> None:
+def load_weights(path: Path, model: nn.Module, prefix: str = "", fresh: str = "") -> None:
     """Fill a model from a safetensors file, whose names may begin with ``prefix``. Raises RunError when names or shapes differ,
-    before memory is taken for them."""
-    check_shapes(path, {prefix + name: tuple(value.shape) for name, value in model.state_dict().items()})
+    before memory is taken for them. ``fresh``: how names begin that may stand in the model alone, and keep their values then."""
+    own = model.state_dict()
+    if fresh and not any(name.startswith(prefix + fresh) for name in tensor_shapes(path)):
+        own = {name: value for name, value in own.items() if not name.startswith(fresh)}
+    check_shapes(path, {prefix + name: tuple(value.shape) for name, value in own.items()})
     try:
-        own = model.state_dict()
         found = {name.removeprefix(prefix): value for name, value in load_file(path).items()}
-        model.load_state_dict({name: like(value, own[name]) for name, value in found.items()})
+        model.load_state_dict({**model.state_dict(), **{name: like(value, own[name]) for name, value in found.items()}})
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{path}: weights do not fit this model ({' '.join(str(error).split())[:200]})") from None
 

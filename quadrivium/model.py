@@ -89,6 +89,7 @@ class ModelConfig:
     qkv_bias: bool = False  # as Qwen2 has
     norm_eps: float = 1e-6
     code_width: int = 0  # of the head that reads a cell's codes one after the other; 0: half of width
+    foretells: bool = False  # has a head by which states of words foretell a frame; training with --ahead adds it
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
     contrast: ContrastConfig = ContrastConfig()
 
@@ -531,24 +532,27 @@ class CodeHead(nn.Module):
 
     The trunk runs once a cell while every code keeps an exact cost of its own, as in the depth transformer of
     RQ-Transformer (Lee et al. 2022, arXiv 2203.01941), with a feed-forward layer in the place of attention. Every code looks at
-    the hidden state in its own way, which lets all that runs once a code be narrower than the trunk: E is ``code_width``,
-    and D where a cell is a single code.
+    the hidden state in its own way (or all in ``one``), which lets all that runs once a code be narrower than the trunk: E is
+    ``code_width``, and D where a cell is a single code.
     """
 
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, one: bool = False) -> None:
         super().__init__()
         self.codes, self.cell = c.codes, c.patch**2
         width = c.code_width if self.cell > 1 else c.width
         self.out = nn.Linear(width, max(c.codes, 1), bias=False)
         if self.cell > 1:
-            self.look = nn.Linear(c.width, self.cell * width, bias=False)
+            self.look = nn.Linear(c.width, (1 if one else self.cell) * width, bias=False)
+            self.which = nn.Embedding(self.cell, width)
             self.known = nn.Embedding((self.cell - 1) * c.codes, width)
             self.feed = FeedForward(replace(c, width=width, hidden=width))
             self.norm = Norm(width, c.norm_eps)
 
     def enter(self, hidden: Tensor) -> Tensor:
         """(W, D) -> (W, J, E): what each code of the cell sees of it."""
-        return self.look(hidden).unflatten(-1, (self.cell, -1)) if self.cell > 1 else hidden[:, None]
+        if self.cell == 1:
+            return hidden[:, None]
+        return self.look(hidden).unflatten(-1, (-1, self.which.embedding_dim)) + self.which.weight
 
     def forward(self, hidden: Tensor, known: Tensor) -> Tensor:
         """hidden (W, D), all of the cell's codes but the last (W, J - 1) -> (W, J, E), of which ``out`` makes logits."""
@@ -567,6 +571,20 @@ class CodeHead(nn.Module):
             x = self.known(known + self.codes * torch.arange(j, device=known.device)).sum(1) + x
             x = self.norm(x + self.feed(x))
         return self.out(x)
+
+
+class Foretell(nn.Module):
+    """States of single positions -> the codes of every cell of a frame."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.place = nn.Embedding(max(c.rows * c.columns, 1), c.width)
+        self.head = CodeHead(replace(c, code_width=c.width), one=True)
+
+    def forward(self, states: Tensor, codes: Tensor) -> Tensor:
+        """states (A, D), the frame's cells (A, RC, J) -> (A, RC, J, D), of which ``head.out`` makes logits."""
+        at = F.rms_norm(states, states.shape[-1:])[:, None] + self.place.weight
+        return self.head(at.flatten(0, 1), codes.flatten(0, 1)[:, :-1]).unflatten(0, codes.shape[:2])
 
 
 class Block(nn.Module):
@@ -646,6 +664,8 @@ class Model(nn.Module):
         self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.apart)
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
         self.head_codes = CodeHead(c)
+        # Of its own: to share the other one made frames twice as dear early on, and a stronger one leaves less to the states (docs/LOG.md).
+        self.head_ahead = Foretell(c) if c.foretells else None
         if c.contrast.weight:
             self.sharpness = nn.Parameter(torch.ones(1))  # the temperature of `contrast` is 0.07 to this power
         self.reset(seed)
@@ -764,11 +784,10 @@ class Model(nn.Module):
         plain text is continued from. ``states`` (N, D): the residual stream after a layer, best one that is not the last: what
         the layers after it say of this position, and of those that follow, can then rest on what it foretells.
         """
-        count, codes = batch.ahead_want.shape[1], batch.ahead_want.flatten(0, 1)
-        told = F.rms_norm(states.index_select(0, batch.ahead_at).float(), (self.config.width,))
-        states = (told[:, None] + self.where(torch.arange(count, device=told.device))).flatten(0, 1)  # (A * RC, D)
-        states = self.head_codes(states, codes[:, :-1]).flatten(0, 1)
-        return cross_entropy(states, self.head_codes.out.weight, codes.flatten()).view_as(batch.ahead_want)
+        assert self.head_ahead is not None
+        told = self.head_ahead(states.index_select(0, batch.ahead_at).float(), batch.ahead_want)
+        out = self.head_ahead.head.out.weight
+        return cross_entropy(told.flatten(0, 2), out, batch.ahead_want.flatten()).view_as(batch.ahead_want)
 
     def pooled(self, batch: Batch) -> Tensor:
         """The mean of each sequence's normalised states at the layer of ``contrast``: (S, D), fp32."""

@@ -610,6 +610,7 @@ def train_routes(
         source = None if init is None or begun else fetch(init)
     else:
         model, visual, text, source = shape_on(data, prepared, model, init)
+        model = dataclasses.replace(model, foretells=model.foretells or mixture.ahead > 0)
         if mixture.ahead_layer > model.layers:
             raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
         described = {
@@ -641,7 +642,7 @@ def train_routes(
     if source is not None and foreign:
         fill(network, Weights(source), copy=init_vision == "copy")
     elif source is not None:
-        checkpoint.load_weights(checkpoint.weights(source), network)
+        checkpoint.load_weights(checkpoint.weights(source), network, fresh="head_ahead.")
     size = sum(p.numel() for p in network.parameters())
     network.recompute = computing.recompute
     if computing.compile:

@@ -57,7 +57,7 @@ def test_packed_costs_what_each_sequence_costs_alone(sharing, rng):
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_what_is_foretold_is_worked_out_by_text_alone(sharing, rng):
     """The same cost whatever else is in the batch and however the frame is shown; apart, no weight of the visual stream has a part."""
-    model, frame = tiny(sharing), rng.integers(0, 30, (3, 2, 4))
+    model, frame = tiny(sharing, foretells=True), rng.integers(0, 30, (3, 2, 4))
     words, clip = rng.integers(0, 60, 7), rng.integers(0, 30, (2, 3, 2, 4))
     alone = Batch.of(pack([(text(words, ahead=frame),)]))
     among = Batch.of(pack([sample("v2t", rng), (text(words, ahead=frame), frames(clip, True)), sample("t2v", rng)]))
@@ -69,15 +69,16 @@ def test_what_is_foretold_is_worked_out_by_text_alone(sharing, rng):
     costs = [model.foretold(batch, x) for batch, x in zip((alone, among), states, strict=True)]
     torch.testing.assert_close(*costs, rtol=1e-5, atol=1e-5)
     assert costs[0].shape == (1, 6, 4)
-    told = states[0][-1]  # after the last id that is read
+    told, foretell = states[0][-1], model.head_ahead  # after the last id that is read
     told = told / (told.square().mean() + torch.finfo(torch.float32).eps).sqrt()
-    logits = model.code_logits(told + model.where(torch.arange(6)), torch.from_numpy(frame.reshape(6, 4))[:, :-1])
+    logits = foretell.head.out(foretell.head(told + foretell.place.weight, torch.from_numpy(frame.reshape(6, 4))[:, :-1]))
     twin = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(frame.reshape(-1)), reduction="none")
     torch.testing.assert_close(costs[0].flatten(), twin, rtol=1e-5, atol=1e-5)
     costs[1].sum().backward()
     if model.config.apart:
         moved = {n for n, p in model.named_parameters() if "parts." in n and p.grad is not None and p.grad.abs().sum() > 0}
         assert moved and all("parts.0" in name for name in moved)
+        assert model.head_codes.out.weight.grad is None
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

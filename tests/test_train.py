@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from quadrivium import checkpoint
+from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, RunError
@@ -98,16 +99,16 @@ def test_sigterm_saves_and_leaves(data, tmp_path):
     assert last is not None and int(last.name[5:]) == steps_logged(run)[-1]
 
 
-def task(data, routes=ROUTES, sharing="all"):
+def task(data, routes=ROUTES, **shape):
     prepared = Dataset(data)
-    model = Model(replace(SMALL, vocab=320, codes=64, rows=2, columns=2, sharing=sharing))
+    model = Model(replace(SMALL, vocab=320, codes=64, rows=2, columns=2, **shape))
     return RouteTask(model, Mixture(prepared, replace(MIX, routes=routes), 0, seed=0, patch=2), np.ones(320, np.int64))
 
 
 @pytest.mark.parametrize("sharing", ["all", "cross"])
 @pytest.mark.parametrize("removed", ROUTES)
 def test_a_route_removed_leaves_the_losses_of_the_others(data, removed, sharing):
-    whole, rest = task(data, sharing=sharing), task(data, tuple(r for r in ROUTES if r != removed), sharing)
+    whole, rest = task(data, sharing=sharing), task(data, tuple(r for r in ROUTES if r != removed), sharing=sharing)
     for step in range(4):
         with torch.no_grad():
             logs = whole.loss(whole.batch(step))[1], rest.loss(rest.batch(step))[1]
@@ -133,8 +134,19 @@ def test_a_run_that_foretells_resumes_exactly_and_needs_a_layer_that_is_there(da
         MixtureConfig(ahead_layer=-1)
 
 
+def test_a_run_that_never_foretold_begins_one_that_does(data, tmp_path):
+    """And the other way round: the head stays, so that no weight is lost on the way."""
+    config, shapes = TrainConfig(steps=2), []
+    for name, ahead, init in (("plain", 0.0, None), ("ahead", 4.0, "plain"), ("again", 0.0, "ahead")):
+        train_routes(
+            data, tmp_path / name, SMALL, replace(MIX, ahead=ahead), config, progress=False, init=init and tmp_path / init
+        )
+        shapes.append({n: s for n, s in Run(tmp_path / name).model.state_dict().items() if n.startswith("head_ahead")})
+    assert not shapes[0] and shapes[1].keys() == shapes[2].keys() != set()
+
+
 def test_what_is_foretold_counts_with_its_weight(data):
-    learner = task(data)
+    learner = task(data, foretells=True)
     frame, ids = np.arange(16).reshape(2, 2, 4), [0, 5, 9, 0]
     plain, ahead = ((text(ids, ahead=a), frames(frame[None], wanted=True)) for a in (None, frame))
 
