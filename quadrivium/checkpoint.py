@@ -295,7 +295,8 @@ class Run(Trained):
         super().__init__(model, text, visual, step)
 
     def mixture(self, data: Path | None = None, **other: Any) -> Mixture:
-        """The mixture that the run was trained on, or that of another data folder, with ``other`` fields of its config changed.
+        """The mixture that the run was trained on, read from its first step on, or that of another data folder, with ``other``
+        fields of its config changed.
 
         Raises ConfigError for an export, which does not know it."""
         if "mixture" not in self.config:
@@ -305,7 +306,7 @@ class Run(Trained):
         if not isinstance(seed, int) or seed < 0:
             raise RunError(f"{self.folder / 'config.json'}: train: seed is {seed!r}; it is a number that is not negative")
         prepared = Dataset(data or Path(self.config["data"]))
-        return Mixture(prepared, replace(config, **other), self.text.end, seed, self.patch)
+        return Mixture(prepared, replace(config, begin=(), **other), self.text.end, seed, self.patch)
 
     def _read_export(self, home: Path) -> None:
         """The config of an exported folder, as far as it goes: it says neither what the run was trained on nor how."""

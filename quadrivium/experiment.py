@@ -54,10 +54,9 @@ class Arm(grid.Arm):
     ahead: bool = True  # captions of clips foretell the last frame
 
     def mixture(self, config: MixtureConfig) -> MixtureConfig:
-        """What this arm reads of what all arms could read. Nothing comes before text that is alone, or after another arm."""
-        alone = self.routes == ("t2t",) and not self.captions
-        begin = () if alone or self.after else config.begin
-        return replace(super().mixture(config), ahead=config.ahead if self.ahead else 0.0, begin=begin)
+        """What this arm reads of what all arms could read; where it goes on from another, all of it at once."""
+        ahead, begin = config.ahead if self.ahead else 0.0, () if self.after else config.begin
+        return replace(super().mixture(config), ahead=ahead, begin=begin)
 
 
 ARMS: dict[str, Arm] = {
@@ -104,14 +103,15 @@ class ExperimentConfig:
             weights=(("t2t", 1.0), ("t2v", 2.6), ("v2t", 0.9), ("v2v", 0.4), ("tv2v", 0.2)),
             # Stills teach what each kind is called, clips of seen kinds what it does, told ones how an outcome is put into words.
             source_weights=(
-                ("t2v/world/stills", 2.5), ("t2v/world/clips", 2.5), ("t2v/world/told", 0.3),
+                ("t2v/world/stills", 2.5), ("t2v/world/clips", 4.0), ("t2v/world/told", 0.3),
                 ("v2t/world/stills", 2.0), ("v2t/world/clips", 0.4), ("v2t/world/told", 4.0),
                 ("v2v/world/clips", 2.0),
             ),
+            begin=(("world/text", 1800),),  # first what is seen, so that documents find it there
             ahead=8.0,  # without it text stays at chance about what was only seen (docs/figures.md)
         )
     )  # fmt: skip
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, optimizer="muon"))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, decay=0.7, optimizer="muon"))
     distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, lr=2e-3, optimizer="muon"))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, batch=256))
     distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
@@ -124,15 +124,16 @@ def small() -> ExperimentConfig:
     """The experiment at a quarter of its cost: fewer kinds, three devices, one language, and what it takes to learn these."""
     full = ExperimentConfig()
     world = replace(
-        full.world, kinds=24, shares=(0.17, 0.33, 0.33, 0.17), devices=("ramp", "seesaw", "table"), languages=("en",), clips=3500,
-        told=2500, stills=3500, narrations=2500,
+        full.world, kinds=24, shares=(0.17, 0.33, 0.33, 0.17), devices=("ramp", "seesaw", "table"), languages=("en",), clips=4000,
+        told=3000, stills=4000, narrations=3000,
     )  # fmt: skip
     return replace(
         full,
         world=world,
         prepare=replace(full.prepare, visual_train=replace(full.prepare.visual_train, steps=3000)),
-        train=replace(full.train, steps=1800),
-        distil_train=replace(full.distil_train, steps=400),
+        mixture=replace(full.mixture, begin=(("world/text", 600),)),
+        train=replace(full.train, steps=2000),
+        distil_train=replace(full.distil_train, steps=1000),
         each=4,
         looked=2,
     )

@@ -608,11 +608,18 @@ def train_routes(
     if resume:
         text = TextTokenizer.load(data / "tokenizers" / "text")
         source = None if init is None or begun else fetch(init)
+        mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
         model, visual, text, source = shape_on(data, prepared, model, init)
         model = dataclasses.replace(model, foretells=model.foretells or mixture.ahead > 0)
         if mixture.ahead_layer > model.layers:
             raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
+        mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
+        late = [name for name, step in mixed.begin.items() if config.steps and step >= config.steps]
+        if late:
+            raise ConfigError(
+                f"{', '.join(late)} would never be read: begin is not before step {config.steps}, where training ends"
+            )
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
@@ -631,7 +638,6 @@ def train_routes(
             write_json(path, described)
     if ranks.first:
         ranks.wait()
-    mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     foreign = source is not None and is_model(source)
     if source is not None and foreign:
         check(model, Weights(source))

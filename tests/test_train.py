@@ -130,6 +130,10 @@ def test_a_run_that_foretells_resumes_exactly_and_needs_a_layer_that_is_there(da
     with pytest.raises(ConfigError, match="ahead_layer is 3; the model has 2 layers"):
         train_routes(data, tmp_path / "deep", SMALL, replace(foretelling, ahead_layer=3), config, progress=False)
     assert not (tmp_path / "deep").exists()
+    source = next(name for name in Dataset(data).manifest["sources"])["name"]
+    with pytest.raises(ConfigError, match=f"{source} would never be read: begin is not before step 8"):
+        train_routes(data, tmp_path / "deep", SMALL, replace(MIX, begin=((f"t2v/{source}", 8),)), config, progress=False)
+    assert not (tmp_path / "deep").exists()
     with pytest.raises(ConfigError, match="ahead_layer is -1"):
         MixtureConfig(ahead_layer=-1)
 

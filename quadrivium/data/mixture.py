@@ -214,8 +214,8 @@ class Mixture:
                 raise ConfigError(f"{option} names {', '.join(sorted(unknown))}; the data has {known}")
         begin = dict(config.begin)
         self.begin = {s.name: begin.get(s.name, begin.get(s.source.name, 0)) for s in self.streams}
-        if min(self.begin.values()):
-            raise ConfigError(f"begin leaves nothing to read before step {min(self.begin.values())}")
+        first = min(self.begin.values())  # where what would come before is not read, nothing is waited for
+        self.begin = {name: step - first for name, step in self.begin.items()}
         self.held = {s.name: s for s in streams_of(data, config, held=True, patch=patch) if s.route in config.routes}
         whole = every if config.text == 1 else streams_of(data, replace(config, text=1.0), held=False, patch=patch)
         self.shares = self._shares(whole)  # less text is read more often, not more slowly
