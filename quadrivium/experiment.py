@@ -37,9 +37,10 @@ from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs, without
 from quadrivium.imagine import Imagining
-from quadrivium.model import ModelConfig
+from quadrivium.model import ModelConfig, Sharing
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
+from quadrivium.sequence import ROUTES
 from quadrivium.statistics import interval, paired
 from quadrivium.train import TrainConfig, cores, train_routes
 from quadrivium.visual import VisualConfig
@@ -52,11 +53,15 @@ class Arm(grid.Arm):
     extra: str = ""  # one more folder of text: "oracle" or "distil"
     after: str = ""  # go on from this arm's run
     ahead: bool = True  # captions of clips foretell the last frame
+    sharing: Sharing | None = None  # of weights, if it is not that of all arms
 
     def mixture(self, config: MixtureConfig) -> MixtureConfig:
         """What this arm reads of what all arms could read; where it goes on from another, all of it at once."""
         ahead, begin = config.ahead if self.ahead else 0.0, () if self.after else config.begin
         return replace(super().mixture(config), ahead=ahead, begin=begin)
+
+    def model(self, config: ModelConfig) -> ModelConfig:
+        return replace(config, sharing=self.sharing or config.sharing)
 
 
 ARMS: dict[str, Arm] = {
@@ -72,6 +77,9 @@ ARMS: dict[str, Arm] = {
     "no-t2v": Arm("without text to frames", without("t2v", "tv2v")),
     "no-v2t": Arm("without frames to text", without("v2t")),
     "no-v2v": Arm("without frames to frames", without("v2v", "tv2v")),
+    "share-all": Arm("all routes, text and vision in the same weights", sharing="all"),
+    "share-attention": Arm("all routes, attention in the same weights", sharing="attention"),
+    "share-cross": Arm("all routes, encoders and decoders joined by cross-attention", sharing="cross"),
 }
 
 
@@ -264,7 +272,7 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     state = train_routes(
-        data, run, config.model, arm.mixture(config.mixture), schedule, resume=(run / "config.json").exists(), progress=False,
+        data, run, arm.model(config.model), arm.mixture(config.mixture), schedule, resume=(run / "config.json").exists(), progress=False,
         init=home / arm.after if arm.after else None,
     )  # fmt: skip
     if not state["finished"]:
@@ -321,6 +329,7 @@ COMPARISONS = (
     ("distil", "four", "read"),
     ("oracle", "four", "seen"),
 )
+_UNITS = {route: "bits_per_byte" if route.endswith("t") else "bits_per_frame" for route in ROUTES}
 HARM = 0.02  # bits a byte of held-out text: what distil may cost and still count as harmless
 
 
@@ -349,7 +358,12 @@ def summary(results: Path) -> dict[str, Any]:
         text = _text_bits(by_seed)
         if text:
             rows["t2t"] = dict(zip(("bits_per_byte", "half"), interval(text.values()), strict=True))
-        rows["seconds"] = float(np.mean([c["seconds"] for c in by_seed.values()]))
+        for route in ROUTES:
+            bits = [c["routes"][route][_UNITS[route]] for c in by_seed.values() if route in c["routes"]]
+            if bits:
+                rows.setdefault("bits", {})[route] = dict(zip(("mean", "half"), interval(bits), strict=True))
+        for cost in ("seconds", "training_seconds", "positions"):
+            rows[cost] = float(np.mean([c[cost] for c in by_seed.values()]))
         arms[arm] = rows
     first = next(iter(next(iter(cells.values())).values()))
     differences = []
@@ -387,25 +401,25 @@ def _paired(values: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Lines for people: an arm a line, accuracy and half-width of its 95 % interval."""
+    """Lines for people: an arm a line, accuracy and half-width of its 95 % interval; then what its routes cost."""
 
-    def show(row: dict | None) -> str:
-        if row is None:
-            return "-"
-        return f"{row['accuracy']:.3f}" + ("" if math.isnan(row["half"]) else f" ± {row['half']:.3f}")
+    def show(mean: float, half: float, digits: int) -> str:
+        return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
     columns = [(g, "direct") for g in GROUPS] + [("seen", r) for r in ("imagine", "shown", "drawn")]
-    head = f"{'arm':<12}{'seeds':>6}" + "".join(f"{g + ' ' + ('' if r == 'direct' else r):>17}" for g, r in columns)
-    lines = [head + f"{'text bits/byte':>20}", "-" * (len(head) + 20)]
+    head = f"{'arm':<16}{'seeds':>6}" + "".join(f"{g + ' ' + ('' if r == 'direct' else r):>16}" for g, r in columns)
+    lines = [head, "-" * len(head)]
     for arm, rows in found["arms"].items():
-        cells = "".join(f"{show(rows['facts'].get(g, {}).get(r)):>17}" for g, r in columns)
-        text = rows.get("t2t")
-        cost = (
-            "-"
-            if text is None
-            else f"{text['bits_per_byte']:.4f}" + ("" if math.isnan(text["half"]) else f" ± {text['half']:.4f}")
-        )
-        lines.append(f"{arm:<12}{len(rows['seeds']):>6}{cells}{cost:>20}")
+        cells = (rows["facts"].get(g, {}).get(r) for g, r in columns)
+        shown = "".join(f"{show(c['accuracy'], c['half'], 3) if c else '-':>16}" for c in cells)
+        lines.append(f"{arm:<16}{len(rows['seeds']):>6}{shown}")
+    head = f"{'arm':<16}" + "".join(f"{f'{r}, bits/' + _UNITS[r].split('_')[-1]:>18}" for r in ROUTES)
+    head += f"{'training':>14}{'positions':>14}"
+    lines += ["", head, "-" * len(head)]
+    for arm, rows in found["arms"].items():
+        bits = (rows["bits"].get(route) for route in ROUTES)
+        shown = "".join(f"{show(b['mean'], b['half'], 4 if b['mean'] < 1 else 1) if b else '-':>18}" for b in bits)
+        lines.append(f"{arm:<16}{shown}{rows['training_seconds'] / 60:>10.1f} min{rows['positions'] / 1e6:>13.2f}M")
     lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
     lines += [f"{arm}: {ARMS[arm].says}" for arm in found["arms"]]
     for row in found["differences"]:
