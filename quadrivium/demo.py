@@ -18,7 +18,7 @@ from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset
 from quadrivium.data.world import contact_sheet, world_config
 from quadrivium.errors import RunError
-from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, table
+from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, small, table
 from quadrivium.pictures import Cell, save_gif, sheet
 from quadrivium.samples import decode, write_samples
 from quadrivium.train import threads
@@ -27,16 +27,15 @@ ARMS = ("four", "captions", "text", "distil")  # the longest first: the others r
 
 
 def few_minutes() -> ExperimentConfig:
-    """The experiment at the size of a few minutes: a smaller world, fewer steps, fewer questions."""
-    full = ExperimentConfig()
+    """The small experiment with half of the steps and a quarter of the questions."""
+    less = small()
     return replace(
-        full,
-        world=replace(full.world, clips=3000, told=2000, stills=4000, narrations=3000),
-        prepare=replace(full.prepare, visual_train=replace(full.prepare.visual_train, steps=5000)),
-        train=replace(full.train, steps=1100),
-        distil_train=replace(full.distil_train, steps=200),
-        distil=replace(full.distil, limit=100),
-        each=1,
+        less,
+        mixture=replace(less.mixture, begin=(("world/text", 300),)),
+        train=replace(less.train, steps=1000),
+        distil_train=replace(less.distil_train, steps=400),
+        each=2,
+        looked=1,
     )
 
 

@@ -56,8 +56,8 @@ class Arm(grid.Arm):
     sharing: Sharing | None = None  # of weights, if it is not that of all arms
 
     def mixture(self, config: MixtureConfig) -> MixtureConfig:
-        """What this arm reads of what all arms could read; where it goes on from another, all of it at once."""
-        ahead, begin = config.ahead if self.ahead else 0.0, () if self.after else config.begin
+        """What this arm reads of what all arms could read. All of it at once, where no frames are read or it goes on from another."""
+        ahead, begin = config.ahead if self.ahead else 0.0, () if self.after or self.routes == ("t2t",) else config.begin
         return replace(super().mixture(config), ahead=ahead, begin=begin)
 
     def model(self, config: ModelConfig) -> ModelConfig:
