@@ -119,7 +119,7 @@ def compare(root: Path, kind: str, make: Callable[[Path, int], None], count: int
         costs[times] = sorted(runs, key=lambda run: run["seconds"])[1]
         print(f"prepare {kind} {times:>2} x: {costs[times]['seconds']:.2f} CPU s, peak {costs[times]['peak']:.0f} MB")
     print(f"  ten times the {kind}: {costs[10]['seconds'] / costs[1]['seconds']:.2f} times the time")
-    for items in (10**6, max(1, count * 10 // 100)):
+    for items in (10**6, max(1, count * 10 // 100)):  # shards of one source; stills are twice as many as clips
         made = apart("prepare", str(root / "10-times"), str(root / f"shards-{items}"), str(items), tokenizers)
         runs = sorted((apart("train", str(root / f"shards-{items}")) for _ in range(3)), key=lambda run: run["us"])
         print(

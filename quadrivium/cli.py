@@ -635,7 +635,7 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
             seeds: a world, its kinds and first weights each.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.
-            small: fewer kinds, three devices, English alone, a quarter of the work; other options then change this experiment.
+            small: fewer kinds, three devices, English alone, a third of the work; other options then change this experiment.
         """
         print(run.table(run.run_experiment(out, config, seeds, arms, results, workers)))
         print(f"cells: {results or out / 'results'}; table as JSON: {out / 'results.json'}")

@@ -27,7 +27,7 @@ ARMS = ("four", "captions", "text", "distil")  # the longest first: the others r
 
 
 def few_minutes() -> ExperimentConfig:
-    """The small experiment with half of the steps and a quarter of the questions."""
+    """The small experiment with half of the steps and of the questions."""
     less = small()
     return replace(
         less,

@@ -6,7 +6,8 @@
     RESULTS/ARM-seed-S.json       what a finished cell measured. The grid goes on from these files alone, so it can be finished
                                   over several sittings and on several machines
 
-An arm differs from the others in what it reads, and in nothing else: same first weights, tokenizers, steps and order of text.
+An arm differs from the others in what its name says and in nothing else: same first weights, tokenizers, steps and order of text.
+Documents begin late where frames are read, and at once where none are: the arms without frames read more of the same documents.
 Arms that go on from another (distil, four-more) take the same steps more, so that distil minus four-more is what its text is worth.
 """
 
@@ -48,7 +49,7 @@ from quadrivium.visual import VisualConfig
 
 @dataclass(frozen=True)
 class Arm(grid.Arm):
-    """What one training condition reads, and after what."""
+    """One training condition: what it reads, after what, and what else is another."""
 
     extra: str = ""  # one more folder of text: "oracle" or "distil"
     after: str = ""  # go on from this arm's run
@@ -57,7 +58,8 @@ class Arm(grid.Arm):
 
     def mixture(self, config: MixtureConfig) -> MixtureConfig:
         """What this arm reads of what all arms could read. All of it at once, where no frames are read or it goes on from another."""
-        ahead, begin = config.ahead if self.ahead else 0.0, () if self.after or self.routes == ("t2t",) else config.begin
+        ahead = config.ahead if self.ahead else 0.0
+        begin = () if self.after or self.routes == ("t2t",) else config.begin
         return replace(super().mixture(config), ahead=ahead, begin=begin)
 
     def model(self, config: ModelConfig) -> ModelConfig:
@@ -129,7 +131,7 @@ class ExperimentConfig:
 
 
 def small() -> ExperimentConfig:
-    """The experiment at a quarter of its cost: fewer kinds, three devices, one language, and what it takes to learn these."""
+    """The experiment at a third of its cost: fewer kinds, three devices, one language, and what it takes to learn these."""
     full = ExperimentConfig()
     world = replace(
         full.world, kinds=24, shares=(0.17, 0.33, 0.33, 0.17), devices=("ramp", "seesaw", "table"), languages=("en",), clips=4000,
@@ -168,6 +170,11 @@ def run_experiment(
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
     if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
         raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
+    late = [f"{name} from step {step} on" for name, step in config.mixture.begin if step >= (config.train.steps or math.inf)]
+    if late:
+        raise ConfigError(
+            f"mixture.begin reads {', '.join(late)}, and train.steps ends at {config.train.steps}; lower --mixture.begin"
+        )
     declared = grid.plain(config)
     declared["world"].pop("processes")
     for folder in (out, results):
@@ -329,7 +336,6 @@ COMPARISONS = (
     ("distil", "four", "read"),
     ("oracle", "four", "seen"),
 )
-_UNITS = {route: "bits_per_byte" if route.endswith("t") else "bits_per_frame" for route in ROUTES}
 HARM = 0.02  # bits a byte of held-out text: what distil may cost and still count as harmless
 
 
@@ -355,11 +361,8 @@ def summary(results: Path) -> dict[str, Any]:
                 if values:
                     mean, half = interval(values.values())
                     rows["facts"].setdefault(group, {})[read_out] = {"accuracy": mean, "half": half, "n": len(values)}
-        text = _text_bits(by_seed)
-        if text:
-            rows["t2t"] = dict(zip(("bits_per_byte", "half"), interval(text.values()), strict=True))
         for route in ROUTES:
-            bits = [c["routes"][route][_UNITS[route]] for c in by_seed.values() if route in c["routes"]]
+            bits = [c["routes"][route][evaluate.UNITS[route[-1]]] for c in by_seed.values() if route in c["routes"]]
             if bits:
                 rows.setdefault("bits", {})[route] = dict(zip(("mean", "half"), interval(bits), strict=True))
         for cost in ("seconds", "training_seconds", "positions"):
@@ -413,7 +416,7 @@ def table(found: dict[str, Any]) -> str:
         cells = (rows["facts"].get(g, {}).get(r) for g, r in columns)
         shown = "".join(f"{show(c['accuracy'], c['half'], 3) if c else '-':>16}" for c in cells)
         lines.append(f"{arm:<16}{len(rows['seeds']):>6}{shown}")
-    head = f"{'arm':<16}" + "".join(f"{f'{r}, bits/' + _UNITS[r].split('_')[-1]:>18}" for r in ROUTES)
+    head = f"{'arm':<16}" + "".join(f"{f'{r}, bits/' + evaluate.UNITS[r[-1]].split('_')[-1]:>18}" for r in ROUTES)
     head += f"{'training':>14}{'positions':>14}"
     lines += ["", head, "-" * len(head)]
     for arm, rows in found["arms"].items():

@@ -27,6 +27,7 @@ from quadrivium.config import to_dict
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json, write_json
 from quadrivium.errors import QuadriviumError, RunError
+from quadrivium.model import FORM
 from quadrivium.sequence import ROUTES
 from quadrivium.train import cores
 
@@ -67,10 +68,13 @@ def declare(path: Path, config: Any, now: dict[str, Any]) -> None:
     ``now``: ``config`` as `plain` gives it, with what else counts. An option that was not there yet when ``path`` was written
     counts as its default, which is to do as before: cells that were finished without it stay valid.
     """
+    now = {"form": FORM, **now}
     if not path.exists():
         write_json(path, now)
         return
-    before = _completed(read_json(path, "an experiment"), config, now)
+    before = {"form": 1, **_completed(read_json(path, "an experiment"), config, now)}
+    if before["form"] != FORM:
+        raise RunError(f"{path}: this experiment was begun with another form of the model; choose another OUT and --results")
     if before != now:
         keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")

@@ -30,7 +30,7 @@ from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.sequence import pack
-from quadrivium.train import Computing, TrainConfig, autocast, make_optimizers, shape_on
+from quadrivium.train import Computing, TrainConfig, autocast, foretelling, make_optimizers, shape_on
 
 AROUND = 1_000_000_000  # bytes of the process itself
 CPU, GPU = 24 << 30, 80_000_000_000  # bytes of the two machines that the largest model is computed for
@@ -92,8 +92,11 @@ def count(shape: ModelConfig, batch: Batch, train: TrainConfig, recompute: bool 
         update = living.most - weights - gradients - moments
         living.most = 0
         with autocast(train.precision, torch.device("cpu")):
-            text, codes = model.nats(batch)
+            hidden, told = model(batch, tap=max(1, shape.layers - 1))
+            text, codes = model.nats(batch, hidden)
             loss = text.sum() + codes.sum()
+            if len(batch.ahead_at):
+                loss = loss + model.foretold(batch, told).sum()
         loss.backward()
         activations = living.most - weights - moments
     return Counted(sum(p.numel() for p in model.parameters()), weights, gradients, moments, activations, update)
@@ -119,6 +122,7 @@ class Forecast:
             heads=c.heads // c.kv_heads * k,
             width=max(8, 8 * round(c.width * k / c.kv_heads / 8)),
             hidden=max(8, 8 * round(c.hidden * k / c.kv_heads / 8)),
+            code_width=max(4, 4 * round(c.code_width * k / c.kv_heads / 4)),
             layers=max(1, round(c.layers * k / c.kv_heads)),
         )
 
@@ -191,7 +195,8 @@ def dry_run(
     """What training would take, as text; nothing is trained and nothing is written."""
     prepared = Dataset(data)
     shape, _, text, _ = shape_on(data, prepared, model, init)
-    mixed = Mixture(prepared, mixture, text.end, train.seed, shape.patch)
+    shape = foretelling(shape, mixture)
+    mixed = Mixture(prepared, replace(mixture, begin=()), text.end, train.seed, shape.patch)
     parts = [mixed.step(step, 0, computing.accumulate) for step in range(32)]
     packed = [pack(sequences) for sequences in parts if sequences]
     largest = max(packed, key=lambda arrays: len(arrays["order"]))

@@ -51,6 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+FORM = 2  # raised where equal options make another model than before: cells of experiments do not mix. 2: every code's own look
 Sharing = Literal["all", "attention", "none", "cross"]
 AXES = 3  # time, row, column
 
@@ -532,17 +533,17 @@ class CodeHead(nn.Module):
 
     The trunk runs once a cell while every code keeps an exact cost of its own, as in the depth transformer of
     RQ-Transformer (Lee et al. 2022, arXiv 2203.01941), with a feed-forward layer in the place of attention. Every code looks at
-    the hidden state in its own way (or all in ``one``), which lets all that runs once a code be narrower than the trunk: E is
+    the hidden state in its own way (or all in a ``common`` one), which lets all that runs once a code be narrower than the trunk: E is
     ``code_width``, and D where a cell is a single code.
     """
 
-    def __init__(self, c: ModelConfig, one: bool = False) -> None:
+    def __init__(self, c: ModelConfig, common: bool = False) -> None:
         super().__init__()
         self.codes, self.cell = c.codes, c.patch**2
         width = c.code_width if self.cell > 1 else c.width
         self.out = nn.Linear(width, max(c.codes, 1), bias=False)
         if self.cell > 1:
-            self.look = nn.Linear(c.width, (1 if one else self.cell) * width, bias=False)
+            self.look = nn.Linear(c.width, (1 if common else self.cell) * width, bias=False)
             self.which = nn.Embedding(self.cell, width)
             self.known = nn.Embedding((self.cell - 1) * c.codes, width)
             self.feed = FeedForward(replace(c, width=width, hidden=width))
@@ -579,7 +580,7 @@ class Foretell(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.place = nn.Embedding(max(c.rows * c.columns, 1), c.width)
-        self.head = CodeHead(replace(c, code_width=c.width), one=True)
+        self.head = CodeHead(replace(c, code_width=c.width), common=True)
 
     def forward(self, states: Tensor, codes: Tensor) -> Tensor:
         """states (A, D), the frame's cells (A, RC, J) -> (A, RC, J, D), of which ``head.out`` makes logits."""
@@ -756,10 +757,6 @@ class Model(nn.Module):
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
         return F.linear(hidden, self.embed_text.weight) if self.head_text is None else self.head_text(hidden)
-
-    def code_logits(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """Hidden states (W, D) and all but the last code (W, J - 1) of the cells that follow -> logits (W, J, C)."""
-        return self.head_codes.out(self.head_codes(hidden, known))
 
     def nats(self, batch: Batch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else.

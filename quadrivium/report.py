@@ -111,9 +111,9 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
     columns = [c for c in columns if c[1] == "direct" or c[0] == "seen"]
     for arm, r in arms.items():
         cells = [r["facts"].get(g, {}).get(o) for g, o in columns]
-        text = r.get("t2t")
+        text = r["bits"].get("t2t")
         rows.append([arm, len(r["seeds"]), *("–" if c is None else _interval(c["accuracy"], c["half"], ".3f") for c in cells),
-                     "–" if text is None else _interval(text["bits_per_byte"], text["half"])])  # fmt: skip
+                     "–" if text is None else _interval(text["mean"], text["half"])])  # fmt: skip
     seen = [(a, r["facts"].get("seen", {}).get("direct")) for a, r in arms.items()]
     points = [
         (a, c["accuracy"], *((None, None) if c["half"] is None else (c["accuracy"] - c["half"], c["accuracy"] + c["half"])))

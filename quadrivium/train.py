@@ -611,7 +611,7 @@ def train_routes(
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
         model, visual, text, source = shape_on(data, prepared, model, init)
-        model = dataclasses.replace(model, foretells=model.foretells or mixture.ahead > 0)
+        model = foretelling(model, mixture)
         if mixture.ahead_layer > model.layers:
             raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
@@ -707,6 +707,11 @@ def shape_on(
         return (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve(), visual, text, source
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def foretelling(model: ModelConfig, mixture: MixtureConfig) -> ModelConfig:
+    """The shape with a head for what captions foretell, where they have to and there are frames."""
+    return dataclasses.replace(model, foretells=model.foretells or (mixture.ahead > 0 and model.codes > 0))
 
 
 def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:

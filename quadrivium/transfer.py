@@ -37,7 +37,7 @@ from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
 from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, verdict
 from quadrivium.text import TextTokenizer
-from quadrivium.train import RouteTask, TrainConfig, autocast, cores, train_routes
+from quadrivium.train import RouteTask, TrainConfig, autocast, cores, foretelling, train_routes
 from quadrivium.visual import VisualTokenizer
 
 
@@ -181,6 +181,7 @@ def measure_speed(folder: Path, config: TransferConfig, threads: int, seconds: f
     data, text = Dataset(folder), TextTokenizer.load(folder / "tokenizers" / "text")
     visual = VisualTokenizer.load(folder / "tokenizers" / "visual")
     shape = cells(replace(config.model, vocab=text.size), visual.rows, visual.columns, visual.n_codes).resolve()
+    shape = foretelling(shape, config.mixture)
     task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes)
     done, step, began = 0, 0, time.monotonic()
     while step < 3 or time.monotonic() - began < seconds:

@@ -19,7 +19,7 @@ from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.experiment import ARMS, ExperimentConfig, read_cells, run_experiment, small, summary, table
 from quadrivium.imagine import Imagining
-from quadrivium.model import ModelConfig
+from quadrivium.model import FORM, ModelConfig
 from quadrivium.prepare import PrepareConfig
 from quadrivium.train import TrainConfig
 from quadrivium.visual import VisualConfig
@@ -73,7 +73,12 @@ def test_a_grid_is_finished_over_several_sittings(finished):
     again = run_experiment(out, TINY, seeds=(0,), arms=("four",), progress=False)
     assert (out / "results" / "four-seed-0.json").stat().st_mtime_ns == written
     assert table(again) == table(found)
-    assert "four" in table(found) and "0.333" in table(found)
+    assert "0.333" in table(found)
+    bits, (row,) = (
+        found["arms"]["four"]["bits"],
+        (line for line in table(found).splitlines() if line.startswith("four") and " min" in line),
+    )
+    assert row.split()[1:3] == [f"{bits['t2t']['mean']:.{4 if bits['t2t']['mean'] < 1 else 1}f}", f"{bits['t2v']['mean']:.1f}"]
 
 
 def test_cells_say_what_they_measured(finished):
@@ -98,6 +103,7 @@ def test_arms_read_what_they_say(finished):
     assert config["four"]["model"] == config["distil"]["model"] == config["captions"]["model"]
     for name, arm in ARMS.items():
         assert not arm.after or arm.after in ARMS, name
+        assert arm.model(TINY.model).sharing == (name[6:] if name.startswith("share-") else TINY.model.sharing)
         mixture = arm.mixture(replace(TINY.mixture, ahead=3.0, begin=(("world/text", 2),)))
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
         assert bool(mixture.begin) == (name not in ("text", "text-equal", "captions", "four-more", "distil"))
@@ -137,11 +143,14 @@ class Whole:
 )
 def test_an_option_added_since_then_counts_as_its_default(stored, config, refused, tmp_path):
     path = tmp_path / "experiment.json"
-    write_json(path, stored)
+    write_json(path, {"form": FORM, **stored})
     written = path.read_bytes()
     with pytest.raises(RunError, match=f"another {refused};") if refused else nullcontext():
         grid.declare(path, config, grid.plain(config))
     assert path.read_bytes() == written
+    write_json(path, stored)  # of a time when equal options made another model
+    with pytest.raises(RunError, match="begun with another form of the model"):
+        grid.declare(path, config, grid.plain(config))
 
 
 def test_cells_that_docs_keep_are_of_the_experiment_that_is_run_today(tmp_path):

@@ -19,9 +19,14 @@ SHAPE = ModelConfig(vocab=320, codes=64, rows=4, columns=4, patch=1, layers=3, w
 FP32, BF16 = (TrainConfig(precision=p) for p in ("fp32", "bf16"))
 
 
-def batch(copies=1):
-    draw = np.random.default_rng(0)
-    told = [(text(draw.integers(0, 320, 40)), frames(draw.integers(0, 64, (2, 4, 4, 1)), wanted=True)) for _ in range(3)]
+PATCHED = replace(SHAPE, rows=2, columns=2, patch=2, foretells=True)
+
+
+def batch(copies=1, shape=SHAPE):
+    draw, told = np.random.default_rng(0), []
+    for _ in range(3):
+        ids, clip = draw.integers(0, 320, 40), draw.integers(0, 64, (2, shape.rows, shape.columns, shape.patch**2))
+        told.append((text(ids, ahead=clip[-1] if shape.foretells else None), frames(clip, wanted=True)))
     read = [(text(draw.integers(0, 320, 90), wanted=True),) for _ in range(3)]
     return Batch.of(pack(copies * (told + read)))
 
@@ -73,10 +78,13 @@ def test_counted_bytes_are_those_of_the_process():
 
 
 @pytest.mark.parametrize("train", [FP32, replace(BF16, optimizer="muon")])
-def test_small_counts_foretell_large_ones(train):
-    forecast = memory.Forecast(SHAPE, batch(), train)
+@pytest.mark.parametrize("family", [SHAPE, PATCHED], ids=["codes", "cells"])
+def test_small_counts_foretell_large_ones(family, train):
+    step = batch(shape=family)
+    forecast = memory.Forecast(family, step, train)
     shape = replace(forecast.scaled(3), layers=4)
-    counted = memory.count(shape, batch(), train)
+    assert shape.code_width * 2 == shape.width
+    counted = memory.count(shape, step, train)
     assert forecast.peak(shape) == pytest.approx(counted.peak, rel=0.02)
     assert forecast.at(shape).peak == pytest.approx(counted.peak, rel=0.005)
     assert counted.parameters == forecast._static(shape)[0]

@@ -267,15 +267,15 @@ def test_decoders_of_cross_read_where_the_encoders_end(switches, rng):
 
 def test_drawing_a_cell_code_by_code_is_reading_it_at_once(rng):
     """Generation asks for one code at a time; the loss for all of a cell at once."""
-    model = tiny()
+    head = tiny().head_codes
     hidden, want = torch.randn(5, 32), torch.from_numpy(rng.integers(0, 30, (5, 4)))
-    whole = model.code_logits(hidden, want[:, :3])
-    entered = model.head_codes.enter(hidden)
-    steps = torch.stack([model.head_codes.next(entered, want[:, :j]) for j in range(4)], dim=1)
+    whole = head.out(head(hidden, want[:, :3]))
+    entered = head.enter(hidden)
+    steps = torch.stack([head.next(entered, want[:, :j]) for j in range(4)], dim=1)
     torch.testing.assert_close(whole, steps, rtol=1e-5, atol=1e-5)
     changed = want.clone()
     changed[:, 1] = (changed[:, 1] + 1) % 30
-    moved = (model.code_logits(hidden, changed[:, :3]) != whole).any(-1).any(0)
+    moved = (head.out(head(hidden, changed[:, :3])) != whole).any(-1).any(0)
     assert moved.tolist() == [False, False, True, True]
 
 

@@ -43,7 +43,7 @@ TRANSFER = {
 }  # fmt: skip
 FACTS = {g: {"direct": {"accuracy": 0.5, "half": 0.1, "n": 5}} for g in ("read", "seen", "both", "neither")}
 WORLD = {"chance": 1 / 3, "differences": [], "harm": {}, "primary": "seen, direct", "arms": {"four": {"seeds": [0], "facts": FACTS, "seconds": 3.0,
-         "t2t": {"bits_per_byte": 1.0, "half": None}}}}  # fmt: skip
+         "bits": {"t2t": {"mean": 1.0, "half": None}}}}}  # fmt: skip
 
 
 def test_a_page_is_written_from_the_file_alone_and_needs_nothing_else(tmp_path):

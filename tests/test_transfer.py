@@ -76,7 +76,8 @@ def test_data_without_frames_or_arms_that_do_not_exist_are_refused(data, tmp_pat
 
 
 def test_a_budget_is_measured_and_says_what_it_can_detect(finished, data, tmp_path):
-    assert measure_speed(data, SMALL, 1, seconds=0.2) > 0
+    for config in (SMALL, replace(SMALL, mixture=replace(SMALL.mixture, ahead=2.0))):
+        assert measure_speed(data, config, 1, seconds=0.2) > 0
     assert "no two seeds yet" in _power(finished[0], 5) and "5 seeds 1.68" in _power(finished[0], 5)
     for arm, bits in (("text", (1.8, 1.9)), ("four", (1.7, 1.79))):
         for seed, x in enumerate(bits):

@@ -8,7 +8,7 @@ anew for every epoch, laid out as an endless tape measured in model positions:
          ^ step s reads the units that begin in [phase + s * share, phase + (s + 1) * share)
 
 A step's batch is what all streams yield. Shares are positions a step, so weights mean compute; every unit is read once an
-epoch; nothing has to be remembered to resume; and a stream that is taken away moves no other stream.
+epoch (of a stream that begins late, from then on); nothing has to be remembered to resume; and a stream that is taken away moves no other stream.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class MixtureConfig:
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
     # First step that reads a SOURCE, or ROUTE/SOURCE, so that the others come before it; what is not named is read from the first step on.
+    # Its tape runs on meanwhile, so that nothing else moves.
     begin: tuple[tuple[str, int], ...] = ()
     # Share of captioned clips of which t2v wants the last frame alone. Left out frames count as read, so that an epoch stays an epoch.
     foresee: float = 0.0
@@ -110,6 +111,12 @@ class Stream:
             first, last = np.searchsorted(begins, [low - epoch * self.length, high - epoch * self.length])
             found += [(int(u), epoch) for u in order[first:last]]
         return found
+
+    def at(self, seed: int, place: int) -> tuple[int, int]:
+        """The unit that ``place`` of the tape lies in, and its epoch."""
+        epoch, place = divmod(place, self.length)
+        order, begins = self._epoch(seed, epoch)
+        return int(order[np.searchsorted(begins, place, side="right") - 1]), epoch
 
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if epoch not in self._epochs:
@@ -265,6 +272,10 @@ class Mixture:
             phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
             low, high = (phase + int(i * share) for i in (step, step + 1))
             found += [(stream, unit, epoch) for unit, epoch in stream.read(self.seed, low, high)]
+        if not found:  # so few positions that no unit begins in them: the one that they lie in is read again
+            stream = max((s for s in self.streams if step >= self.begin[s.name]), key=lambda s: self.shares[s.name])
+            phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
+            found = [(stream, *stream.at(self.seed, phase + int(step * self.shares[stream.name])))]
         return found
 
     def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:
