@@ -1,6 +1,7 @@
 """The experiment: arms differ in what they read, finished cells are kept, intervals cover what they promise."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -179,6 +180,15 @@ def test_small_changes_the_defaults_and_no_option_that_is_given(monkeypatch, tmp
     full, less, changed = asked
     assert full == ExperimentConfig() and less == small() != full
     assert changed == replace(less, train=replace(less.train, steps=5), world=replace(less.world, leads=0.7))
+
+
+def test_arms_that_pages_name_exist():
+    root = Path(__file__).parents[1]
+    pages = [page.read_text(encoding="utf-8") for page in (*root.glob("*.md"), *root.glob("docs/*.md"))]
+    named = [
+        arms.split() for page in pages for arms in re.findall(r"quadrivium experiment [^`\n]*?--arms((?: [a-z]\S*)+)", page)
+    ]
+    assert named and not {arm.strip("`,.") for arms in named for arm in arms} - set(ARMS)
 
 
 def test_an_unknown_arm_is_refused(tmp_path):
