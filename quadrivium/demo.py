@@ -33,7 +33,7 @@ def few_minutes() -> ExperimentConfig:
         less,
         mixture=replace(less.mixture, begin=(("world/text", 240),)),
         train=replace(less.train, steps=800),
-        distil_train=replace(less.distil_train, steps=300),
+        distil_train=replace(less.distil_train, steps=250),
         each=2,
         looked=1,
     )
@@ -58,7 +58,7 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
         print(f"\n[{time.monotonic() - began:4.0f} s] {step}", file=sys.stderr)
 
     say("1/3 a world of falling, sliding, ringing things; four ways to learn of it: " + ", ".join(ARMS))
-    found = run_experiment(out, config.experiment, seeds=(0,), arms=ARMS, progress=progress, spread=True)
+    found = run_experiment(out, config.experiment, seeds=(0,), arms=ARMS, progress=progress)
     threads()
     home = out / "seed-0"
     say("2/3 pictures: given | wanted | generated for every route, and what the model imagines of what it was never told")

@@ -157,11 +157,10 @@ def run_experiment(
     results: Path | None = None,
     workers: int = 0,
     progress: bool = True,
-    spread: bool = False,
 ) -> dict[str, Any]:
     """Run the cells that ``results`` (by default OUT/results) does not hold yet; returns `summary` of all that it holds.
 
-    ``workers``: cells at a time, each on its share of the cores; 0: one a core. ``spread``: see `grid.run_jobs`. Raises ConfigError for an unknown arm and
+    ``workers``: cells at a time, each on its share of the cores; 0: one a core. Raises ConfigError for an unknown arm and
     RunError where ``results`` holds cells of another size, or where a cell failed (the others are finished first).
     """
     config, out = config or ExperimentConfig(), out.resolve()
@@ -185,7 +184,7 @@ def run_experiment(
         for arm in arms:
             _plan(jobs, out, results, config, arm, seed)
     if jobs:
-        run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress, spread)
+        run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
     found = summary(results)
     write_json(out / "results.json", found)
     return found

@@ -119,12 +119,12 @@ class Job:
     run: Path | None = None  # where its progress is to be read
 
 
-def run_jobs(jobs: dict[str, Job], workers: int, progress: bool, spread: bool = False) -> None:
+def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
     """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
 
-    ``spread``: a job that nothing else can run beside gets all cores. Sums then depend on what else there was to do.
     The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
     """
+    threads = max(1, cores() // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
@@ -139,8 +139,6 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool, spread: bool = 
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
                 elif len(running) < workers and all(n in done for n in job.needs):
-                    alone = spread and not running and not any(set(w.needs) <= done for n, w in waiting.items() if n != name)
-                    threads = max(1, cores() // (1 if alone else workers))
                     process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
                     process.start()
                     running[process.sentinel] = (waiting.pop(name), process)
