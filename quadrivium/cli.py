@@ -734,7 +734,7 @@ def _demo() -> Callable[..., Any]:
     def demo(out: Path = Path("runs/demo")) -> None:
         """Can text answer what was only ever seen? A small world, four arms, a table, imagined scenes beside real ones.
 
-        Ten to fifteen minutes on two cores, nothing to download. A demo that was stopped goes on.
+        About a quarter of an hour on two cores, nothing to download. A demo that was stopped goes on.
 
         Args:
             out: folder to write.
