@@ -45,18 +45,14 @@ def prepare(source: str, out: str, items: str, tokenizers: str) -> dict:
 def train(data: str) -> dict:
     from quadrivium.data.mixture import Mixture, MixtureConfig
     from quadrivium.data.shards import Dataset
-    from quadrivium.model import Model, ModelConfig, cells
-    from quadrivium.text import TextTokenizer
-    from quadrivium.train import RouteTask, autocast, threads
-    from quadrivium.visual import VisualTokenizer
+    from quadrivium.model import Model, ModelConfig
+    from quadrivium.train import RouteTask, autocast, shape_on, threads
 
     threads()
-    prepared, text = Dataset(Path(data)), TextTokenizer.load(Path(data) / "tokenizers" / "text")
-    shape, visual = ModelConfig(vocab=text.size, width=128, layers=2, heads=2), Path(data) / "tokenizers" / "visual"
-    if visual.is_dir():
-        shape = cells(shape, *prepared.manifest["grid"], VisualTokenizer.load(visual).config.codes)
+    prepared, mixture = Dataset(Path(data)), MixtureConfig(positions=2048)
+    shape, _, text, _ = shape_on(Path(data), prepared, ModelConfig(width=128, layers=2, heads=2), mixture)
     model = Model(shape)
-    task = RouteTask(model, Mixture(prepared, MixtureConfig(positions=2048), text.end, 0, model.config.patch), text.id_bytes)
+    task = RouteTask(model, Mixture(prepared, mixture, text.end, 0, shape.patch), text.id_bytes)
     speeds = []
     for step in range(40):
         before = time.process_time()

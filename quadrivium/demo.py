@@ -31,7 +31,6 @@ def few_minutes() -> ExperimentConfig:
     less = small()
     return replace(
         less,
-        mixture=replace(less.mixture, begin=(("world/text", 240),)),
         train=replace(less.train, steps=800),
         distil_train=replace(less.distil_train, steps=250),
         each=2,

@@ -56,10 +56,12 @@ class Arm(grid.Arm):
     ahead: bool = True  # captions of clips foretell the last frame
     sharing: Sharing | None = None  # of weights, if it is not that of all arms
 
-    def mixture(self, config: MixtureConfig) -> MixtureConfig:
-        """What this arm reads of what all arms could read. All of it at once, where no frames are read or it goes on from another."""
+    def mixture(self, config: MixtureConfig, wait: int = 0) -> MixtureConfig:
+        """What this arm reads of what all arms could read. Documents ``wait`` for so many steps where frames come before them: not
+        where none are read, nor where it goes on from another arm."""
         ahead = config.ahead if self.ahead else 0.0
-        begin = () if self.after or self.routes == ("t2t",) else config.begin
+        waits = wait and not self.after and self.routes != ("t2t",)
+        begin = (*config.begin, ("world/text", wait)) if waits else config.begin
         return replace(super().mixture(config), ahead=ahead, begin=begin)
 
     def model(self, config: ModelConfig) -> ModelConfig:
@@ -117,10 +119,10 @@ class ExperimentConfig:
                 ("v2t/world/stills", 2.0), ("v2t/world/clips", 0.4), ("v2t/world/told", 4.0),
                 ("v2v/world/clips", 2.0),
             ),
-            begin=(("world/text", 1800),),  # first what is seen, so that documents find it there
             ahead=8.0,  # without it text stays at chance about what was only seen (docs/figures.md)
         )
     )  # fmt: skip
+    seen_first: float = 0.3  # share of the steps before documents are read, so that they find there what was seen
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, decay=0.7, optimizer="muon"))
     distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, lr=2e-3, optimizer="muon"))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, batch=256))
@@ -141,7 +143,6 @@ def small() -> ExperimentConfig:
         full,
         world=world,
         prepare=replace(full.prepare, visual_train=replace(full.prepare.visual_train, steps=3000)),
-        mixture=replace(full.mixture, begin=(("world/text", 600),)),
         train=replace(full.train, steps=2000),
         distil_train=replace(full.distil_train, steps=1000),
         each=4,
@@ -170,11 +171,8 @@ def run_experiment(
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
     if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
         raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
-    late = [f"{name} from step {step} on" for name, step in config.mixture.begin if step >= (config.train.steps or math.inf)]
-    if late:
-        raise ConfigError(
-            f"mixture.begin reads {', '.join(late)}, and train.steps ends at {config.train.steps}; lower --mixture.begin"
-        )
+    if not 0 <= config.seen_first < 1:
+        raise ConfigError(f"seen_first is {config.seen_first}; it is a share of the steps, from 0 to below 1")
     declared = grid.plain(config)
     declared["world"].pop("processes")
     for folder in (out, results):
@@ -278,8 +276,9 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
         corpus = {k: v for k, v in report.items() if k not in ("config", "identity")}  # which the experiment declares
     data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
+    mixture = arm.mixture(config.mixture, round(config.seen_first * (schedule.steps or 0)))
     state = train_routes(
-        data, run, arm.model(config.model), arm.mixture(config.mixture), schedule, resume=(run / "config.json").exists(), progress=False,
+        data, run, arm.model(config.model), mixture, schedule, resume=(run / "config.json").exists(), progress=False,
         init=home / arm.after if arm.after else None,
     )  # fmt: skip
     if not state["finished"]:

@@ -30,7 +30,7 @@ from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.sequence import pack
-from quadrivium.train import Computing, TrainConfig, autocast, foretelling, make_optimizers, shape_on
+from quadrivium.train import Computing, TrainConfig, autocast, make_optimizers, shape_on
 
 AROUND = 1_000_000_000  # bytes of the process itself
 CPU, GPU = 24 << 30, 80_000_000_000  # bytes of the two machines that the largest model is computed for
@@ -92,11 +92,12 @@ def count(shape: ModelConfig, batch: Batch, train: TrainConfig, recompute: bool 
         update = living.most - weights - gradients - moments
         living.most = 0
         with autocast(train.precision, torch.device("cpu")):
-            hidden, told = model(batch, tap=max(1, shape.layers - 1))
+            tap = max(1, shape.layers - 1) if len(batch.ahead_at) else 0
+            hidden, states = model(batch, tap=tap) if tap else (model(batch), None)
             text, codes = model.nats(batch, hidden)
             loss = text.sum() + codes.sum()
-            if len(batch.ahead_at):
-                loss = loss + model.foretold(batch, told).sum()
+            if states is not None:
+                loss = loss + model.foretold(batch, states).sum()
         loss.backward()
         activations = living.most - weights - moments
     return Counted(sum(p.numel() for p in model.parameters()), weights, gradients, moments, activations, update)
@@ -194,8 +195,7 @@ def dry_run(
 ) -> str:
     """What training would take, as text; nothing is trained and nothing is written."""
     prepared = Dataset(data)
-    shape, _, text, _ = shape_on(data, prepared, model, init)
-    shape = foretelling(shape, mixture)
+    shape, _, text, _ = shape_on(data, prepared, model, mixture, init)
     mixed = Mixture(prepared, replace(mixture, begin=()), text.end, train.seed, shape.patch)
     parts = [mixed.step(step, 0, computing.accumulate) for step in range(32)]
     packed = [pack(sequences) for sequences in parts if sequences]

@@ -665,7 +665,7 @@ class Model(nn.Module):
         self.norm = Apart(lambda: Norm(c.width, c.norm_eps), apart=c.apart)
         self.head_text = None if c.tied else nn.Linear(c.width, c.vocab, bias=False)
         self.head_codes = CodeHead(c)
-        # Of its own: to share the other one made frames twice as dear early on, and a stronger one leaves less to the states (docs/LOG.md).
+        # Of its own, so that frames cost what they do without it (docs/LOG.md).
         self.head_ahead = Foretell(c) if c.foretells else None
         if c.contrast.weight:
             self.sharpness = nn.Parameter(torch.ones(1))  # the temperature of `contrast` is 0.07 to this power
@@ -698,7 +698,7 @@ class Model(nn.Module):
             if c.encoders or not cache.used:
                 cache.open(batch)
         middle: list[Tensor] = []
-        x = self.states(batch, c.layers, cache, middle)
+        x = self.states(batch, c.layers, cache, middle if tap else None)
         if cache is not None:
             cache.used += longest
         hidden = self.norm(x, n_text)

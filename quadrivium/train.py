@@ -610,8 +610,7 @@ def train_routes(
         source = None if init is None or begun else fetch(init)
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
-        model, visual, text, source = shape_on(data, prepared, model, init)
-        model = foretelling(model, mixture)
+        model, visual, text, source = shape_on(data, prepared, model, mixture, init)
         if mixture.ahead_layer > model.layers:
             raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
@@ -683,9 +682,9 @@ def train_routes(
 
 
 def shape_on(
-    data: Path, prepared: Dataset, model: ModelConfig, init: str | Path | None = None
+    data: Path, prepared: Dataset, model: ModelConfig, mixture: MixtureConfig, init: str | Path | None = None
 ) -> tuple[ModelConfig, VisualTokenizer | None, TextTokenizer, Path | None]:
-    """The resolved shape of a model on a data folder, the folder's tokenizers, and where the weights to begin with lie.
+    """The resolved shape of a model for a mixture of a data folder, the folder's tokenizers, and where the weights to begin with lie.
 
     Raises ConfigError where the shape is impossible, RunError where ``init`` has other tokenizers than the data."""
     source = None if init is None else fetch(init)
@@ -702,16 +701,12 @@ def shape_on(
         model = _begin_with_run(source, data, visual is not None)
         if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
             visual = VisualTokenizer.load(source / "tokenizers" / "visual")
-    model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size)
+    foretells = model.foretells or (mixture.ahead > 0 and visual is not None)
+    model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size, foretells=foretells)
     try:
         return (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve(), visual, text, source
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def foretelling(model: ModelConfig, mixture: MixtureConfig) -> ModelConfig:
-    """The shape with a head for what captions foretell, where they have to and there are frames."""
-    return dataclasses.replace(model, foretells=model.foretells or (mixture.ahead > 0 and model.codes > 0))
 
 
 def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:

@@ -32,13 +32,11 @@ from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, stre
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs, without
-from quadrivium.model import Model, ModelConfig, cells
+from quadrivium.model import Model, ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
 from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, verdict
-from quadrivium.text import TextTokenizer
-from quadrivium.train import RouteTask, TrainConfig, autocast, cores, foretelling, train_routes
-from quadrivium.visual import VisualTokenizer
+from quadrivium.train import RouteTask, TrainConfig, autocast, cores, shape_on, train_routes
 
 
 @dataclass(frozen=True)
@@ -178,10 +176,8 @@ def run_transfer(
 def measure_speed(folder: Path, config: TransferConfig, threads: int, seconds: float = 8.0) -> float:
     """Positions a second of one process that trains all routes."""
     torch.set_num_threads(threads)
-    data, text = Dataset(folder), TextTokenizer.load(folder / "tokenizers" / "text")
-    visual = VisualTokenizer.load(folder / "tokenizers" / "visual")
-    shape = cells(replace(config.model, vocab=text.size), visual.rows, visual.columns, visual.n_codes).resolve()
-    shape = foretelling(shape, config.mixture)
+    data = Dataset(folder)
+    shape, _, text, _ = shape_on(folder, data, config.model, config.mixture)
     task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes)
     done, step, began = 0, 0, time.monotonic()
     while step < 3 or time.monotonic() - began < seconds:

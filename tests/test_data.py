@@ -145,6 +145,20 @@ def test_what_begins_later_moves_nothing_else(data):
         mixture(data, begin=(("clip", -1),))
 
 
+def test_a_step_too_small_for_a_unit_to_begin_in_it_reads_the_one_it_lies_in(data):
+    small, first = mixture(data, positions=6), mixture(data, positions=60, begin=(("clip", 9), ("text", 9)))
+    for mixed, steps in ((small, 200), (first, 9)):
+        units = [mixed.units(step) for step in range(steps)]
+        assert all(units) and all(s.name in mixed.begin for step in units for s, _, _ in step)
+        # Only the unit that began before is read again: every other one as on the tape.
+        for stream in mixed.streams:
+            tape = [u for step in range(steps) if step >= mixed.begin[stream.name]
+                    for u in stream.read(0, mixed._place(stream, step), mixed._place(stream, step + 1))]  # fmt: skip
+            read = [(u, e) for step in units for s, u, e in step if s is stream]
+            assert [u for i, u in enumerate(read) if u in tape and u not in read[:i]] == tape
+    assert sum(len(step) == 1 for step in map(small.units, range(200))) > 100
+
+
 def test_documents_are_cut_into_windows_that_predict_every_id_once(data):
     mixed = mixture(data)
     stream = next(s for s in mixed.streams if s.route == "t2t")

@@ -48,7 +48,6 @@ TINY = ExperimentConfig(
         sample_frames=60,
     ),
     model=ModelConfig(layers=1, width=16, heads=1, patch=2),
-    mixture=replace(ExperimentConfig().mixture, begin=(("world/text", 2),)),
     train=TrainConfig(steps=4),
     distil_train=TrainConfig(steps=2),
     distil=DistilConfig(agree=0.3, limit=6, wordings=1),
@@ -105,9 +104,11 @@ def test_arms_read_what_they_say(finished):
     for name, arm in ARMS.items():
         assert not arm.after or arm.after in ARMS, name
         assert arm.model(TINY.model).sharing == (name[6:] if name.startswith("share-") else TINY.model.sharing)
-        mixture = arm.mixture(replace(TINY.mixture, ahead=3.0, begin=(("world/text", 2),)))
+        mixture = arm.mixture(replace(TINY.mixture, ahead=3.0), 2)
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
-        assert bool(mixture.begin) == (name not in ("text", "text-equal", "captions", "four-more", "distil"))
+        at_once = name in ("text", "text-equal", "captions", "four-more", "distil")
+        assert mixture.begin == (() if at_once else (("world/text", 2),))
+    assert config["four"]["mixture"]["begin"] == [["world/text", 1]] and not config["distil"]["mixture"]["begin"]
 
 
 def test_cells_of_another_size_are_not_mixed_in(finished):

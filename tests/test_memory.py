@@ -106,6 +106,9 @@ def test_a_dry_run_says_what_a_step_takes_and_writes_nothing(data, tmp_path, cap
     assert main(["train", str(data), "--dry-run", *shape, "--accumulate", "2"]) == 0
     out = capsys.readouterr().out
     assert "24 GiB of CPU memory" in out and "4.0 bytes a parameter" in out
+    late = [arg for name in ("t2v", "v2t", "v2v", "tv2v") for arg in (f"{name}/clip", "40")]
+    assert main(["train", str(data), "--dry-run", *shape, "--accumulate", "2", "--begin", *late]) == 0
+    assert capsys.readouterr().out == out  # the largest batch may be one that is read later
     assert not list(tmp_path.iterdir())
     assert main(["train", str(data)]) == 2 and "--out is missing" in capsys.readouterr().err
     assert json.loads((data / "manifest.json").read_text())["complete"]

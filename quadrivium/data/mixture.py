@@ -8,7 +8,8 @@ anew for every epoch, laid out as an endless tape measured in model positions:
          ^ step s reads the units that begin in [phase + s * share, phase + (s + 1) * share)
 
 A step's batch is what all streams yield. Shares are positions a step, so weights mean compute; every unit is read once an
-epoch (of a stream that begins late, from then on); nothing has to be remembered to resume; and a stream that is taken away moves no other stream.
+epoch (of a stream that begins late, from then on); nothing has to be remembered to resume; and a stream that is taken away
+moves no other stream.
 """
 
 from __future__ import annotations
@@ -267,16 +268,17 @@ class Mixture:
         for stream in self.streams:
             if step < self.begin[stream.name]:
                 continue
-            share = self.shares[stream.name]
-            # A phase of its own, so that streams with long units do not all fire at step 0.
-            phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
-            low, high = (phase + int(i * share) for i in (step, step + 1))
+            low, high = self._place(stream, step), self._place(stream, step + 1)
             found += [(stream, unit, epoch) for unit, epoch in stream.read(self.seed, low, high)]
         if not found:  # so few positions that no unit begins in them: the one that they lie in is read again
             stream = max((s for s in self.streams if step >= self.begin[s.name]), key=lambda s: self.shares[s.name])
-            phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
-            found = [(stream, *stream.at(self.seed, phase + int(step * self.shares[stream.name])))]
+            found = [(stream, *stream.at(self.seed, self._place(stream, step)))]
         return found
+
+    def _place(self, stream: Stream, step: int) -> int:
+        """Where a step begins on a stream's tape. A phase of its own, so that streams with long units do not all fire at step 0."""
+        phase = stable_hash(f"phase/{self.seed}/{stream.name}") % stream.length
+        return phase + int(step * self.shares[stream.name])
 
     def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:
         """Build one unit. ``rng`` draws the window and the cut of a clip; without it, both are in the middle."""
