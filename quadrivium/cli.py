@@ -631,7 +631,7 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
         Args:
             out: folder for worlds, shards and runs.
             arms: what is compared: text, text-equal, captions, four, four-more, distil, oracle, no-ahead, no-t2t, no-t2v, no-v2t,
-                no-v2v, share-all, share-attention, share-cross.
+                no-v2v, share-all, share-attention, share-cross, pages.
             seeds: a world, its kinds and first weights each.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.

@@ -1,7 +1,8 @@
 """The experiment on the chain-reaction world: arms x seeds -> one table. Can text answer what was only ever seen?
 
     OUT/looks                     a visual tokenizer for all seeds, learnt from every look that a world can have
-    OUT/seed-S/world, data        a world and its shards; data-oracle and data-distil hold one more folder of text
+    OUT/seed-S/world, data        a world and its shards; data-oracle and data-distil hold one more folder of text, data-pages its
+                                  documents as pictures too, on a visual tokenizer that has learnt letters
     OUT/seed-S/ARM                a run
     RESULTS/ARM-seed-S.json       what a finished cell measured. The grid goes on from these files alone, so it can be finished
                                   over several sittings and on several machines
@@ -51,7 +52,7 @@ from quadrivium.visual import VisualConfig
 class Arm(grid.Arm):
     """One training condition: what it reads, after what, and what else is another."""
 
-    extra: str = ""  # one more folder of text: "oracle" or "distil"
+    extra: str = ""  # one more folder of text, "oracle" or "distil"; "pages": documents drawn as pictures
     after: str = ""  # go on from this arm's run
     ahead: bool = True  # captions of clips foretell the last frame
     sharing: Sharing | None = None  # of weights, if it is not that of all arms
@@ -60,9 +61,12 @@ class Arm(grid.Arm):
         """What this arm reads of what all arms could read. Documents ``wait`` for so many steps where frames come before them: not
         where none are read, nor where it goes on from another arm."""
         ahead = config.ahead if self.ahead else 0.0
-        waits = wait and not self.after and self.routes != ("t2t",)
-        begin = (*config.begin, ("world/text", wait)) if waits else config.begin
-        return replace(super().mixture(config), ahead=ahead, begin=begin)
+        pages = self.extra == "pages"
+        waiting = ("world/text", *(["world/text, rendered"] if pages else []))
+        if not wait or self.after or self.routes == ("t2t",):
+            waiting = ()
+        begin = (*config.begin, *((source, wait) for source in waiting))
+        return replace(super().mixture(config), ahead=ahead, begin=begin, rendered=pages)
 
     def model(self, config: ModelConfig) -> ModelConfig:
         return replace(config, sharing=self.sharing or config.sharing)
@@ -84,6 +88,7 @@ ARMS: dict[str, Arm] = {
     "share-all": Arm("all routes, text and vision in the same weights", sharing="all"),
     "share-attention": Arm("all routes, attention in the same weights", sharing="attention"),
     "share-cross": Arm("all routes, encoders and decoders joined by cross-attention", sharing="cross"),
+    "pages": Arm("all routes, and documents as pictures of text too", extra="pages"),
 }
 
 
@@ -257,10 +262,12 @@ def _lines(rows: Iterable[dict]) -> bytes:
 
 
 def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
-    """The shards of a seed with one more folder of text, on the same tokenizers."""
-    tokenizers = home / "data" / "tokenizers"
-    options = replace(config.prepare, visual_tokenizer=tokenizers / "visual", text_tokenizer=tokenizers / "text")
-    prepare([home / "world", home / extra], home / f"data-{extra}", options, progress=False)
+    """The shards of a seed with one more folder of text, on the same tokenizers; or with pages, for which frames get their own,
+    since that of the other arms has never seen a letter."""
+    tokenizers, pages = home / "data" / "tokenizers", extra == "pages"
+    options = replace(config.prepare, text_tokenizer=tokenizers / "text", render=pages)
+    options = replace(options, visual_tokenizer=None if pages else tokenizers / "visual")
+    prepare([home / "world", *([] if pages else [home / extra])], home / f"data-{extra}", options, progress=False)
     return home / f"data-{extra}"
 
 
@@ -287,7 +294,8 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
         return
     loaded = Run(run)
     cell = {"arm": name, "seed": seed, "facts": measure_facts(loaded, world, config)}
-    mixed = Mixture(Dataset(home / "data"), replace(config.mixture, routes=arm.routes), loaded.text.end, seed, loaded.patch)
+    asked = data if arm.extra == "pages" else home / "data"  # codes of the run's own tokenizer; no extra text
+    mixed = Mixture(Dataset(asked), replace(config.mixture, routes=arm.routes), loaded.text.end, seed, loaded.patch)
     routes = evaluate.routes(loaded.model, mixed, loaded.text.id_bytes, 200)["routes"]
     cell |= {"routes": routes, "distilled": corpus, "steps": state["step"], "positions": state["positions"]}
     cell |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": round(state["seconds"], 1)}

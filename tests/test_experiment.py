@@ -13,7 +13,7 @@ from quadrivium import experiment, grid
 from quadrivium.cli import main
 from quadrivium.data.machine import DEVICES
 from quadrivium.data.questions import make_questions
-from quadrivium.data.shards import write_json
+from quadrivium.data.shards import Dataset, sha256, write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import GROUPS, WorldConfig, facts, make_kinds
 from quadrivium.distil import DistilConfig
@@ -22,6 +22,7 @@ from quadrivium.experiment import ARMS, ExperimentConfig, read_cells, run_experi
 from quadrivium.imagine import Imagining
 from quadrivium.model import FORM, ModelConfig
 from quadrivium.prepare import PrepareConfig
+from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig
 from quadrivium.visual import VisualConfig
 
@@ -107,8 +108,25 @@ def test_arms_read_what_they_say(finished):
         mixture = arm.mixture(replace(TINY.mixture, ahead=3.0), 2)
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
         at_once = name in ("text", "text-equal", "captions", "four-more", "distil")
-        assert mixture.begin == (() if at_once else (("world/text", 2),))
+        drawn = (("world/text, rendered", 2),) if name == "pages" else ()
+        assert mixture.begin == (() if at_once else (("world/text", 2), *drawn))
+        assert mixture.rendered == (name == "pages")
     assert config["four"]["mixture"]["begin"] == [["world/text", 1]] and not config["distil"]["mixture"]["begin"]
+
+
+def test_documents_are_pages_too(tmp_path):
+    """The arm reads them as pictures of text, on a tokenizer of its own; what is measured is asked of the world alone."""
+    world = replace(TINY.world, size=32)
+    sized = replace(TINY, world=world, prepare=replace(TINY.prepare, read=replace(TINY.prepare.read, size=32)))
+    run_experiment(tmp_path, sized, seeds=(0,), arms=("pages",), progress=False)
+    config = json.loads((tmp_path / "seed-0" / "pages" / "config.json").read_text())
+    assert config["data"].endswith("data-pages") and config["mixture"]["rendered"]
+    names = [s.name for s in Dataset(tmp_path / "seed-0" / "data-pages").sources]
+    assert "world/text, rendered" in names and "world/text" in names
+    cell = read_cells(tmp_path / "results")["pages"][0]
+    assert set(cell["routes"]) == set(ROUTES)
+    looks = tmp_path / "looks" / "data" / "tokenizers" / "visual" / "model.safetensors"
+    assert cell["visual_tokenizer"] != sha256(looks)
 
 
 def test_cells_of_another_size_are_not_mixed_in(finished):
