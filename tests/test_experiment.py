@@ -179,7 +179,7 @@ def test_cells_that_docs_keep_are_of_the_experiment_that_is_run_today(tmp_path):
         shutil.copy(path, tmp_path)
     cells = len(list(tmp_path.glob("*-seed-0.json")))
     found = run_experiment(tmp_path / "out", small(), (0,), ("text", "four"), tmp_path, progress=False)
-    assert cells > 1 and found["arms"]["four"]["seeds"] == [0] and not (tmp_path / "out" / "looks").exists()
+    assert cells > 1 and 0 in found["arms"]["four"]["seeds"] and not (tmp_path / "out" / "looks").exists()
 
 
 def test_the_small_experiment_can_be_asked_on_every_seed():
