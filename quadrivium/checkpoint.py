@@ -212,9 +212,8 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "", fresh: str = ""
     check_shapes(path, {prefix + name: tuple(value.shape) for name, value in own.items()})
     try:
         found = {name.removeprefix(prefix): value for name, value in load_file(path).items()}
-        model.load_state_dict(
-            {name: like(value, own[name]) for name, value in found.items()}, strict=False
-        )  # names were checked
+        known = {name: like(value, own[name]) for name, value in found.items()}
+        model.load_state_dict(known, strict=False)  # names were checked
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{path}: weights do not fit this model ({' '.join(str(error).split())[:200]})") from None
 

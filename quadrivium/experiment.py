@@ -61,12 +61,11 @@ class Arm(grid.Arm):
         """What this arm reads of what all arms could read. Documents ``wait`` for so many steps where frames come before them: not
         where none are read, nor where it goes on from another arm."""
         ahead = config.ahead if self.ahead else 0.0
-        pages = self.extra == "pages"
-        waiting = ("world/text", *(["world/text, rendered"] if pages else []))
-        if not wait or self.after or self.routes == ("t2t",):
-            waiting = ()
-        begin = (*config.begin, *((source, wait) for source in waiting))
-        return replace(super().mixture(config), ahead=ahead, begin=begin, rendered=pages)
+        rendered = config.rendered or self.extra == "pages"
+        waits = wait and not self.after and self.routes != ("t2t",)
+        documents = ("world/text", "world/text, rendered") if rendered else ("world/text",)
+        begin = (*config.begin, *((source, wait) for source in documents if waits))
+        return replace(super().mixture(config), ahead=ahead, begin=begin, rendered=rendered)
 
     def model(self, config: ModelConfig) -> ModelConfig:
         return replace(config, sharing=self.sharing or config.sharing)
@@ -265,8 +264,8 @@ def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
     """The shards of a seed with one more folder of text, on the same tokenizers; or with pages, for which frames get their own,
     since that of the other arms has never seen a letter."""
     tokenizers, pages = home / "data" / "tokenizers", extra == "pages"
-    options = replace(config.prepare, text_tokenizer=tokenizers / "text", render=pages)
-    options = replace(options, visual_tokenizer=None if pages else tokenizers / "visual")
+    options = replace(config.prepare, text_tokenizer=tokenizers / "text")
+    options = replace(options, render=True) if pages else replace(options, visual_tokenizer=tokenizers / "visual")
     prepare([home / "world", *([] if pages else [home / extra])], home / f"data-{extra}", options, progress=False)
     return home / f"data-{extra}"
 

@@ -111,6 +111,7 @@ def test_arms_read_what_they_say(finished):
         drawn = (("world/text, rendered", 2),) if name == "pages" else ()
         assert mixture.begin == (() if at_once else (("world/text", 2), *drawn))
         assert mixture.rendered == (name == "pages")
+        assert arm.mixture(replace(TINY.mixture, rendered=True)).rendered  # what all arms are given
     assert config["four"]["mixture"]["begin"] == [["world/text", 1]] and not config["distil"]["mixture"]["begin"]
 
 
