@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +160,23 @@ def test_a_step_too_small_for_a_unit_to_begin_in_it_reads_the_one_it_lies_in(dat
             read = [(u, e) for step in units for s, u, e in step if s is stream]
             assert [u for i, u in enumerate(read) if u in tape and u not in read[:i]] == tape
     assert sum(len(step) == 1 for step in map(small.units, range(200))) > 100
+
+
+def test_every_process_deals_the_same_shares(data):
+    """Hashes of strings differ by process, and with them the order of a set, and with it the last bit of a sum of its weights."""
+    code = """
+import sys
+from pathlib import Path
+from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.shards import Dataset
+weights = (("t2t", 1.0), ("t2v", 2.6), ("v2t", 0.9), ("v2v", 0.4), ("tv2v", 0.2))
+print(sorted(Mixture(Dataset(Path(sys.argv[1])), MixtureConfig(weights=weights), 0, 0).shares.items()))
+"""
+    found = set()
+    for seed in "0", "1":  # in which five such weights came to 5.1000000000000005 and 5.1
+        process = [sys.executable, "-c", code, str(data.folder)]
+        found.add(subprocess.run(process, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout)
+    assert len(found) == 1
 
 
 def test_documents_are_cut_into_windows_that_predict_every_id_once(data):

@@ -233,11 +233,12 @@ class Mixture:
     def _shares(self, every: list[Stream]) -> dict[str, float]:
         """Positions a step of each stream. Normalised over all the data can feed, trained or not: no stream moves another."""
         weights, factors = dict(self.config.weights), dict(self.config.source_weights)
-        total = sum(weights.get(route, 0.0) for route in {s.route for s in every})
+        routes = sorted({s.route for s in every})  # a set has another order in every process, and so would a sum its last bit
+        total = sum(weights.get(route, 0.0) for route in routes)
         shares = {}
         # Captions that are read as text leave the documents their share and get what their pictures would have had.
         told = [s for s in every if self.config.captions and s.route == "t2t" and s.source.frames.any()]
-        for route in {s.route for s in every}:
+        for route in routes:
             counted = [s for s in every if s.route == route and s not in told]
             sizes = {
                 s.name: s.length**self.config.balance * factors.get(s.name, factors.get(s.source.name, 1.0)) for s in counted
