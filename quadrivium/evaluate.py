@@ -28,6 +28,7 @@ from tqdm import tqdm
 from quadrivium.data.mixture import Mixture, Stream
 from quadrivium.model import Batch, Model, likeness
 from quadrivium.sequence import Segment, Sequence, apart, frames, group, only_wanted, pack, positions_of
+from quadrivium.statistics import plus_minus
 
 UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
 
@@ -328,7 +329,7 @@ def retrieval_table(found: dict[str, dict]) -> str:
         lines.append(f"{source}: {row['n']} texts and frames found by their states after layer {row['layer']}, %")
         lines.append(f"  {'':<24}" + "".join(f"{f'R@{k}':>16}" for k in RECALL))
         for name, way in (("text_to_frames", "frames by their text"), ("frames_to_text", "text by its frames")):
-            cells = (f"{100 * row[name][f'r{k}']:.1f} ± {100 * row[name][f'r{k}_stderr']:.1f}" for k in RECALL)
+            cells = (plus_minus(100 * row[name][f"r{k}"], 100 * row[name][f"r{k}_stderr"], 1) for k in RECALL)
             lines.append(f"  {way:<24}" + "".join(f"{cell:>16}" for cell in cells))
         lines.append(f"  {'chance':<24}" + "".join(f"{100 * row['chance'][f'r{k}']:>16.1f}" for k in RECALL))
     return "\n".join(lines)
@@ -348,8 +349,8 @@ def context_table(found: dict[str, dict]) -> str:
     for name, rows in found.items():
         lines += [f"last frame of {name}, bits", f"  {'earlier frames given':<24}{'held-out':>16}{'saved':>16}{'clips':>7}"]
         for condition, row in rows.items():
-            cost = f"{row['bits_per_frame']:.1f} ± {row['stderr']:.1f}"
-            saved = "-" if condition == "0" else f"{row['saved']:.1f} ± {row['saved_stderr']:.1f}"
+            cost = plus_minus(row["bits_per_frame"], row["stderr"], 1)
+            saved = "-" if condition == "0" else plus_minus(row["saved"], row["saved_stderr"], 1)
             lines.append(f"  {condition:<24}{cost:>16}{saved:>16}{row['n']:>7}")
     return "\n".join(lines)
 
@@ -367,13 +368,9 @@ def table(results: dict[str, dict], streams: bool = True) -> str:
             route = name.split("/")[0]
             unit = UNITS[route[-1]]
             digits = 3 if unit == "bits_per_byte" else 1
-            cells = [f"{row[unit]:.{digits}f} ± {row['stderr']:.{digits}f}"]
-            cells += [f"{row[k]:.{digits}f}" if k in row else "-" for k in ("order0", "without_source", "wrong_source")]
-            gain = (
-                f"{row['wrong_source_gain']:.{digits}f} ± {row['wrong_source_gain_stderr']:.{digits}f}"
-                if "wrong_source" in row
-                else "-"
-            )
+            cells = [plus_minus(row[unit], row["stderr"], digits)]
+            cells += [plus_minus(row.get(k), None, digits) for k in ("order0", "without_source", "wrong_source")]
+            gain = plus_minus(row.get("wrong_source_gain"), row.get("wrong_source_gain_stderr"), digits)
             label = name if block is results["routes"] else f"  {name}"
             lines.append(
                 f"{label:<26.26}{unit.replace('bits_per_', 'bits/'):<11}{cells[0]:>16}{cells[1]:>10}{cells[2]:>10}{cells[3]:>10}{gain:>22}{row['n']:>7}"

@@ -43,7 +43,7 @@ from quadrivium.model import ModelConfig, Sharing
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
-from quadrivium.statistics import interval, paired
+from quadrivium.statistics import interval, paired, plus_minus
 from quadrivium.train import TrainConfig, cores, train_routes
 from quadrivium.visual import VisualConfig
 
@@ -411,23 +411,19 @@ def _paired(values: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Lines for people: an arm a line, accuracy and half-width of its 95 % interval; then what its routes cost."""
-
-    def show(mean: float, half: float, digits: int) -> str:
-        return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-
     columns = [(g, "direct") for g in GROUPS] + [("seen", r) for r in ("imagine", "shown", "drawn")]
     head = f"{'arm':<16}{'seeds':>6}" + "".join(f"{g + ' ' + ('' if r == 'direct' else r):>16}" for g, r in columns)
     lines = [head, "-" * len(head)]
     for arm, rows in found["arms"].items():
         cells = (rows["facts"].get(g, {}).get(r) for g, r in columns)
-        shown = "".join(f"{show(c['accuracy'], c['half'], 3) if c else '-':>16}" for c in cells)
+        shown = "".join(f"{plus_minus(c['accuracy'], c['half'], 3) if c else '-':>16}" for c in cells)
         lines.append(f"{arm:<16}{len(rows['seeds']):>6}{shown}")
     head = f"{'arm':<16}" + "".join(f"{f'{r}, bits/' + evaluate.UNITS[r[-1]].split('_')[-1]:>18}" for r in ROUTES)
     head += f"{'training':>14}{'positions':>14}"
     lines += ["", head, "-" * len(head)]
     for arm, rows in found["arms"].items():
         bits = (rows["bits"].get(route) for route in ROUTES)
-        shown = "".join(f"{show(b['mean'], b['half'], 4 if b['mean'] < 1 else 1) if b else '-':>18}" for b in bits)
+        shown = "".join(f"{plus_minus(b['mean'], b['half'], 4 if b['mean'] < 1 else 1) if b else '-':>18}" for b in bits)
         lines.append(f"{arm:<16}{shown}{rows['training_seconds'] / 60:>10.1f} min{rows['positions'] / 1e6:>13.2f}M")
     lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
     lines += [f"{arm}: {ARMS[arm].says}" for arm in found["arms"]]

@@ -31,6 +31,16 @@ def interval(values: Iterable[float], level: float = LEVEL) -> tuple[float, floa
     return float(x.mean()), _critical(len(x), level) * float(x.std(ddof=1)) / math.sqrt(len(x))
 
 
+def plus_minus(mean: float | None, half: float | None, digits: int) -> str:
+    """A mean and its error as text: no error where none is known (one item, one seed), "-" where there is no mean.
+
+    Numbers may come from a file, where what is not finite is None (`data.shards.to_json`).
+    """
+    if mean is None:
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if half is None or math.isnan(half) else f" ± {half:.{digits}f}")
+
+
 @cache
 def _critical(n: int, level: float) -> float:
     """Half-width of the interval of ``n`` values, in standard errors."""

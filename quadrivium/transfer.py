@@ -35,7 +35,7 @@ from quadrivium.grid import Job, run_jobs, without
 from quadrivium.model import Model, ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
-from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, verdict
+from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, plus_minus, verdict
 from quadrivium.train import RouteTask, TrainConfig, autocast, cores, shape_on, train_routes
 
 
@@ -342,8 +342,7 @@ def table(found: dict[str, Any]) -> str:
         f"{'arm':<14}{'seeds':>6}{'bits/byte':>20}{'four is better by':>30}{'epochs':>8}",
     ]
     for arm, row in found["arms"].items():
-        half = "" if row["half"] is None or math.isnan(row["half"]) else f" ± {row['half']:.4f}"
-        cost, g = f"{row['bits_per_byte']:.4f}{half}", found["gains"].get(arm)
+        cost, g = plus_minus(row["bits_per_byte"], row["half"], 4), found["gains"].get(arm)
         gain = (
             "-"
             if g is None

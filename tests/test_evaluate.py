@@ -1,12 +1,14 @@
 """Findings in bits: what earlier frames save on the last one. Retrieval: planted pairs are found, others are not."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from quadrivium import evaluate
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset, Record, is_held, write_json, write_shard
+from quadrivium.data.shards import Dataset, Record, is_held, to_json, write_json, write_shard
 from quadrivium.model import Batch, ContrastConfig, Model, ModelConfig, cells
 from quadrivium.sequence import apart, frames, pack, text
 from quadrivium.train import Pairs, RouteTask
@@ -25,6 +27,16 @@ def clips(tmp_path_factory):
     source = {"name": "a", "shards": [entry | {"problems": []}]}
     write_json(folder / "manifest.json", {"version": 1, "complete": True, "grid": [2, 2], "held": 0.3, "sources": [source]})
     return Dataset(folder)
+
+
+def test_the_table_of_one_item_is_the_same_from_a_file(clips):
+    """One item has no error: not a number in memory, null in results.json, left out of either table."""
+    model = Model(cells(ModelConfig(vocab=5, layers=1, width=32, heads=2), 2, 2, 9), seed=1)
+    mixture = Mixture(clips, MixtureConfig(routes=("v2v",)), 0, 0, model.config.patch)
+    found = evaluate.routes(model, mixture, np.ones(5), limit=1, progress=False)
+    assert np.isnan(found["routes"]["v2v"]["stderr"])
+    shown = evaluate.table(found)
+    assert shown == evaluate.table(json.loads(to_json(found))) and "nan" not in shown and "±" not in shown
 
 
 def test_earlier_frames_are_given_as_they_are_named(clips):
