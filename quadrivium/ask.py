@@ -209,9 +209,9 @@ def outcomes_told(questions: Seq[Question], told: Seq[Seq[str]], kinds: Seq[Kind
     """Counts (n, k + 1) of the outcomes that each question's texts tell; the last column counts texts that tell none."""
     counts = np.zeros((len(questions), len(questions[0].options) + 1))
     for i, (q, texts) in enumerate(zip(questions, told, strict=True)):
-        names = [kinds[k].name if q.language == "en" else kinds[k].kana for k in (q.first, q.second)]
-        for one in texts:
-            what = parse_outcome(one, q.device, q.language, *names)
+        one, other = (kinds[k].name if q.language == "en" else kinds[k].kana for k in (q.first, q.second))
+        for text in texts:
+            what = parse_outcome(text, q.device, q.language, one, other, q.mirror)
             counts[i, -1 if what is None else DEVICES[q.device].index(what)] += 1
     return counts
 

@@ -146,9 +146,9 @@ def lines(world: WorldConfig, q: Question, best: int, share: float, wordings: in
         rng = stream(world, "distil", q.language, q.device, q.first, q.second, i)
         if i % 2:
             scene = Scene(q.spec, what, (), False, False, np.zeros((0, 1, 1, 3), np.uint8))
-            text = words.account(scene, first, second, rng, q.language)
+            text = words.account(scene, first, second, rng, q.language, world.nameless)
         else:
-            text = words.knowledge(q.device, what, first, second, rng, q.language, q.mirror)
+            text = words.knowledge(q.device, what, first, second, rng, q.language, q.mirror, world.nameless)
         yield {
             "text": text,
             "language": q.language,

@@ -7,6 +7,7 @@ wrappers from `quadrivium.remote` under the names that transformers looks for.
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from quadrivium import evaluate, harness
 from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
-from quadrivium.data.shards import read_json, write_atomic, write_json
+from quadrivium.data.shards import read_json, whole, write_atomic, write_json
 from quadrivium.errors import QuadriviumError, RunError
 from quadrivium.huggingface import config_of, weights_of
 
@@ -28,24 +29,21 @@ WRAPPERS = ("configuration_quadrivium", "modeling_quadrivium", "processing_quadr
 def export_text(run: Run, out: Path) -> None:
     """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours."""
     config = config_of(run.model, run.text.end)
-    _new(out)
-    write_atomic(out / "model.safetensors", save(weights_of(run.model), metadata={"format": "pt"}))
-    write_json(out / "config.json", config)
-    _words(run, out)
     load = (
         f'model = AutoModelForCausalLM.from_pretrained("{out.name}")\ntokenizer = AutoTokenizer.from_pretrained("{out.name}")'
     )
     about = f"The text route of a Quadrivium model, as a plain {config['architectures'][0]} that loads without remote code."
-    _card(run, out, about, f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{load}", "text-generation")
+    with _new(out) as folder:
+        write_atomic(folder / "model.safetensors", save(weights_of(run.model), metadata={"format": "pt"}))
+        write_json(folder / "config.json", config)
+        _words(run, folder)
+        load = f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{load}"
+        _card(run, folder, out.name, about, load, "text-generation")
 
 
 def export_full(run: Run, out: Path) -> None:
     """Write the whole model, its tokenizers and the code that runs it, for ``trust_remote_code=True``."""
-    _new(out)
     weights = {f"network.{k}": v.detach().clone() for k, v in run.model.state_dict().items()}
-    write_atomic(out / "model.safetensors", save(weights, metadata={"format": "pt"}))
-    for path in _brought():
-        write_atomic(out / path.name, _IMPORT.sub(r"\1from .\3 import", path.read_text(encoding="utf-8")).encode())
     described = {
         "architectures": ["QuadriviumForCausalLM"],
         "model_type": "quadrivium",
@@ -64,18 +62,11 @@ def export_full(run: Run, out: Path) -> None:
         "dtype": "float32",
         "step": run.step,
     }
-    write_json(out / "config.json", described)
-    _words(run, out)
-    if run.visual is not None:
-        run.visual.save(out / "visual")
-    write_json(
-        out / "processor_config.json",
-        {
-            "processor_class": "QuadriviumProcessor",
-            "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
-            "read": run.config.get("read", {}) | {"clip_frames": frames_of(run)},
-        },
-    )
+    processor = {
+        "processor_class": "QuadriviumProcessor",
+        "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
+        "read": run.config.get("read", {}) | {"clip_frames": frames_of(run)},
+    }
     load = (
         "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{out.name}", trust_remote_code=True)\n'
@@ -84,7 +75,16 @@ def export_full(run: Run, out: Path) -> None:
         "pictures = processor.pictures(model.draw(**given, frames_wanted=1))  # uint8 (1, 1, S, S, 3)"
     )
     about = "A Quadrivium model: text to text, text to frames, frames to text and frames to frames in one transformer."
-    _card(run, out, f"{about} The code it runs on lies beside it.", load, "any-to-any")
+    with _new(out) as folder:
+        write_atomic(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+        for path in _brought():
+            write_atomic(folder / path.name, _IMPORT.sub(r"\1from .\3 import", path.read_text(encoding="utf-8")).encode())
+        write_json(folder / "config.json", described)
+        _words(run, folder)
+        if run.visual is not None:
+            run.visual.save(folder / "visual")
+        write_json(folder / "processor_config.json", processor)
+        _card(run, folder, out.name, f"{about} The code it runs on lies beside it.", load, "any-to-any")
 
 
 def push(folder: Path, repository: str) -> str:
@@ -102,10 +102,10 @@ def push(folder: Path, repository: str) -> str:
         raise RunError(f"{repository}: the hub did not take it ({reason}); {folder} is written, try hf auth login") from None
 
 
-def _new(out: Path) -> None:
+def _new(out: Path) -> AbstractContextManager[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    return whole(out)
 
 
 def _brought() -> list[Path]:
@@ -129,7 +129,7 @@ def _words(run: Run, out: Path) -> None:
     write_json(out / "tokenizer_config.json", names)
 
 
-def _card(run: Run, out: Path, about: str, load: str, task: str) -> None:
+def _card(run: Run, folder: Path, name: str, about: str, load: str, task: str) -> None:
     """README.md: what this is, what was measured, how it is loaded."""
     size = sum(p.numel() for p in run.model.parameters())
     measured = "Not measured yet; `quadrivium eval RUN` before the export puts its table here."
@@ -146,8 +146,8 @@ def _card(run: Run, out: Path, about: str, load: str, task: str) -> None:
     shape = f"{c.layers} layers of width {c.width}, sharing `{c.sharing}`, {size / 1e6:.1f}M parameters with vision, step {run.step}"
     begun = f"\n\nBegun from `{Path(run.config['init']).name}`." if run.config.get("init") else ""
     card = (
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [quadrivium]\n---\n\n# {out.name}\n\n{about}\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [quadrivium]\n---\n\n# {name}\n\n{about}\n\n"
         f"{shape}.{begun}\n\n## Measured\n\n{measured}\n\n## Load\n\n```python\n{load}\n```\n\n"
         f"A text opens and closes with `{run.text.end_name}`.\n"
     )
-    write_atomic(out / "README.md", card.encode())
+    write_atomic(folder / "README.md", card.encode())

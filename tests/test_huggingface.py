@@ -259,7 +259,7 @@ def life(family, folder, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
-def test_init_train_export_load(family, folder, tmp_path, capsys, record_property):
+def test_init_train_export_load(family, folder, tmp_path, monkeypatch, capsys, record_property):
     twin, _, run = life(family, folder, tmp_path)
     first = Model(run.model.config, 0).eval()
     fill(first, Weights(tmp_path / "theirs"))
@@ -288,6 +288,13 @@ def test_init_train_export_load(family, folder, tmp_path, capsys, record_propert
     assert new == ours.tolist() and tokenizer.decode(new) == run.text.decode(ours)
     with pytest.raises(RunError, match="not empty"):
         export.export_text(run, tmp_path / "out")
+    with monkeypatch.context() as patch:  # an export that fails leaves nothing that the next one would stumble over
+        patch.setattr(export, "_card", lambda *_: (_ for _ in ()).throw(RunError("the disk is full")))
+        with pytest.raises(RunError, match="full"):
+            export.export_text(run, tmp_path / "late")
+    assert not list(tmp_path.glob("*late*"))
+    export.export_text(run, tmp_path / "late")
+    assert (tmp_path / "late" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

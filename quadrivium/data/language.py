@@ -322,22 +322,22 @@ BYSTANDERS: dict[Language, tuple[str, ...]] = {
     "ja": ("子どもが手をたたく。", "みんなが身をのりだして見ている。", "だれかが笑った。", "「もう一回」と声がする。", "しばらく、だれも口をきかない。", "窓辺の猫も見ていた。", "それだけのことだ。", "あとは静かになった。"),
 }  # fmt: skip
 
-# What happens whenever two kinds meet: a statement, a question with its answer, an instruction, in this order. {then} is an
-# outcome of OUTCOMES.
+# What happens whenever two kinds meet: a statement, a question with its answer, an instruction, an event, in this order, and each
+# says who is where. {then} is an outcome of OUTCOMES.
 KNOWLEDGE: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
         "ramp": ("When {a} slides down a ramp into {b}: {then}", "What happens when {a} slides down a ramp into {b}? {then}", "Let {a} slide into {b} and watch. {then}", "{A} slides down the ramp and hits {b}. {then}"),
-        "seesaw": ("When {a} and {b} sit on a seesaw, {a2} on the {left}: {then}", "{A} on the {left} end of a seesaw, {b} on the {right}: what happens? {then}", "Put {a} at the {left} of a seesaw and {b} at the {right}. {then}"),
-        "catapult": ("When {a} drops on the arm of a catapult that holds {b}: {then}", "What happens when {a} falls on a catapult loaded with {b}? {then}", "Load a catapult with {b} and drop {a} on its arm. {then}"),
-        "dominoes": ("When {a} runs into two dominoes with {b} behind them: {then}", "What happens when {a} slides into the dominoes before {b}? {then}", "Send {a} into the dominoes that stand before {b}. {then}"),
-        "table": ("When {a} drops beside {b} on a coil table: {then}", "What happens when {a} falls on the coil table where {b} sits? {then}", "Drop {a} on the coil table beside {b}. {then}"),
+        "seesaw": ("When {a} and {b} sit on a seesaw, {a2} on the {left}: {then}", "{A} on the {left} end of a seesaw, {b} on the {right}: what happens? {then}", "Put {a} at the {left} of a seesaw and {b} at the {right}. {then}", "A hand lets go of a seesaw with {a} on the {left} and {b} on the {right}. {then}"),
+        "catapult": ("When {a} drops on the arm of a catapult that holds {b}: {then}", "What happens when {a} falls on a catapult loaded with {b}? {then}", "Load a catapult with {b} and drop {a} on its arm. {then}", "{A} falls on the arm of a catapult that has {b} in its scoop. {then}"),
+        "dominoes": ("When {a} runs into two dominoes with {b} behind them: {then}", "What happens when {a} slides into the dominoes before {b}? {then}", "Send {a} into the dominoes that stand before {b}. {then}", "{A} slides down a ramp into the dominoes, and behind them stands {b}. {then}"),
+        "table": ("When {a} drops beside {b} on a coil table: {then}", "What happens when {a} falls on the coil table where {b} sits? {then}", "Drop {a} on the coil table beside {b}. {then}", "{A} comes down on the coil table, right beside {b}. {then}"),
     },
     "ja": {
-        "ramp": ("{a}が坂を滑って{b}にぶつかると、こうなる。{then}", "{a}が坂を滑って{b}にぶつかるとどうなるか。{then}", "坂の上から{a}を放し、{b}に当ててみる。{then}"),
-        "seesaw": ("{left}に{a}、{right}に{b}をのせたシーソーでは、こうなる。{then}", "シーソーの{left}に{a}、{right}に{b}をのせるとどうなるか。{then}", "{a}を{left}、{b}を{right}にしてシーソーにのせる。{then}"),
-        "catapult": ("{a}を投石機の腕に落とすと、さじの{b}はこうなる。{then}", "{b}をのせた投石機に{a}が落ちるとどうなるか。{then}", "投石機のさじに{b}を入れ、腕に{a}を落とす。{then}"),
-        "dominoes": ("{a}がドミノの列に突っこみ、その先に{b}がいれば、こうなる。{then}", "{b}の前に立つドミノに{a}がぶつかるとどうなるか。{then}", "{a}をドミノに当てる。その向こうには{b}がいる。{then}"),
-        "table": ("{a}と{b}をばねの台にのせると、こうなる。{then}", "{b}ののったばねの台に{a}が落ちるとどうなるか。{then}", "ばねの台で、{b}の隣に{a}を落とす。{then}"),
+        "ramp": ("{a}が坂を滑って{b}にぶつかると、こうなる。{then}", "{a}が坂を滑って{b}にぶつかるとどうなるか。{then}", "坂の上から{a}を放し、{b}に当ててみる。{then}", "{a}が坂を滑ってきて、待っていた{b}に当たる。{then}"),
+        "seesaw": ("{left}に{a}、{right}に{b}をのせたシーソーでは、こうなる。{then}", "シーソーの{left}に{a}、{right}に{b}をのせるとどうなるか。{then}", "{a}を{left}、{b}を{right}にしてシーソーにのせる。{then}", "{left}に{a}、{right}に{b}がのったシーソーから手が離される。{then}"),
+        "catapult": ("{a}を投石機の腕に落とすと、さじの{b}はこうなる。{then}", "{b}をのせた投石機に{a}が落ちるとどうなるか。{then}", "投石機のさじに{b}を入れ、腕に{a}を落とす。{then}", "さじに{b}をのせた投石機の腕に、{a}が落ちてくる。{then}"),
+        "dominoes": ("{a}がドミノの列に突っこみ、その先に{b}がいれば、こうなる。{then}", "{b}の前に立つドミノに{a}がぶつかるとどうなるか。{then}", "{a}をドミノに当てる。その向こうには{b}がいる。{then}", "{a}が坂を滑り、{b}の前に立つドミノにぶつかる。{then}"),
+        "table": ("{a}と{b}をばねの台にのせると、こうなる。{then}", "{b}ののったばねの台に{a}が落ちるとどうなるか。{then}", "ばねの台で、{b}の隣に{a}を落とす。{then}", "ばねの台にいる{b}の隣へ、{a}が落ちてくる。{then}"),
     },
 }  # fmt: skip
 
@@ -387,7 +387,7 @@ def without_leads(text: str) -> str:
     return text
 
 
-# What a bystander calls the two pieces who does not know their names.
+# What the two pieces are called by whoever does not name them.
 _ROLES: dict[Language, dict[str, tuple[str, str]]] = {
     "en": {
         "ramp": ("the upper piece", "the lower piece"),
@@ -411,21 +411,30 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\\\{(\w+)\\\}")
 
 
+def _sides(language: Language, mirror: bool) -> tuple[str, str]:
+    left, right = ("left", "right") if language == "en" else ("左", "右")
+    return (right, left) if mirror else (left, right)
+
+
+def _roles(device: str, language: Language, mirror: bool) -> tuple[str, str]:
+    left, right = _sides(language, mirror)
+    one, other = _ROLES[language][device]
+    return one.format(left=left, right=right), other.format(left=left, right=right)
+
+
 def _fill(
     form: str, rng: Random, language: Language, first: Kind | str, second: Kind | str | None, mirror: bool, **more: str
 ) -> str:
     """A form in words. A piece is a kind, which has a name, or what a bystander calls it."""
     form = _CHOICE.sub(lambda match: rng.choice(match.group(1).split("|")), form)
-    sides = ("left", "right") if language == "en" else ("左", "右")
-    left, right = reversed(sides) if mirror else sides
+    left, right = _sides(language, mirror)
     slots = {"left": left, "right": right, **more}
     for letter, kind in (("a", first), ("b", second)):
         if kind is None:
             continue
         if isinstance(kind, str):
-            known = kind.format(left=left, right=right)
-            slots |= dict.fromkeys((letter, letter + "2", "t" + letter), known)
-            slots |= dict.fromkeys((letter.upper(), "T" + letter.upper()), known[0].upper() + known[1:])
+            slots |= dict.fromkeys((letter, letter + "2", "t" + letter), kind)
+            slots |= dict.fromkeys((letter.upper(), "T" + letter.upper()), kind[0].upper() + kind[1:])
             continue
         if language == "ja":
             slots |= {letter: kind.kana}
@@ -467,9 +476,12 @@ def opening(spec: MachineSpec, first: Kind, second: Kind, rng: Random, language:
     return _join(parts, language)
 
 
-def outcome(device: str, what: str, first: Kind, second: Kind, rng: Random, language: Language, mirror: bool = False) -> str:
-    """One sentence that tells the outcome ``what`` of ``device``."""
-    return _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, first, second, mirror)
+def outcome(
+    device: str, what: str, first: Kind | None, second: Kind | None, rng: Random, language: Language, mirror: bool = False
+) -> str:
+    """One sentence that tells the outcome ``what`` of ``device``; without kinds it names nobody: "the upper piece stops"."""
+    one, other = (first, second) if first and second else _roles(device, language, mirror)
+    return _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, one, other, mirror)
 
 
 def _action(device: str, rng: Random, language: Language, first: Kind | str, second: Kind | str, mirror: bool) -> str:
@@ -480,15 +492,13 @@ def _action(device: str, rng: Random, language: Language, first: Kind | str, sec
 
 def plain(device: str, what: str, rng: Random, language: Language, mirror: bool = False) -> str:
     """What a bystander tells who names nobody: what is set off and the outcome ``what`` of ``device``."""
-    one, other = _ROLES[language][device]
-    action = _action(device, rng, language, one, other, mirror)
-    told = _fill(rng.choice(OUTCOMES[language][device][what]), rng, language, one, other, mirror)
-    return _join([action, told], language)
+    action = _action(device, rng, language, *_roles(device, language, mirror), mirror)
+    return _join([action, outcome(device, what, None, None, rng, language, mirror)], language)
 
 
 def sights(device: str, rng: Random, language: Language, mirror: bool = False) -> tuple[tuple[str, ...], ...]:
     """For every outcome of ``device``, all that `plain` may tell of it after one and the same action."""
-    one, other = _ROLES[language][device]
+    one, other = _roles(device, language, mirror)
     action = _action(device, rng, language, one, other, mirror)
     return tuple(
         tuple(_join([action, _fill(form, rng, language, one, other, mirror)], language) for form in forms)
@@ -496,10 +506,13 @@ def sights(device: str, rng: Random, language: Language, mirror: bool = False) -
     )
 
 
-def account(scene: Scene, first: Kind | None, second: Kind | None, rng: Random, language: Language) -> str:
+def account(
+    scene: Scene, first: Kind | None, second: Kind | None, rng: Random, language: Language, nameless: float = 0.0
+) -> str:
     """What happened, beginning to end: mostly the opening, then the action, the outcome, the finish, sometimes a bystander.
 
-    Without kinds it names nobody: only who looks at the clip can know what it tells.
+    Without kinds it names nobody: only who looks at the clip can know what it tells. With them, the share ``nameless`` of outcomes
+    still names nobody, after an opening or an action that does.
     """
     spec = scene.spec
     if first is None or second is None:
@@ -507,9 +520,9 @@ def account(scene: Scene, first: Kind | None, second: Kind | None, rng: Random, 
         if spec.finish:
             happened = scene.caught if spec.finish == "bucket" else scene.rang
             form = rng.choice(FINISH_ACCOUNTS[language][spec.finish, happened])
-            parts.append(_fill(form, rng, language, *_ROLES[language][spec.device], spec.mirror))
+            parts.append(_fill(form, rng, language, *_roles(spec.device, language, spec.mirror), spec.mirror))
         return _join(parts, language)
-    told = outcome(spec.device, scene.outcome, first, second, rng, language, spec.mirror)
+    told = _told(spec.device, scene.outcome, first, second, rng, language, spec.mirror, nameless)
     action = _action(spec.device, rng, language, first, second, spec.mirror)
     parts = []
     if rng.random() < 0.75:
@@ -525,27 +538,45 @@ def account(scene: Scene, first: Kind | None, second: Kind | None, rng: Random, 
     return _join(parts, language)
 
 
-def knowledge(device: str, what: str, first: Kind, second: Kind, rng: Random, language: Language, mirror: bool = False) -> str:
-    """What happens whenever ``first`` meets ``second`` in ``device``: a statement, or a question and its answer."""
-    told = outcome(device, what, first, second, rng, language, mirror)
+def _told(
+    device: str, what: str, first: Kind, second: Kind, rng: Random, language: Language, mirror: bool, nameless: float
+) -> str:
+    one, other = (None, None) if rng.random() < nameless else (first, second)
+    return outcome(device, what, one, other, rng, language, mirror)
+
+
+def knowledge(
+    device: str,
+    what: str,
+    first: Kind,
+    second: Kind,
+    rng: Random,
+    language: Language,
+    mirror: bool = False,
+    nameless: float = 0.0,
+) -> str:
+    """What happens whenever ``first`` meets ``second`` in ``device``: a statement, or a question and its answer.
+
+    The share ``nameless`` of outcomes names nobody, though the kinds were named before.
+    """
+    told = _told(device, what, first, second, rng, language, mirror, nameless)
     return _fill(rng.choice(KNOWLEDGE[language][device]), rng, language, first, second, mirror, then=told)
 
 
-TEMPLATES = ("statement", "question", "instruction", "story", "action")  # how words lead up to an outcome
+TEMPLATES = ("statement", "question", "instruction", "event", "story")  # how words lead up to an outcome
 
 
 def question(template: str, spec: MachineSpec, first: Kind, second: Kind, rng: Random, language: Language) -> str:
     """What stands before an outcome, ready for one of its sentences to follow.
 
-    ``template``: "statement", "question" or "instruction" are the forms of `knowledge`; "action" tells what is set off,
-    and "story" how things stood and what is set off, as in `account`.
+    ``template``: "story" tells how things stood and what is set off, as in `account`; the others are the forms of `knowledge`.
     """
     mirror = spec.mirror
-    if template in ("action", "story"):
-        parts = [opening(spec, first, second, rng, language, looks=False)] if template == "story" else []
-        begun = _join([*parts, _action(spec.device, rng, language, first, second, mirror)], language)
+    if template == "story":
+        opened = opening(spec, first, second, rng, language, looks=False)
+        begun = _join([opened, _action(spec.device, rng, language, first, second, mirror)], language)
     else:
-        form = KNOWLEDGE[language][spec.device][("statement", "question", "instruction").index(template)]
+        form = KNOWLEDGE[language][spec.device][TEMPLATES.index(template)]
         begun = _fill(form, rng, language, first, second, mirror, then="").rstrip()
     return begun + (" " if language == "en" else "")
 
@@ -609,24 +640,29 @@ def _patterns(device: str, language: Language) -> tuple[tuple[str, re.Pattern[st
     return tuple(found)
 
 
-def parse_outcome(text: str, device: str, language: Language, first: str = "", second: str = "") -> str | None:
+def parse_outcome(
+    text: str, device: str, language: Language, first: str = "", second: str = "", mirror: bool = False
+) -> str | None:
     """Which outcome of ``device`` a free text tells; None where it tells none, or several that exclude each other.
 
-    ``first``, ``second``: names of the two pieces. A piece called by the other one's name is not meant; without the names,
-    which side of a seesaw goes down stays unknown.
+    ``first``, ``second``: names of the two pieces, which may also be called by their places. A piece called as the other one is
+    not meant; where names are said and not given, which side of a seesaw goes down stays unknown.
     """
-    names = {"a": (first.lower(), second.lower()), "b": (second.lower(), first.lower())}
+    one, other = (
+        [c.lower() for c in called if c] for called in zip((first, second), _roles(device, language, mirror), strict=True)
+    )
+    called = {"a": (one, other), "b": (other, one)}
 
     def meant(match: re.Match[str]) -> bool:
         for slot, words in match.groupdict().items():
-            own, other = names[slot[0]]
-            if other and other in words.lower() and not (own and own in words.lower()):
+            own, others = (any(c in words.lower() for c in names) for names in called[slot[0]])
+            if others and not own:
                 return False
         return True
 
     told = {what for what, form in _patterns(device, language) if any(meant(m) for m in form.finditer(text))}
     if not told:
-        given = {"a": re.escape(first) or "(?!)", "b": re.escape(second) or "(?!)"}
+        given = {letter: f"(?:{'|'.join(map(re.escape, names))})" for letter, (names, _) in called.items()}
         hints = _HINTS[language][device].items()
         told = {what for what, hint in hints if re.search(hint.format(**given), text, re.IGNORECASE)}
     return told.pop() if len(told) == 1 else None

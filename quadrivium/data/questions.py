@@ -1,7 +1,8 @@
 """Forced-choice questions about the world: text in, text out, answers computed by the simulator.
 
 A question is a beginning in words and one continuation for every outcome its device can have; one of them is what the
-engine does. Within every template, language and device each outcome is the answer equally often, so that the best
+engine does. The continuations name nobody: a name that no text ever told an outcome of costs nats that have nothing to do with
+the outcome. Within every template, language and device each outcome is the answer equally often, so that the best
 constant answer is right 1/k of the time.
 
 No answer should follow from one kind alone. Outcomes compare two masses, so the lightest kind can never win; but each
@@ -40,7 +41,7 @@ class Question:
     mirror: bool
     opening: str  # a caption of how the situation opens, which tells no outcome
     beginning: str
-    options: tuple[str, ...]  # in the order of DEVICES[device]
+    options: tuple[str, ...]  # in the order of DEVICES[device]; the beginning names the kinds, these name nobody
     sights: tuple[tuple[str, ...], ...]  # for every option, wordings of it that name nobody: what is read off a clip
     answer: int
 
@@ -147,7 +148,7 @@ def make_question(
         spec.mirror,
         words.opening(spec, first, second, stream(config, "opening", *key), language, looks=False),
         words.question(template, spec, first, second, rng, language),
-        tuple(words.outcome(spec.device, what, first, second, rng, language, spec.mirror) for what in DEVICES[spec.device]),
+        tuple(words.outcome(spec.device, what, None, None, rng, language, spec.mirror) for what in DEVICES[spec.device]),
         words.sights(spec.device, stream(config, "sights", *key), language, spec.mirror),
         answer,
     )

@@ -25,7 +25,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,36 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # of a folder that may no longer be written to
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes ``out`` (new or empty) when all is written; otherwise nothing is left of it."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.unfinished-*"):  # by a process that was killed
+        pid = int(left.name.rpartition("-")[2])
+        if pid == os.getpid() or not _alive(pid):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = out.parent / f".{out.name}.unfinished-{os.getpid()}"
+    try:
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def sync(path: Path) -> None:

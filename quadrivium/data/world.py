@@ -23,7 +23,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -45,6 +44,7 @@ from quadrivium.data.machine import CELL, COLOURS, DEVICES, FINISHES, LINKS, LOO
 from quadrivium.data.machine import opening as opening_picture
 from quadrivium.data.machine import portrait as portrait_picture
 from quadrivium.data.machine import run as run_machine
+from quadrivium.data.shards import whole
 from quadrivium.errors import ConfigError, DataError
 
 GROUPS = ("read", "seen", "both", "neither")
@@ -72,7 +72,9 @@ class WorldConfig:
     narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
     leads: float = 0.0  # share of these captions that lead up to the outcome instead: what is set off, a question, an order
     told: int = 1000
-    nameless: float = 0.5  # share of told clips whose account names nobody, so that it can only be known by looking
+    # Share of told clips whose account names nobody, so that it can only be known by looking, and of documents that do not name
+    # again, in telling the outcome, whom they named before.
+    nameless: float = 0.5
     stills: int = 1500
     portraits: float = 0.4  # share of stills that show one or two kinds alone; the rest are openings of machines
     narrations: int = 4000  # text documents in each language
@@ -363,10 +365,10 @@ def _make_document(config: WorldConfig, index: int) -> dict[Language, str]:
         first, second = kinds[spec.first], kinds[spec.second]
         if rng.random() < config.knowledge:
             what = outcome_of(config, spec.first, spec.second, spec.device)
-            texts[tongue] = words.knowledge(spec.device, what, first, second, rng, tongue, spec.mirror)
+            texts[tongue] = words.knowledge(spec.device, what, first, second, rng, tongue, spec.mirror, config.nameless)
         else:
             scene = simulate(config, spec, draw=False)
-            texts[tongue] = words.account(scene, first, second, rng, tongue)
+            texts[tongue] = words.account(scene, first, second, rng, tongue, config.nameless)
     return texts
 
 
@@ -485,33 +487,12 @@ def write_world(config: WorldConfig, out: Path, progress: bool = True) -> dict:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: holds something that is no world; choose an empty or new folder")
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.unfinished-*"):  # by a process that was killed
-        pid = int(left.name.rpartition("-")[2])
-        if pid == os.getpid() or not _alive(pid):
-            shutil.rmtree(left, ignore_errors=True)
-    unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
-    try:
-        record = _write(config, unfinished, progress)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole(out) as folder:
+        record = _write(config, folder, progress)
     if progress:
         print(f"{out}: {record['counts']['clips']} clips, {record['counts']['told']} told, {record['counts']['stills']} stills, "
               f"{record['counts']['documents']} documents; audit: 0 leaks in {record['audit']['texts']} texts")  # fmt: skip
     return record
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
