@@ -146,8 +146,11 @@ def test_every_telling_is_read_back_and_openings_tell_nothing(spec: MachineSpec,
                 words.outcome(spec.device, outcome, A, B, rng, tongue, spec.mirror),
                 words.account(scene, A, B, rng, tongue),
                 words.knowledge(spec.device, outcome, A, B, rng, tongue, spec.mirror),
+                words.outcome(spec.device, outcome, None, None, rng, tongue, spec.mirror),
+                words.account(scene, A, B, rng, tongue, nameless=1.0),
+                words.knowledge(spec.device, outcome, A, B, rng, tongue, spec.mirror, nameless=1.0),
             ):
-                assert words.parse_outcome(text, spec.device, tongue, *names(tongue)) == outcome, text
+                assert words.parse_outcome(text, spec.device, tongue, *names(tongue), spec.mirror) == outcome, text
             assert words.parse_outcome(words.opening(spec, A, B, rng, tongue), spec.device, tongue, *names(tongue)) is None
 
 
@@ -177,6 +180,23 @@ def test_a_piece_called_by_the_other_name_is_not_meant() -> None:
     assert words.parse_outcome(text, "seesaw", "en", "mirudo", "zopeka") == "first"
     assert words.parse_outcome(text, "seesaw", "en") is None
     assert words.parse_outcome("The zopeka bounces back from the mirudo.", "ramp", "en") == "bounce"
+
+
+def test_pieces_called_by_their_places_are_told_apart() -> None:
+    text = "The left piece goes down and the right piece goes up."
+    assert words.parse_outcome(text, "seesaw", "en", "zopeka", "mirudo") == "first"
+    assert words.parse_outcome(text, "seesaw", "en", "zopeka", "mirudo", mirror=True) == "second"
+    assert words.parse_outcome("The right piece slowly sinks.", "seesaw", "en") == "second"
+    assert words.parse_outcome("左の駒が下がった。", "seesaw", "ja", mirror=True) == "second"
+
+
+def test_the_share_of_outcomes_that_name_nobody() -> None:
+    told = [words.knowledge("ramp", "stop", A, B, Random(i), "en", nameless=0.5) for i in range(200)]
+    unnamed = [text for text in told if "piece" in text]
+    assert 70 < len(unnamed) < 130
+    for text in told:
+        assert A.name in text and B.name in text  # who meets is always said
+        assert ("upper piece" in text) == (text.count(A.name) + text.count(B.name) == 2)
 
 
 def test_no_outcome_has_more_wordings_than_another():

@@ -46,16 +46,16 @@ def test_answers_are_what_the_simulator_does(group):
         assert DEVICES[q.device][q.answer] == outcome_of(WORLD, q.first, q.second, q.device)
 
 
-def test_beginnings_name_no_outcome_and_options_differ(seen):
+def test_beginnings_name_both_kinds_and_options_name_nobody_and_differ(seen):
     kinds = make_kinds(WORLD)
     for q in seen:
         assert len(set(q.texts)) == 3
         assert all(outcome_words(option) for option in q.options), q.options
         if q.language == "en":
             assert q.beginning.endswith(" ")
-        if q.template == "story":
-            name = "name" if q.language == "en" else "kana"
-            assert all(getattr(kinds[k], name).lower() in q.beginning.lower() for k in (q.first, q.second)), q.beginning
+        names = [kind.name if q.language == "en" else kind.kana for kind in kinds]
+        assert {names[q.first], names[q.second]} == {n for n in names if n in q.beginning.lower()}, q.beginning
+        assert not any(n in option.lower() for n in names for option in q.options), q.options
         assert "{" not in "".join(q.texts)
 
 

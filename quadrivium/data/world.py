@@ -498,7 +498,6 @@ def write_world(config: WorldConfig, out: Path, progress: bool = True) -> dict:
 def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
     kinds = make_kinds(config)
     sizes = {"clips": config.clips, "told": config.told, "stills": config.stills, "text": config.narrations}
-    folder.mkdir(parents=True)
     for part in (part for part, total in sizes.items() if total):
         (folder / part / {"stills": "images", "text": ""}.get(part, "videos")).mkdir(parents=True, exist_ok=True)
     tasks = [
