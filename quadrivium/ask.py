@@ -5,7 +5,7 @@
     shown     the same with the real clip in the place of imagined ones: what seeing it would be worth
 
 Scores are total log-likelihoods of beginning and continuation, to the end of the text; the beginning is the same for all
-options, so it cancels. What is read off a clip names nobody, and an outcome is as likely as all its wordings together. An
+options, so it cancels. Answers name nobody, and an outcome is as likely as all its wordings together. An
 answer counts only if it is strictly the likeliest; a tie of k counts 1/k, in a clip's vote and in the count of votes. Standard errors are clustered by pair of kinds, since questions about one pair share their fact.
 """
 
@@ -56,14 +56,21 @@ def _top(scores: np.ndarray) -> np.ndarray:
 
 
 def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress: bool = False) -> np.ndarray:
-    """Log2-likelihood (n, k) of every option of every question, up to a constant of the question: its beginning is read once.
+    """Log2-likelihood (n, k) of every outcome of every question, in all its wordings together, up to a constant of the question.
 
-    All questions have the same number k of options.
+    All questions have the same number k of outcomes, each in as many wordings. A beginning is read once.
     """
-    encoded = iter(text.encode_all([option for question in questions for option in question.texts]))
-    texts = [[text.enclose(next(encoded)) for _ in question.texts] for question in questions]
+    every = [[question.beginning + told for forms in question.wordings for told in forms] for question in questions]
+    encoded = iter(text.encode_all([told for texts in every for told in texts]))
+    texts = [[text.enclose(next(encoded)) for _ in texts] for texts in every]
     with tqdm(total=len(questions), desc="ask", unit="question", leave=False, disable=not progress) as bar:
-        return -choose_after(model, [()] * len(texts), texts, progress=bar) / math.log(2)
+        nats = choose_after(model, [()] * len(texts), texts, progress=bar)
+    return _together(nats, len(questions[0].wordings)) / math.log(2)
+
+
+def _together(nats: np.ndarray, k: int) -> np.ndarray:
+    """Cost (n, k * wordings) -> log-likelihood (n, k): an outcome is as likely as all its wordings together."""
+    return np.logaddexp.reduce(-nats.reshape(len(nats), k, -1), axis=2)
 
 
 def imagined(
@@ -93,8 +100,7 @@ def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np
         nats = choose_by_sight(
             model, [clip for row in clips for clip in row], [e for e in encoded for _ in range(samples)], progress=bar
         )
-    likelihood = np.logaddexp.reduce(-nats.reshape(n, samples, k, -1), axis=3)
-    return _top(likelihood.reshape(n * samples, k)).reshape(n, samples, k).sum(axis=1)
+    return _top(_together(nats, k)).reshape(n, samples, k).sum(axis=1)
 
 
 def read_options(run: Run) -> ReadOptions:

@@ -496,14 +496,18 @@ def plain(device: str, what: str, rng: Random, language: Language, mirror: bool 
     return _join([action, outcome(device, what, None, None, rng, language, mirror)], language)
 
 
+def wordings(device: str, rng: Random, language: Language, mirror: bool = False) -> tuple[tuple[str, ...], ...]:
+    """For every outcome of ``device``, all sentences that may tell it and name nobody."""
+    called = _roles(device, language, mirror)
+    return tuple(
+        tuple(_fill(form, rng, language, *called, mirror) for form in forms) for forms in OUTCOMES[language][device].values()
+    )
+
+
 def sights(device: str, rng: Random, language: Language, mirror: bool = False) -> tuple[tuple[str, ...], ...]:
     """For every outcome of ``device``, all that `plain` may tell of it after one and the same action."""
-    one, other = _roles(device, language, mirror)
-    action = _action(device, rng, language, one, other, mirror)
-    return tuple(
-        tuple(_join([action, _fill(form, rng, language, one, other, mirror)], language) for form in forms)
-        for forms in OUTCOMES[language][device].values()
-    )
+    action = _action(device, rng, language, *_roles(device, language, mirror), mirror)
+    return tuple(tuple(_join([action, told], language) for told in forms) for forms in wordings(device, rng, language, mirror))
 
 
 def account(

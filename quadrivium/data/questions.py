@@ -42,6 +42,7 @@ class Question:
     opening: str  # a caption of how the situation opens, which tells no outcome
     beginning: str
     options: tuple[str, ...]  # in the order of DEVICES[device]; the beginning names the kinds, these name nobody
+    wordings: tuple[tuple[str, ...], ...]  # for every option, all sentences that tell the same and name nobody
     sights: tuple[tuple[str, ...], ...]  # for every option, wordings of it that name nobody: what is read off a clip
     answer: int
 
@@ -149,6 +150,7 @@ def make_question(
         words.opening(spec, first, second, stream(config, "opening", *key), language, looks=False),
         words.question(template, spec, first, second, rng, language),
         tuple(words.outcome(spec.device, what, None, None, rng, language, spec.mirror) for what in DEVICES[spec.device]),
+        words.wordings(spec.device, rng, language, spec.mirror),
         words.sights(spec.device, stream(config, "sights", *key), language, spec.mirror),
         answer,
     )
