@@ -2,7 +2,7 @@
 
 A document holds ``choices``, whole sentences or endings, their order shuffled by the document's own name, and ``answer``. Where
 several wordings ask the same thing they are one document (``wordings`` runs of choices one after the other), so that its
-standard error counts the thing once. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, and a
+standard error counts the thing once; where they are ``together``, an answer is as likely as all its wordings. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, and a
 likelihood that is not a number is an error. Documents are shuffled too: the first N of them are a sample.
 
 Sources, in the folder that the user names: ``coda`` (Paik et al. 2021, arXiv 2110.08182), ``verbphysics`` (Forbes and Choi 2017,
@@ -40,8 +40,10 @@ _COMPARED = {
 
 def accuracy(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
     """Mean strict credit over a document's wordings; for BLiMP also under the name of its field."""
-    scores = np.array([r[0] for r in results]).reshape(doc["wordings"], -1)
-    mean = float(credit(scores, np.array(doc["answers"])).mean())
+    scores, answers = np.array([r[0] for r in results]).reshape(doc["wordings"], -1), np.array(doc["answers"])
+    if doc["together"]:
+        scores, answers = np.logaddexp.reduce(scores, axis=0, keepdims=True), answers[:1]
+    mean = float(credit(scores, answers).mean())
     return {"acc": mean, **({f"acc_{doc['field']}": mean} if doc.get("field") else {})}
 
 
@@ -118,18 +120,21 @@ def world(folder: str = "", group: str = "seen", each: int = 4, **_: Any) -> dic
     config = world_config(_find(folder, "world", "world.json"))
     docs = []
     for i, q in enumerate(make_questions(config, group, each, config.languages)):
-        docs.append(_document(f"world {group} {i}", [list(q.options)], q.answer, q.beginning))
+        wordings = [list(told) for told in zip(*q.wordings, strict=True)]
+        docs.append(_document(f"world {group} {i}", wordings, q.answer, q.beginning, together=True))
     return _split(docs)
 
 
-def _document(name: str, wordings: list[list[str]], answer: int, context: str = "") -> dict[str, Any]:
-    """Choices of every wording in an order drawn from the document's name."""
+def _document(name: str, wordings: list[list[str]], answer: int, context: str = "", together: bool = False) -> dict[str, Any]:
+    """Choices of every wording in an order drawn from the document's name, one order where wordings count ``together``."""
     choices, answers, rng = [], [], random.Random(name)
-    for options in wordings:
-        order = rng.sample(range(len(options)), len(options))
+    for i, options in enumerate(wordings):
+        if not (together and i):
+            order = rng.sample(range(len(options)), len(options))
         choices += [options[i] for i in order]
         answers.append(order.index(answer))
-    return {"name": name, "context": context, "choices": choices, "answers": answers, "wordings": len(wordings)}
+    made = {"name": name, "context": context, "choices": choices, "answers": answers, "wordings": len(wordings)}
+    return {**made, "together": together}
 
 
 def _split(docs: list[dict[str, Any]]) -> dict[str, Any]:
