@@ -60,12 +60,11 @@ def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress:
 
     All questions have the same number k of outcomes, each in as many wordings. A beginning is read once.
     """
-    every = [[question.beginning + told for forms in question.wordings for told in forms] for question in questions]
-    encoded = iter(text.encode_all([told for texts in every for told in texts]))
-    texts = [[text.enclose(next(encoded)) for _ in texts] for texts in every]
+    encoded = iter(text.encode_all([told for question in questions for told in question.texts]))
+    texts = [[text.enclose(next(encoded)) for _ in question.texts] for question in questions]
     with tqdm(total=len(questions), desc="ask", unit="question", leave=False, disable=not progress) as bar:
         nats = choose_after(model, [()] * len(texts), texts, progress=bar)
-    return _together(nats, len(questions[0].wordings)) / math.log(2)
+    return _together(nats, len(questions[0].options)) / math.log(2)
 
 
 def _together(nats: np.ndarray, k: int) -> np.ndarray:

@@ -354,8 +354,10 @@ def _choices(n: int) -> list[tuple[str, list[str]]]:
     from quadrivium.data.questions import make_questions
 
     asked = [q for q in make_questions(WorldConfig(), "read", 1 + n // 50, ("en",)) if len(q.options) > 2][:n]
-    more = [*asked[1:], asked[0]]
-    return [(q.beginning, [*q.options[:3], other.options[0] + other.options[1]]) for q, other in zip(asked, more, strict=True)]
+    told = [[forms[0] for forms in q.options[:3]] for q in asked]
+    return [
+        (q.beginning, [*first, then[0] + then[1]]) for q, first, then in zip(asked, told, [*told[1:], told[0]], strict=True)
+    ]
 
 
 def _asked(config: BenchConfig, device: str) -> tuple[Any, list[Any]]:

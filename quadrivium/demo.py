@@ -97,7 +97,7 @@ def _imagined(run: Run, world: Any, config: DemoConfig, out: Path) -> list[Path]
     both = []
     for question, clip, vote in zip(asked, clips, votes, strict=True):
         real, seen = film(world, question.spec, ask.read_options(run))[: imagining.frames], decode(run, clip[0])
-        told = question.options[int(vote.argmax())]
+        told = question.options[int(vote.argmax())][0]
         rows.append([question.opening, seen, real, f"{told}\n\n({'right' if vote.argmax() == question.answer else 'wrong'})"])
         both.append(np.concatenate([seen, np.full_like(seen[:, :, :4], 255), real], axis=2))
     path = out / "imagined.png"

@@ -133,10 +133,10 @@ def test_the_world_is_asked_as_the_command_asks_it(questions):
     asked, rng = make_questions(WorldConfig(), "seen", 4), np.random.default_rng(0)
     for doc in documents.world(str(questions), "seen")["test"].select(range(60)):
         q = asked[int(doc["name"].split()[-1])]
-        told = [w for forms in q.wordings for w in forms]
+        told = [w for forms in q.options for w in forms]
         assert sorted(doc["choices"]) == sorted(told) and doc["context"] == q.beginning
         nats = dict(zip(told, rng.normal(-20, 2, len(told)), strict=True))
-        together = np.logaddexp.reduce([[nats[w] for w in forms] for forms in q.wordings], axis=1)
+        together = np.logaddexp.reduce([[nats[w] for w in forms] for forms in q.options], axis=1)
         expected = credit(together[None], np.array([q.answer]))[0]
         assert documents.accuracy(doc, [(nats[c], False) for c in doc["choices"]])["acc"] == pytest.approx(expected)
 

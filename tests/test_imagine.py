@@ -142,7 +142,7 @@ def test_ties_share_in_a_vote_and_in_the_count(asked):
 def test_free_answers_are_read_and_counted(asked, monkeypatch):
     questions, text, model = asked
     kinds = make_kinds(WORLD)
-    told = [[q.options[q.answer], q.options[q.answer], q.options[0], "Nothing."] for q in questions]
+    told = [[*q.options[q.answer][:2], q.options[0][0], "Nothing."] for q in questions]
     counts = outcomes_told(questions, told, kinds)
     assert (counts.sum(1) == 4).all() and (counts[:, 3] == 1).all()
     assert (counts[np.arange(len(questions)), [q.answer for q in questions]] >= 2).all()
@@ -153,9 +153,10 @@ def test_free_answers_are_read_and_counted(asked, monkeypatch):
 
 def test_own_words_end_at_a_blank_line(asked, monkeypatch):
     questions, text, model = asked
-    made = text.encode(f" {questions[0].options[0]}\n\n{questions[0].options[1]}")
+    told, more = (forms[0] for forms in questions[0].options[:2])
+    made = text.encode(f" {told}\n\n{more}")
     monkeypatch.setattr("quadrivium.ask.generate", lambda model, given, *_, **__: [made] * len(given))
-    assert tell(model, text, questions[:2], samples=2) == [[questions[0].options[0]] * 2] * 2
+    assert tell(model, text, questions[:2], samples=2) == [[told] * 2] * 2
 
 
 def test_an_untrained_model_tells_nothing_and_is_wrong(asked):

@@ -29,7 +29,7 @@ from quadrivium.errors import ConfigError
 
 @dataclass(frozen=True)
 class Question:
-    """``beginning + options[i]`` are the texts to compare; ``options[answer]`` is what the simulator does."""
+    """Of all ``texts``, those that go on with one of ``options[answer]`` tell what the simulator does."""
 
     language: Language
     template: str
@@ -41,15 +41,16 @@ class Question:
     mirror: bool
     opening: str  # a caption of how the situation opens, which tells no outcome
     beginning: str
-    options: tuple[str, ...]  # in the order of DEVICES[device]; the beginning names the kinds, these name nobody
-    wordings: tuple[tuple[str, ...], ...]  # for every option, all sentences that tell the same and name nobody
+    options: tuple[
+        tuple[str, ...], ...
+    ]  # for every outcome in DEVICES[device], in order, all sentences that tell it and name nobody
     sights: tuple[tuple[str, ...], ...]  # for every option, wordings of it that name nobody: what is read off a clip
     answer: int
 
     @property
     def texts(self) -> list[str]:
-        """One whole text for every option."""
-        return [self.beginning + option for option in self.options]
+        """One whole text for every wording of every option, in order."""
+        return [self.beginning + told for forms in self.options for told in forms]
 
     @property
     def spec(self) -> MachineSpec:
@@ -149,7 +150,6 @@ def make_question(
         spec.mirror,
         words.opening(spec, first, second, stream(config, "opening", *key), language, looks=False),
         words.question(template, spec, first, second, rng, language),
-        tuple(words.outcome(spec.device, what, None, None, rng, language, spec.mirror) for what in DEVICES[spec.device]),
         words.wordings(spec.device, rng, language, spec.mirror),
         words.sights(spec.device, stream(config, "sights", *key), language, spec.mirror),
         answer,

@@ -72,9 +72,7 @@ class WorldConfig:
     narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
     leads: float = 0.0  # share of these captions that lead up to the outcome instead: what is set off, a question, an order
     told: int = 1000
-    # Share of told clips whose account names nobody, so that it can only be known by looking, and of documents that do not name
-    # again, in telling the outcome, whom they named before.
-    nameless: float = 0.5
+    nameless: float = 0.5  # share of told clips whose account, and of documents whose outcome, names nobody
     stills: int = 1500
     portraits: float = 0.4  # share of stills that show one or two kinds alone; the rest are openings of machines
     narrations: int = 4000  # text documents in each language

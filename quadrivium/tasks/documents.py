@@ -2,8 +2,9 @@
 
 A document holds ``choices``, whole sentences or endings, their order shuffled by the document's own name, and ``answer``. Where
 several wordings ask the same thing they are one document (``wordings`` runs of choices one after the other), so that its
-standard error counts the thing once; where they are ``together``, an answer is as likely as all its wordings. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, and a
-likelihood that is not a number is an error. Documents are shuffled too: the first N of them are a sample.
+standard error counts the thing once: each wording is answered, or, where they count ``together``, an answer is as likely as all
+its wordings. An answer counts only if it is strictly the likeliest; a tie of k counts 1/k, and a likelihood that is not a number
+is an error. Documents are shuffled too: the first N of them are a sample.
 
 Sources, in the folder that the user names: ``coda`` (Paik et al. 2021, arXiv 2110.08182), ``verbphysics`` (Forbes and Choi 2017,
 arXiv 1706.03799), ``blimp`` (Warstadt et al. 2020, arXiv 1912.00582), ``world``, as `quadrivium world` wrote it.
@@ -39,7 +40,7 @@ _COMPARED = {
 
 
 def accuracy(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """Mean strict credit over a document's wordings; for BLiMP also under the name of its field."""
+    """Strict credit, the mean over a document's wordings or of all ``together``; for BLiMP also under the name of its field."""
     scores, answers = np.array([r[0] for r in results]).reshape(doc["wordings"], -1), np.array(doc["answers"])
     if doc["together"]:
         scores, answers = np.logaddexp.reduce(scores, axis=0, keepdims=True), answers[:1]
@@ -120,7 +121,7 @@ def world(folder: str = "", group: str = "seen", each: int = 4, **_: Any) -> dic
     config = world_config(_find(folder, "world", "world.json"))
     docs = []
     for i, q in enumerate(make_questions(config, group, each, config.languages)):
-        wordings = [list(told) for told in zip(*q.wordings, strict=True)]
+        wordings = [list(told) for told in zip(*q.options, strict=True)]
         docs.append(_document(f"world {group} {i}", wordings, q.answer, q.beginning, together=True))
     return _split(docs)
 
