@@ -1,12 +1,16 @@
 """The experiment: arms differ in what they read, finished cells are kept, intervals cover what they promise."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quadrivium import experiment, grid
@@ -93,6 +97,30 @@ def test_cells_say_what_they_measured(finished):
             assert all(0 <= r["all"]["accuracy"] <= 1 for r in read_outs.values())
     assert cells["distil"][0]["distilled"]["situations"] == 6
     assert cells["captions"][0]["routes"].keys() == {"t2t"}
+
+
+def test_what_a_run_knows_and_what_it_says(finished):
+    out, _ = finished
+    root, home = Path(__file__).parents[1], out / "seed-0"
+    command = [
+        sys.executable,
+        str(root / "benchmarks" / "said.py"),
+        str(home / "four"),
+        str(home / "world"),
+        "--each",
+        "1",
+        "--readers",
+        "1",
+    ]
+    made = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True
+    )
+    head, *lines = (line.split() for line in made.stdout.splitlines())
+    assert head[:2] == ["said", "one"] and [line[0] for line in lines] == ["read", "seen", "both", "neither"]
+    facts = read_cells(out / "results")["four"][0]["facts"]
+    for group, said, *others in lines:
+        assert float(said) == pytest.approx(facts[group]["direct"]["all"]["accuracy"], abs=6e-4)
+        assert len(others) == 7 and all(np.isfinite(float(value)) for value in others)
 
 
 def test_arms_read_what_they_say(finished):

@@ -1,8 +1,8 @@
 """Forced-choice questions about the world: text in, text out, answers computed by the simulator.
 
 A question is a beginning in words and one continuation for every outcome its device can have; one of them is what the
-engine does. The continuations name nobody: a name that no text ever told an outcome of costs nats that have nothing to do with
-the outcome. Within every template, language and device each outcome is the answer equally often, so that the best
+engine does, and none of them names anybody: what an answer costs does not rest on a name of which no text ever told an outcome.
+Within every template, language and device each outcome is the answer equally often, so that the best
 constant answer is right 1/k of the time.
 
 No answer should follow from one kind alone. Outcomes compare two masses, so the lightest kind can never win; but each
