@@ -516,7 +516,7 @@ def account(
     """What happened, beginning to end: mostly the opening, then the action, the outcome, the finish, sometimes a bystander.
 
     Without kinds it names nobody: only who looks at the clip can know what it tells. With them, the share ``nameless`` of outcomes
-    still names nobody, after an opening or an action that does.
+    still names nobody, after an opening or an action that does (a seesaw's action does not).
     """
     spec = scene.spec
     if first is None or second is None:
