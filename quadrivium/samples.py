@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -22,7 +23,7 @@ from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
 from quadrivium.imagine import imagine
 from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
-from quadrivium.sequence import Segment, Sequence, frames, group, route_of, text, ungroup
+from quadrivium.sequence import ROUTES, Segment, Sequence, frames, group, route_of, text, ungroup
 
 HEADS = ("source", "given", "wanted", "generated")
 SOBER = Sampling(temperature=0.9, top_p=0.95, max_ids=60)
@@ -118,6 +119,11 @@ def answer(
         raise ConfigError(f"{run.folder} was trained on text alone; it neither reads nor draws pictures")
     given = give(run, want, prompt, [read(run, p, kind) for p, kind in ((image, "image"), (video, "video")) if p is not None])
     total = count if want == "video" else 1
+    wanted = text([0, 0], True) if want == "text" else frames(np.zeros((1, 1, 1, 1)), True)
+    route = route_of((*given, wanted)).replace("tv2t", "v2t")  # a caption that has begun
+    learnt = run.config.get("mixture", {}).get("routes", ROUTES)
+    if route not in learnt:
+        print(f"note: {run.folder} was trained on {', '.join(learnt)} and never on {route}", file=sys.stderr)
     made = generate(
         run.model, [given] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress
     )

@@ -294,6 +294,20 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
     assert (out / "tv2v-seed0-0.mp4").stat().st_size > 500
 
 
+def test_generate_says_when_a_route_was_never_learnt(run, folder, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["mixture"]["routes"] = ["t2t", "v2t"]
+    (copy / "config.json").write_text(json.dumps(config))
+    few = ["--n", "1", "--max-ids", "4", "--out", str(tmp_path / "made")]
+    assert main(["generate", str(copy), "--text", "a red ball", "--want", "image", *few]) == 0
+    assert "never on t2v" in capsys.readouterr().err
+    picture = str(folder / "bare" / "0.jpg")
+    assert main(["generate", str(copy), "--image", picture, "--text", "a", "--want", "text", *few]) == 0
+    assert "never on" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prompt", ["A red ball sits at the top of a ramp.", "坂の上に赤い玉がある。"])
 def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt):
     out = tmp_path / "made"
