@@ -144,7 +144,7 @@ def small() -> ExperimentConfig:
     """
     full = ExperimentConfig()
     world = replace(
-        full.world, kinds=48, shares=(0.083, 0.167, 0.667, 0.083), devices=("ramp", "seesaw", "table"), languages=("en",), clips=4000,
+        full.world, kinds=64, shares=(0.0625, 0.125, 0.6875, 0.125), devices=("ramp", "seesaw", "table"), languages=("en",), clips=4000,
         told=3000, stills=4000, narrations=12000,
     )  # fmt: skip
     return replace(
