@@ -70,12 +70,8 @@ class ContrastConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the model. ``vocab``, ``codes``, ``rows`` and ``columns`` are set from the tokenizers."""
+    """Shape of the model. ``vocab``, ``codes``, ``rows`` and ``columns`` are set from the tokenizers, ``foretells`` from the mixture."""
 
-    vocab: int = 0  # text ids
-    codes: int = 0  # values that a visual code can take
-    rows: int = 0  # cells in a column of a frame
-    columns: int = 0  # cells in a row of a frame
     patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
     sharing: Sharing = "all"  # weights that text and vision have in common
     layers: int = 4  # with sharing cross: half of them in encoders, half in decoders (2 + 2)
@@ -90,9 +86,13 @@ class ModelConfig:
     qkv_bias: bool = False  # as Qwen2 has
     norm_eps: float = 1e-6
     code_width: int = 0  # of the head that reads a cell's codes one after the other; 0: half of width
-    foretells: bool = False  # has a head by which states of words foretell a frame; training with --ahead adds it
     tied: bool = True  # text head and text embedding are one matrix, as in the small Qwen3 models
     contrast: ContrastConfig = ContrastConfig()
+    vocab: int = 0  # text ids; set from the data
+    codes: int = 0  # values that a visual code can take; set from the data
+    rows: int = 0  # cells in a column of a frame; set from the data
+    columns: int = 0  # cells in a row of a frame; set from the data
+    foretells: bool = False  # has a head by which states of words foretell a frame; set by --ahead
 
     def resolve(self) -> ModelConfig:
         """Fill in what follows from other fields, and check that the shape is possible. Raises ValueError."""
