@@ -63,7 +63,11 @@ class Arm(grid.Arm):
         ahead = config.ahead if self.ahead else 0.0
         rendered = config.rendered or self.extra == "pages"
         waits = wait and not self.after and self.routes != ("t2t",)
-        documents = ("world/text", "world/text, rendered") if rendered else ("world/text",)
+        documents = (
+            "world/text",
+            *(("world/text, rendered",) if rendered else ()),
+            *(("oracle",) if self.extra == "oracle" else ()),
+        )
         begin = (*config.begin, *((source, wait) for source in documents if waits))
         return replace(super().mixture(config), ahead=ahead, begin=begin, rendered=rendered)
 
@@ -162,7 +166,7 @@ def small() -> ExperimentConfig:
 def run_experiment(
     out: Path,
     config: ExperimentConfig | None = None,
-    seeds: Iterable[int] = range(5),
+    seeds: Iterable[int] = range(1, 6),  # options were chosen on seed 0
     arms: Iterable[str] = ("text", "captions", "four", "distil"),
     results: Path | None = None,
     workers: int = 0,
@@ -427,7 +431,7 @@ def table(found: dict[str, Any]) -> str:
     head += f"{'training':>14}{'positions':>14}"
     lines += ["", head, "-" * len(head)]
     for arm, rows in found["arms"].items():
-        bits = (rows["bits"].get(route) for route in ROUTES)
+        bits = (rows.get("bits", {}).get(route) for route in ROUTES)
         shown = "".join(f"{plus_minus(b['mean'], b['half'], 4 if b['mean'] < 1 else 1) if b else '-':>18}" for b in bits)
         lines.append(f"{arm:<16}{shown}{rows['training_seconds'] / 60:>10.1f} min{rows['positions'] / 1e6:>13.2f}M")
     lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]

@@ -74,7 +74,9 @@ def declare(path: Path, config: Any, now: dict[str, Any]) -> None:
         return
     before = {"form": 1, **_completed(read_json(path, "an experiment"), config, now)}
     if before["form"] != FORM:
-        raise RunError(f"{path}: this experiment was begun with another form of the model; choose another OUT and --results")
+        raise RunError(
+            f"{path}: this experiment was begun with another form of the model or the world; choose another OUT and --results"
+        )
     if before != now:
         keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")

@@ -51,7 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-FORM = 2  # raised where equal options make another model than before: cells of experiments do not mix. 2: every code's own look
+FORM = 3  # raised where equal options make other cells of experiments than before, which do not mix. 3: the world's second form
 Sharing = Literal["all", "attention", "none", "cross"]
 AXES = 3  # time, row, column
 

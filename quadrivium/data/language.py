@@ -516,7 +516,7 @@ def account(
     """What happened, beginning to end: mostly the opening, then the action, the outcome, the finish, sometimes a bystander.
 
     Without kinds it names nobody: only who looks at the clip can know what it tells. With them, the share ``nameless`` of outcomes
-    still names nobody, after an opening or an action that does (a seesaw's action does not).
+    still names nobody, after an opening that does.
     """
     spec = scene.spec
     if first is None or second is None:
@@ -526,10 +526,11 @@ def account(
             form = rng.choice(FINISH_ACCOUNTS[language][spec.finish, happened])
             parts.append(_fill(form, rng, language, *_roles(spec.device, language, spec.mirror), spec.mirror))
         return _join(parts, language)
-    told = _told(spec.device, scene.outcome, first, second, rng, language, spec.mirror, nameless)
+    silent = rng.random() < nameless
+    told = outcome(spec.device, scene.outcome, *((None, None) if silent else (first, second)), rng, language, spec.mirror)
     action = _action(spec.device, rng, language, first, second, spec.mirror)
     parts = []
-    if rng.random() < 0.75:
+    if rng.random() < 0.75 or silent:
         parts.append(opening(spec, first, second, rng, language))
     parts += [action, told]
     if spec.finish:
@@ -540,13 +541,6 @@ def account(
     if rng.random() < 0.25:
         parts.append(rng.choice(BYSTANDERS[language]))
     return _join(parts, language)
-
-
-def _told(
-    device: str, what: str, first: Kind, second: Kind, rng: Random, language: Language, mirror: bool, nameless: float
-) -> str:
-    one, other = (None, None) if rng.random() < nameless else (first, second)
-    return outcome(device, what, one, other, rng, language, mirror)
 
 
 def knowledge(
@@ -563,7 +557,8 @@ def knowledge(
 
     The share ``nameless`` of outcomes names nobody, though the kinds were named before.
     """
-    told = _told(device, what, first, second, rng, language, mirror, nameless)
+    called = (None, None) if rng.random() < nameless else (first, second)
+    told = outcome(device, what, *called, rng, language, mirror)
     return _fill(rng.choice(KNOWLEDGE[language][device]), rng, language, first, second, mirror, then=told)
 
 

@@ -13,8 +13,8 @@ Kinds are parted into four groups, and with them the facts (kind, kind, device) 
     both      shown moving and spoken of           in stills, clips, told clips and text
     neither   named and shown standing             in stills only
 
-No text tells or implies how a *seen* or *neither* kind behaves; ``audit_world`` counts that and a world with a leak is
-not written. What happened in a clip is in no file beside it: ``simulate(config, index)`` computes it again.
+No text tells or implies how a *seen* or *neither* kind behaves, nor does how often it is named; ``audit_world`` counts that and a
+world with a leak is not written. What happened in a clip is in no file beside it: ``simulate(config, index)`` computes it again.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ SPOKEN = ("read", "both")
 PARTS = ("clips", "told", "stills", "text")
 MASSES = (1.0, 3.0, 7.5)  # far enough apart that the small accidents of placing do not decide
 FPS = 8
+FORM = 2  # raised where equal options write another world than before. 2: every kind is named as often as any other
 CHUNK = 50  # items a worker does at a time; the result does not depend on it
 
 
@@ -167,20 +168,20 @@ def make_kinds(config: WorldConfig) -> tuple[Kind, ...]:
 
 
 @lru_cache(maxsize=64)
-def _by_level(config: WorldConfig, groups: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    kinds = make_kinds(config)
-    return tuple(tuple(k for k, kind in enumerate(kinds) if kind.group in groups and kind.level == level) for level in range(3))
+def _members(config: WorldConfig, groups: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(k for k, kind in enumerate(make_kinds(config)) if kind.group in groups)
 
 
 def _draw_pair(config: WorldConfig, rng: Random, first: tuple[str, ...], second: tuple[str, ...]) -> tuple[int, int]:
-    """Two different kinds of the given groups, every pair of mass levels as likely as any other."""
-    for _ in range(1000):
-        a_level, b_level = _by_level(config, first)[rng.randrange(3)], _by_level(config, second)[rng.randrange(3)]
-        if a_level and b_level:
-            a, b = rng.choice(a_level), rng.choice(b_level)
-            if a != b:
-                return a, b
-    raise ConfigError(f"world: groups {first} and {second} hold no two different kinds; raise kinds or their shares")
+    """Two different kinds of the given groups, every kind as likely as any other: drawn by level of mass, the kinds of the level that
+    has fewest would be named more often, and how often a name is met would tell what it weighs (docs/LOG.md, 2026-11-29)."""
+    one, other = _members(config, first), _members(config, second)
+    if not one or not other or (one == other and len(one) == 1):
+        raise ConfigError(f"world: groups {first} and {second} hold no two different kinds; raise kinds or their shares")
+    while True:
+        a, b = rng.choice(one), rng.choice(other)
+        if a != b:
+            return a, b
 
 
 # ---- machines -----------------------------------------------------------------------------------------------------
@@ -400,8 +401,10 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
 def audit_texts(texts: Iterable[tuple[str, str]], kinds: Sequence[Kind]) -> dict:
     """Count texts that name a *seen* or *neither* kind together with any outcome word.
 
-    Returns texts, outcome texts, mentions of each group, co-occurrences and the first few of them; raises nothing.
+    Returns texts, outcome texts, mentions of each group, co-occurrences and the first few of them, and the groups in which how often a
+    kind is named goes with what it weighs (`_uneven`); raises nothing.
     """
+    named: Counter[str] = Counter()
     group = {kind.name: kind.group for kind in kinds} | {kind.kana: kind.group for kind in kinds}
     name = re.compile("|".join(sorted(map(re.escape, group), key=len, reverse=True)), re.IGNORECASE)
     result: dict = {"texts": 0, "outcome_texts": 0, "mentions": dict.fromkeys(GROUPS, 0), "co_occurrences": 0, "examples": []}
@@ -412,12 +415,26 @@ def audit_texts(texts: Iterable[tuple[str, str]], kinds: Sequence[Kind]) -> dict
         result["outcome_texts"] += bool(told)
         for one in found:
             result["mentions"][group[one]] += 1
+        named.update(found)
         leaks = sorted(one for one in found if group[one] not in SPOKEN)
         if leaks and told:
             result["co_occurrences"] += 1
             if len(result["examples"]) < 5:
                 result["examples"].append(f"{where}: {', '.join(leaks)} with {', '.join(sorted(set(told)))}")
+    result["uneven"] = [g for g in GROUPS if g not in SPOKEN and _uneven([k for k in kinds if k.group == g], named)]
     return result
+
+
+def _uneven(kinds: Sequence[Kind], named: Counter[str]) -> bool:
+    """Whether kinds of one level of mass are named more often than those of another, beyond chance: a chi-square test of the levels'
+    totals against their numbers of kinds at p = 1e-4. A text names two, so that totals vary up to twice as much as single counts."""
+    levels = sorted({kind.level for kind in kinds})
+    counts = [sum(named[k.name] + named[k.kana] for k in kinds if k.level == level) for level in levels]
+    if len(levels) < 2 or not sum(counts):
+        return False
+    expected = [sum(counts) * sum(k.level == level for k in kinds) / len(kinds) for level in levels]
+    chi2 = sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True)) / 2
+    return chi2 > {1: 15.14, 2: 18.42}[len(levels) - 1]
 
 
 def audit_world(folder: Path, kinds: Sequence[Kind] | None = None) -> dict:
@@ -433,6 +450,11 @@ def audit_world(folder: Path, kinds: Sequence[Kind] | None = None) -> dict:
         raise DataError(
             f"{folder}: {result['co_occurrences']} texts tell what a seen or neither kind does, for example {result['examples'][0]}; "
             "such a world measures nothing: remove these texts or write the world again"
+        )
+    if result["uneven"]:
+        raise DataError(
+            f"{folder}: how often a kind is named goes with its mass among {' and '.join(result['uneven'])} kinds, so that counting "
+            "names tells how they behave; write the world again"
         )
     return result
 
@@ -477,11 +499,13 @@ def write_world(config: WorldConfig, out: Path, progress: bool = True) -> dict:
     out = Path(out)
     if (out / "world.json").is_file():
         record = read_world(out)
-        if record.get("config") == _identity(config):
+        if record.get("config") == _identity(config) and record.get("form", 1) == FORM:
             if progress:
                 print(f"{out}: this world is already there ({record['counts']['clips']} clips)")
             return {**record, "already": True}
-        raise DataError(f"{out}: a world with other options stands here; choose another folder or delete this one")
+        raise DataError(
+            f"{out}: a world with other options, or of an older form, stands here; choose another folder or delete this one"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: holds something that is no world; choose an empty or new folder")
 
@@ -527,6 +551,7 @@ def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
             (folder / "text" / name).write_text("\n\n".join(documents) + "\n", "utf-8")
     audit = audit_world(folder, kinds)
     record = {
+        "form": FORM,
         "config": _identity(config),
         "counts": {
             "kinds": dict(Counter(kind.group for kind in kinds)),
