@@ -1,7 +1,7 @@
 """Ten prompts about pairs of kinds that no text tells the behaviour of, answered freely: python docs/free_prompts.py RUN WORLD OUT
 
-RUN: a finished run that has frames, such as OUT/seed-0/four of `quadrivium experiment`; WORLD: its world. Five prompts in
-English and five in Japanese are drawn by chance from the questions about *seen* kinds. For each the model imagines one clip and
+RUN: a finished run that has frames, such as OUT/seed-0/four of `quadrivium experiment`; WORLD: its world. Five prompts
+in each of its languages, or ten in its only one, are drawn by chance from the questions about *seen* kinds. For each the model imagines one clip and
 goes on in its own words after it. Writes OUT/free.png and OUT/free.gif and prints a table for a Markdown page.
 """
 
@@ -25,9 +25,9 @@ def main(folder: Path, home: Path, out: Path) -> None:
     run, world = Run(folder), world_config(home)
     rng = np.random.default_rng(0)
     asked = []
-    for tongue in ("en", "ja"):
+    for tongue in world.languages:
         every = make_questions(world, "seen", 1, (tongue,))
-        asked += [every[i] for i in rng.permutation(len(every))[:5]]
+        asked += [every[i] for i in rng.permutation(len(every))[: 10 // len(world.languages)]]
     count = ask.frames_of(run, world)
     clips = ask.imagined(run.model, run.text, asked, Imagining(samples=1, frames=count))
     told = ask.tell(run.model, run.text, asked, clips)

@@ -145,7 +145,10 @@ def four_routes(size: Size, rng: np.random.Generator) -> list[Sequence]:
 
 def ours(size: Size, sharing: Sharing, parameters: int = 0) -> Model:
     """Our model; with ``parameters``, of the width and feed-forward size that come nearest to so many in the usual shape."""
-    shape = ModelConfig(size.vocab, size.codes, size.side, size.side, 1, sharing, size.layers, size.width, size.heads)
+    shape = ModelConfig(
+        vocab=size.vocab, codes=size.codes, rows=size.side, columns=size.side, patch=1, sharing=sharing, layers=size.layers,
+        width=size.width, heads=size.heads,
+    )  # fmt: skip
     if not parameters:
         return Model(shape)
     head = size.width // size.heads

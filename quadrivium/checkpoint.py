@@ -268,13 +268,23 @@ class Trained:
         return self.model.config.patch or 1
 
 
+def same_tokenizers(data: Path, run: Path, seen: bool) -> None:
+    """Raise RunError where a data folder was prepared with other tokenizers than a run was trained with: equal ids and codes would
+    mean other things. ``seen``: the one of frames too."""
+    for part in ("text/tokenizer.json", "visual/model.safetensors") if seen else ("text/tokenizer.json",):
+        ours, theirs = data / "tokenizers" / part, run / "tokenizers" / part
+        if not (ours.is_file() and theirs.is_file()) or sha256(ours) != sha256(theirs):
+            raise RunError(f"{data} was prepared with other tokenizers than {run}; prepare it with --text-tokenizer "
+                           f"{run / 'tokenizers' / 'text'} --visual-tokenizer {run / 'tokenizers' / 'visual'}")  # fmt: skip
+
+
 class Run(Trained):
     """A run with its ``config``, read from its folder, with the newest checkpoint, from the folder of one of its checkpoints, or
     from what `quadrivium export --full` made of it."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
-        home = folder.resolve().parents[1] if (folder / _STATE).is_file() else folder
+        self.home = home = folder.resolve().parents[1] if (folder / _STATE).is_file() else folder
         where = f"{home / 'config.json'}: model"
         self.config = read_json(home / "config.json", "a run folder")
         if self.config.get("model_type") == "quadrivium":
@@ -307,6 +317,7 @@ class Run(Trained):
         if not isinstance(seed, int) or seed < 0:
             raise RunError(f"{self.folder / 'config.json'}: train: seed is {seed!r}; it is a number that is not negative")
         prepared = Dataset(data or Path(self.config["data"]))
+        same_tokenizers(prepared.folder, self.home, self.visual is not None and prepared.has_frames)
         return Mixture(prepared, replace(config, begin=(), **other), self.text.end, seed, self.patch)
 
     def _read_export(self, home: Path) -> None:

@@ -19,7 +19,7 @@ from quadrivium import evaluate
 from quadrivium import sequence as seq
 from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run
-from quadrivium.data.sources import _fit
+from quadrivium.data.sources import fitted
 from quadrivium.dist import device_of
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
@@ -185,6 +185,6 @@ class Quadrivium:
             options, visual = read_options(self._run), self._run.visual
             assert visual is not None
             pictures = [one if isinstance(one, Image.Image) else Image.fromarray(one) for one in frames_in(media)]
-            codes = visual.encode(np.stack([_fit(picture, options) for picture in pictures]))
+            codes = visual.encode(np.stack([fitted(picture, options) for picture in pictures]))
             found.append(seq.group(codes, self._run.patch))
         return found

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -45,6 +46,9 @@ from quadrivium.sequence import ROUTES
 from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, fit, threads
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer, picture_sheet
+
+# What it may find of its own without a manifest: stopped before writing one, or the manifest deleted to begin anew.
+_OWN = re.compile(r"\.lock|\.work|tokenizers|shards|skipped\.jsonl|\.shards-\d+\.json|\..+\.part")
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,15 @@ def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool 
     """Prepare ``paths`` into the data folder ``out`` and print what was found. All ranks call this. Raises DataError, RunError."""
     if out.is_file():
         raise RunError(f"{out} is a file; --out is a folder")
-    if ranks.first and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not (out / ".lock").exists():
-        raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
+    if ranks.first and out.is_dir() and not (out / MANIFEST).exists():
+        found = {p.name for p in out.iterdir()}
+        if found and not (".lock" in found and all(map(_OWN.fullmatch, found))):  # a run is locked too, and has tokenizers
+            raise RunError(f"{out} holds something else; choose an empty or new folder for --out")
     sources = find(paths, config)
+    if ranks.first:
+        for source in sources:
+            for note in source.notes:
+                print(f"{source.name}: note: {note}", file=sys.stderr)
     threads()
     with checkpoint.locked(out) if ranks.first else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         ways = {source.options or config.read for source in sources}
@@ -345,7 +355,12 @@ class _Preparation:
         return same and all(self.before[s.name]["fingerprint"] == self.marks[s.name] for s in self.sources) and self._intact()
 
     def _intact(self) -> bool:
-        return all(self._whole(e) for s in self.before.values() for e in s["shards"])
+        entries = [e for s in self.before.values() for e in s["shards"]]
+        return not any(map(self._allowed_now, entries)) and all(map(self._whole, entries))
+
+    def _allowed_now(self, entry: dict[str, Any]) -> bool:
+        """Whether something in a shard was refused under other limits, and may be allowed under these."""
+        return bool(entry["problems"]) and entry.get("limits") != to_dict(self.config.limits)
 
     def _whole(self, entry: dict[str, Any]) -> bool:
         path = self.out / "shards" / entry["file"]
@@ -372,9 +387,7 @@ class _Preparation:
             return None
         count = len(self._items(source, number))
         kept = next((e for e in before["shards"] if e["number"] == number and e["count"] == count), None)
-        if kept and kept["problems"] and kept.get("limits") != to_dict(self.config.limits):
-            return None  # what was refused may be allowed now
-        return kept if kept and self._whole(kept) else None
+        return kept if kept and not self._allowed_now(kept) and self._whole(kept) else None
 
     def _write(
         self, source: Source, number: int, text: TextTokenizer, visual: VisualTokenizer | None, bar: tqdm | None = None

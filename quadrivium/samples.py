@@ -121,7 +121,7 @@ def answer(
     total = count if want == "video" else 1
     wanted = text([0, 0], True) if want == "text" else frames(np.zeros((1, 1, 1, 1)), True)
     route = route_of((*given, wanted)).replace("tv2t", "v2t")  # a caption that has begun
-    learnt = run.config.get("mixture", {}).get("routes", ROUTES)
+    learnt = run.config.get("routes", ROUTES)
     if route not in learnt:
         print(f"note: {run.folder} was trained on {', '.join(learnt)} and never on {route}", file=sys.stderr)
     made = generate(

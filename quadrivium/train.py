@@ -32,7 +32,7 @@ import quadrivium
 from quadrivium import checkpoint, evaluate
 from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset, read_json, sha256, unwritten, write_json
+from quadrivium.data.shards import MANIFEST, Dataset, read_json, unwritten, write_json
 from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
@@ -119,8 +119,13 @@ class TrainConfig:
         for name in ("lr", "clip", "log_every", "save_minutes", "keep"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be positive")
-        if not 0 <= self.decay <= 1 or self.warmup < 0:
-            raise ConfigError("decay lies between 0 and 1, and warmup is not negative")
+        for name in ("weight_decay", "warmup", "seed", "eval_every", "save_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is not negative")
+        if not 0 <= self.decay <= 1:
+            raise ConfigError(f"decay is {self.decay}; it lies between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are {self.betas}; each is at least 0 and below 1")
         if not (self.explode == 0 or 1 < self.explode < math.inf):
             raise ConfigError(f"explode is {self.explode}; it is a factor above 1, or 0 for never")
 
@@ -595,6 +600,8 @@ def train_routes(
         track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+    elif (run / MANIFEST).exists():
+        raise RunError(f"{run} is a prepared data folder; choose another --out")
     Tracking(track)  # a library that is missing is said before anything is written
     if model.contrast.weight and ranks.world * computing.accumulate > 1:
         raise ConfigError(
@@ -607,6 +614,9 @@ def train_routes(
         prepared.verify()
     if resume:
         text = TextTokenizer.load(data / "tokenizers" / "text")
+        checkpoint.same_tokenizers(data, run, model.codes > 0 and prepared.has_frames)
+        if stored.get("shards", prepared.checksum) != prepared.checksum:
+            print(f"note: {data} has changed since {run} began; training goes on with what is there now", file=sys.stderr)
         source = None if init is None or begun else fetch(init)
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
@@ -625,6 +635,8 @@ def train_routes(
             "init": str(Path(init).resolve()) if init is not None and Path(init).exists() else init,
             "init_vision": init_vision,
             "read": prepared.manifest["options"]["read"],
+            "shards": prepared.checksum,
+            "routes": sorted({stream.route for stream in mixed.streams}),
         }
         described |= {"model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)}
         described |= {"track": list(track)} if track else {}
@@ -712,11 +724,7 @@ def shape_on(
 def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:
     """The shape of the run to begin with. Raises RunError where the data was prepared with other tokenizers."""
     stored = read_json(source / "config.json", "a run folder")
-    for part in ("text/tokenizer.json", "visual/model.safetensors") if seen else ("text/tokenizer.json",):
-        ours, theirs = data / "tokenizers" / part, source / "tokenizers" / part
-        if not theirs.is_file() or sha256(ours) != sha256(theirs):
-            raise RunError(f"{data} was prepared with other tokenizers than {source}; prepare it with --text-tokenizer "
-                           f"{source / 'tokenizers' / 'text'} --visual-tokenizer {source / 'tokenizers' / 'visual'}")  # fmt: skip
+    checkpoint.same_tokenizers(data, source, seen)
     return from_dict(ModelConfig, stored.get("model", {}), f"{source}: model")
 
 

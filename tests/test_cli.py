@@ -27,6 +27,7 @@ from quadrivium.distil import DistilConfig
 from quadrivium.experiment import ExperimentConfig
 from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
+from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig, train_routes
 from tests.conftest import TINY, ball
 
@@ -162,7 +163,11 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["prepare", "{folder}", "--out", "{tmp}/o", "--visual-tokenizer", "{tmp}"], ["not found"]),
         (["prepare", "{folder}", "--out", "{data}", "--vocab", "999"], ["another"]),
         (["train", "{tmp}/nowhere", "--out", "{tmp}/r", *TRAIN], ["not found"]),
+        (["train", "{data}", "--out", "{data}", *TRAIN], ["prepared data folder"]),
         (["train", "{data}", "--out", "{tmp}/r", "--stepps", "3"], ["--stepps"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--seed", "-1"], ["seed"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--betas", "1.0", "0.9"], ["betas"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--weight-decay", "-1"], ["weight_decay"]),
         (["train", "{data}", "--out", "{tmp}/r", "--steps", "0"], ["positive"]),
         (["train", "{data}", "--out", "{tmp}/r", "--steps", "many"], ["many"]),
         (["train", "{data}", "--out", "{tmp}/r", "--routes", "t2x"], ["t2x", "v2v"]),
@@ -197,6 +202,28 @@ def test_a_wrong_call_is_one_line(arguments, words, folder, data, run, tmp_path,
         pytest.skip("a GPU is here, so asking for it is no mistake")
     places = {"tmp": tmp_path, "folder": folder, "data": data, "run": run}
     fails([a.format(**places) for a in arguments], capsys, *words)
+
+
+def test_data_that_was_prepared_anew_is_not_taken_for_what_a_run_was_trained_on(data, tmp_path, capsys):
+    there, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, there)
+    trained(there, run)
+    assert main(["eval", str(run)]) == 0
+    path = there / "tokenizers" / "text" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"red"', '"der"').replace(" ", "  ", 1))
+    fails(["eval", run], capsys, "other tokenizers", "--text-tokenizer")
+    fails(["train", there, "--out", run, "--resume"], capsys, "other tokenizers", "--text-tokenizer")
+
+
+def test_a_run_says_that_its_data_has_changed(data, tmp_path, capsys):
+    there, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, there)
+    trained(there, run)
+    manifest = read_json(there / "manifest.json", "a folder")
+    first = manifest["sources"][0]["shards"].pop(0)
+    (there / "manifest.json").write_text(json.dumps(manifest))
+    assert first and main(["train", str(there), "--out", str(run), "--resume"]) == 0
+    assert "has changed since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}', '{"model": {"wings": 2}}', '{"model": {"width": "wide"}}'])
@@ -298,7 +325,8 @@ def test_generate_says_when_a_route_was_never_learnt(run, folder, tmp_path, caps
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     config = json.loads((copy / "config.json").read_text())
-    config["mixture"]["routes"] = ["t2t", "v2t"]
+    assert set(config["routes"]) == set(ROUTES)
+    config["routes"] = ["t2t", "v2t"]
     (copy / "config.json").write_text(json.dumps(config))
     few = ["--n", "1", "--max-ids", "4", "--out", str(tmp_path / "made")]
     assert main(["generate", str(copy), "--text", "a red ball", "--want", "image", *few]) == 0

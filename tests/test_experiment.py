@@ -136,7 +136,7 @@ def test_arms_read_what_they_say(finished):
         mixture = arm.mixture(replace(TINY.mixture, ahead=3.0), 2)
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
         at_once = name in ("text", "text-equal", "captions", "four-more", "distil")
-        drawn = (("world/text, rendered", 2),) if name == "pages" else ()
+        drawn = {"pages": (("world/text, rendered", 2),), "oracle": (("oracle", 2),)}.get(name, ())
         assert mixture.begin == (() if at_once else (("world/text", 2), *drawn))
         assert mixture.rendered == (name == "pages")
         assert arm.mixture(replace(TINY.mixture, rendered=True)).rendered  # what all arms are given

@@ -26,7 +26,7 @@ from quadrivium.errors import DataError, ItemError
 from quadrivium.inspect import routes_of
 from quadrivium.model import ModelConfig
 from quadrivium.pictures import save_mp4
-from quadrivium.prepare import lacking, prepare, table
+from quadrivium.prepare import find, lacking, prepare, table
 from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig, train_routes
 
@@ -284,6 +284,64 @@ def test_a_row_that_is_none_costs_itself(pictures):
     assert "row_bytes" in source.problems[4].reason
 
 
+CHAT = {"image": "p0.png", "conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A ball."}]}
+
+
+@pytest.mark.parametrize(
+    "text,options,why",
+    [
+        (json.dumps([CHAT] * 9), replace(READ, max_text_bytes=500), "larger than max_text_bytes"),
+        (json.dumps([CHAT] * 9)[:-40], READ, "is not JSON"),
+    ],
+)
+def test_a_file_of_conversations_that_cannot_be_read_is_said(text, options, why, pictures):
+    """Its pictures are not read without what is said of them."""
+    (pictures / "chat.json").write_text(text)
+    (source,) = scan(pictures, options)
+    assert not source.items and [p.item for p in source.problems] == ["chat.json"] and why in source.problems[0].reason
+    assert source.notes[0].startswith("left out 4 pictures or videos beside the documents")
+    with pytest.raises(DataError, match=rf"no usable items.*chat\.json: .*{why}"):
+        find([pictures], replace(TINY, read=options))
+
+
+@pytest.mark.parametrize("first", ["{nonsense", '"words"', '{"_comment": "made by hand"}'])
+def test_a_first_row_that_is_none_costs_itself(first, pictures):
+    (pictures / "pages.jsonl").write_text(first + '\n{"content": [{"image": "p0.png"}, {"text": "One."}]}\n')
+    (source,) = scan(pictures, READ)
+    assert [i.texts for i in source.items] == [("One.",)] and [p.item for p in source.problems] == ["pages.jsonl#1"]
+
+
+def test_what_is_not_read_beside_tars_tables_or_documents_is_counted(pages, tmp_path):
+    root = tmp_path / "story"
+    as_tars(tmp_path, pages[:3])
+    (root / "more.txt").write_text("words")
+    (root / "LICENSE.txt").write_text("none")
+    (root / "sub").mkdir()
+    (root / "sub" / "a.png").write_bytes(encoded(ball((9, 9, 9))))
+    (source,) = scan(root, READ)
+    assert len(source.items) == 3
+    want = "left out 1 tables, 1 texts, 1 pictures or videos beside the tars; give them as sources of their own to read them"
+    assert source.notes == [want]
+    (root / "00000.tar").unlink()
+    assert scan(root, READ)[0].notes == [want.replace("1 tables, ", "").replace("tars", "tables")]
+    (root / "00000.parquet").unlink()
+    (root / "pages.jsonl").write_text('{"content": [{"image": "sub/a.png"}, {"text": "One."}]}')
+    (source,) = scan(root, READ)  # the picture is read
+    assert source.items[0].kind == "image" and source.notes[0].startswith("left out 1 texts beside the documents;")
+
+
+@pytest.mark.parametrize("stray", ["old/backup.tar", "old/table.parquet", "pages.jsonl"])
+def test_one_stray_file_does_not_hide_a_folder_with_metadata(stray, pages, tmp_path):
+    as_plain(tmp_path, pages[:3])
+    (tmp_path / "stories.txt").write_text("words")
+    (tmp_path / "old").mkdir()
+    (tmp_path / stray).write_text('{"content": [{"text": "One."}]}')
+    with pytest.raises(DataError, match=rf"\({stray}\) and a folder with metadata \(story\); give each as a source of its own"):
+        scan(tmp_path, READ)
+    (tmp_path / stray).unlink()
+    assert [len(s.items) for s in scan(tmp_path, READ)] == [3, 1]
+
+
 SRT = """1
 00:00:00,000 --> 00:00:01,900
 <i>It is</i> red.
@@ -317,6 +375,14 @@ def test_narrated_clips_show_what_is_said(tmp_path):
         frames = np.concatenate(read_clips(item, READ))
         assert 7 <= len(frames) <= 9  # two seconds at four frames a second
         assert np.abs(frames.astype(int) - colour).mean() < 12
+
+
+def test_narrated_clips_stay_in_the_group_of_their_video(tmp_path):
+    save_mp4(np.full((48, 32, 32, 3), 90, np.uint8), tmp_path / "talk.mp4", fps=8)
+    (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "talk.mp4", "group": "kitchen"}')
+    (source,) = scan(tmp_path, READ)
+    assert [i.group for i in source.items] == ["kitchen"] * 3
 
 
 stamps = st.integers(0, 3_000_000)

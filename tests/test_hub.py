@@ -3,6 +3,8 @@ the same; names that only a hub could know are refused in a sentence."""
 
 import io
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,20 @@ def test_what_was_fetched_is_not_fetched_again(repository, monkeypatch):
     assert hub.stream(str(repository)) == folder
 
 
+def test_two_at_once_fetch_it_once(repository, monkeypatch):
+    plain, asked = datasets.load_dataset, []
+
+    def slow(*args, **how):
+        asked.append(args)
+        time.sleep(0.3)
+        return plain(*args, **how)
+
+    monkeypatch.setattr(datasets, "load_dataset", slow)
+    with ThreadPoolExecutor(2) as pool:  # a lock holds between two openings of a file, in one process or in two
+        folder, same = pool.map(hub.stream, [str(repository)] * 2)
+    assert folder == same and len(asked) == 1 and len(items_of(folder)) == 16
+
+
 def test_it_goes_on_where_it_was_stopped(repository, monkeypatch, cache):
     monkeypatch.setattr(hub, "_ROWS", 3)
     plain, written = datasets.Dataset.to_parquet, []
@@ -148,6 +164,7 @@ def test_an_address_is_a_source(repository, monkeypatch, tmp_path, capsys):
     assert line[1:4] == ["0", "6", "0"] and asked == [("someone/balls", None, "train")]
     (source,) = scan(Path("hf://datasets/someone/balls"), READ)
     assert source.name == "balls" and len(source.items) == 16
+    assert len(scan(Path("hf://someone/balls?split=train+test"), READ)[0].items) == 20
 
 
 def test_what_cannot_be_fetched_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -199,6 +199,15 @@ def test_the_share_of_outcomes_that_name_nobody() -> None:
         assert ("upper piece" in text) == (text.count(A.name) + text.count(B.name) == 2)
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.device}-{spec.finish or 'end'}-{spec.mirror}")
+def test_an_account_whose_outcome_names_nobody_has_named_both_before(spec: MachineSpec) -> None:
+    scene = Scene(spec, next(iter(DEVICES[spec.device])), (), True, True, None)
+    for tongue in words.LANGUAGES:
+        for trial in range(40):
+            told = words.account(scene, A, B, Random(trial), tongue, nameless=1.0).lower()
+            assert all(name in told for name in names(tongue)), told
+
+
 def test_no_outcome_has_more_wordings_than_another():
     """What is read off a clip sums over wordings, so an outcome with more of them, or with a choice inside one, would be favoured."""
     for tongue in words.LANGUAGES:

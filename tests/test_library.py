@@ -43,6 +43,16 @@ def test_a_picture_is_the_same_from_a_path_an_image_and_an_array(model, folder):
     assert len({model.score(image=s, given_text="a red ball") for s in seen}) == 1
 
 
+def test_a_turned_photo_is_the_same_from_a_path_and_an_image(model, folder, tmp_path):
+    path, mark = tmp_path / "phone.png", Image.Exif()
+    mark[0x0112] = 6  # a quarter turn
+    picture = Image.open(folder / "pictures" / "0.png").convert("RGB")
+    picture.paste((255, 0, 0), (0, 0, 32, 8))
+    picture.save(path, exif=mark)
+    turned = model.score(image=path)
+    assert model.score(image=Image.open(path)) == turned != model.score(image=picture)
+
+
 def test_scores_add_up(model, folder):
     whole = model.score(text="The red ball rolls away")
     begun = model.score(text="The red ball")

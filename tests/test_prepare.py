@@ -157,6 +157,47 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path, folder):
         prepare([folder], tmp_path, TINY, progress=False)
 
 
+def test_a_run_is_not_written_into(tmp_path, folder):
+    """It is locked as a data folder is, and has tokenizers."""
+    words = tmp_path / "tokenizers" / "text" / "tokenizer.json"
+    words.parent.mkdir(parents=True)
+    for path in (words, tmp_path / ".lock", tmp_path / "config.json"):
+        path.write_text("{}")
+    with pytest.raises(RunError, match="something else"):
+        prepare([folder], tmp_path, TINY, progress=False)
+    assert words.read_text() == "{}" and not (tmp_path / "manifest.json").exists()
+
+
+def test_a_data_folder_whose_manifest_was_deleted_begins_anew(tmp_path, folder):
+    out = prepare([folder / "text"], tmp_path / "out", TINY, progress=False).folder
+    before = contents(out)
+    (out / "manifest.json").unlink()
+    (out / ".work").mkdir()
+    prepare([folder / "text"], out, TINY, progress=False)
+    assert contents(out) == before
+
+
+def test_what_is_left_out_is_said(tmp_path, folder, capsys):
+    (tmp_path / "mine").mkdir()
+    shutil.copy(folder / "text" / "en.txt", tmp_path / "mine")
+    (tmp_path / "mine" / "photo.heic").write_bytes(b"x")
+    prepare([tmp_path / "mine"], tmp_path / "out", TINY, progress=False)
+    assert "mine: note: ignored by their ending: 1 .heic\n" in capsys.readouterr().err
+
+
+def test_other_limits_read_again_what_was_refused(data, folder, tmp_path, capsys):
+    root = tmp_path / "bare"
+    shutil.copytree(folder / "bare", root)
+    (root / "3.jpg").write_bytes((root / "3.jpg").read_bytes()[:200])
+    given = replace(TINY, text_tokenizer=data / "tokenizers" / "text", visual_tokenizer=data / "tokenizers" / "visual")
+    more = replace(given, limits=replace(given.limits, seconds=60.0))
+    done = []
+    for config in (given, given, more, more):
+        prepare([root], tmp_path / "out", config, progress=False)
+        done.append("nothing to do" in capsys.readouterr().err)
+    assert done == [False, True, False, True]
+
+
 def test_tokenizers_can_be_given(data, folder, tmp_path):
     given = replace(TINY, text_tokenizer=data / "tokenizers" / "text", visual_tokenizer=data / "tokenizers" / "visual")
     out = prepare([folder], tmp_path / "given", given, progress=False).folder

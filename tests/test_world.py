@@ -164,6 +164,24 @@ def test_a_planted_leak_is_found(tiny: Path, tmp_path: Path, group: str, where: 
         world.audit_world(tmp_path)
 
 
+def test_no_kind_is_named_more_often_for_what_it_weighs(tmp_path: Path) -> None:
+    """Of 8 seen kinds 3, 3 and 2 are light, middle and heavy: drawn by level, the heavy ones would be named half as often again."""
+    config = WorldConfig(kinds=32, clips=1500, told=0, stills=0, narrations=0)
+    kinds = make_kinds(config)
+    seen = [k for k, kind in enumerate(kinds) if kind.group == "seen"]
+    assert len({sum(kinds[k].level == level for k in seen) for level in range(3)}) > 1
+    drawn = [world.draw_spec(config, "clips", index) for index in range(config.clips)]
+    named = [f"{kinds[spec.first].name} and {kinds[spec.second].name}" for spec in drawn]
+    assert world.audit_texts([("a", text) for text in named], kinds)["uneven"] == []
+    least = min(range(3), key=lambda level: sum(kinds[k].level == level for k in seen))
+    heavy = [kinds[k].name for k in seen if kinds[k].level == least]
+    more = named + [" and ".join(heavy)] * 250
+    assert world.audit_texts([("a", text) for text in more], kinds)["uneven"] == ["seen"]
+    (tmp_path / "notes.txt").write_text("\n\n".join(more))
+    with pytest.raises(DataError, match="how often a kind is named goes with its mass among seen"):
+        world.audit_world(tmp_path, kinds)
+
+
 # ---- physics ------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,18 @@ _PLACEHOLDER = re.compile(r"[^\S\n]*<(image|video)>\n?")
 
 
 def is_documents(file: Path, options: ReadOptions, limits: Limits) -> bool:
-    """Whether the first row of a .json or .jsonl file is such a document."""
+    """Whether one of the first objects in a .json or .jsonl file is such a document: the very first may be broken, or a comment.
+
+    A .json file that cannot be read counts as one and is then refused by name; else its pictures would be read without their captions.
+    """
     try:
-        row = next(iter(row for _, row in _read(file, options, limits)), None)
+        for row in islice((row for _, row in _read(file, options, limits) if isinstance(row, dict)), 8):
+            lists = {k for k, v in row.items() if isinstance(v, list)}
+            if lists & {"conversations", "content", "text_list"} or {"images", "texts"} <= lists:
+                return True
     except DataError:
-        return False
-    lists = {k for k, v in row.items() if isinstance(v, list)} if isinstance(row, dict) else set()
-    return bool(lists & {"conversations", "content", "text_list"}) or {"images", "texts"} <= lists
+        return file.suffix == ".json"  # a .jsonl file is refused by whatever reads the folder
+    return False
 
 
 def list_documents(source: Source, files: list[Path], options: ReadOptions, limits: Limits) -> None:
@@ -141,5 +147,5 @@ def _read(file: Path, options: ReadOptions, limits: Limits) -> Iterator[tuple[in
     try:
         rows = json.loads("".join(line for _, line in _lines(file, options)))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{one_line(file)} is not JSON ({one_line(error, 120)})") from None
+        raise DataError(f"{one_line(file)} is not JSON ({one_line(error, 120)}); mend it, or take it away") from None
     yield from enumerate(rows if isinstance(rows, list) else [rows], 1)

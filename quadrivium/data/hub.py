@@ -8,8 +8,11 @@ Only rows that are asked for are fetched, and the same command goes on where it 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ def is_hub(path: Path) -> bool:
 def fetch(path: Path) -> tuple[str, Path]:
     """A dataset's name without its owner, and the folder that holds its tables. Raises DataError."""
     name, _, query = str(path).removeprefix("hf:").lstrip("/").removeprefix("datasets/").partition("?")
-    chosen = dict(parse_qsl(query, keep_blank_values=True))
+    chosen = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))  # in train+test it stands for itself
     for key in chosen:
         if key not in ("config", "split", "rows"):
             raise DataError(f"{path}: unknown key {key!r}; after the question mark stand config, split and rows")
@@ -55,16 +58,18 @@ def stream(name: str, config: str | None = None, split: str | None = None, rows:
     shown = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # one bar is enough
     try:
-        found: Any = datasets.load_dataset(name, config, split=split, streaming=True)
-        if isinstance(found, dict):
-            found = {"train": found["train"]} if "train" in found else dict(found)
-        else:
-            found = {split or "train": found}
-        folder.mkdir(parents=True, exist_ok=True)
-        left = rows
-        for label, part in found.items():
-            left = _write(part, folder, f"{name} {label}", label.replace("/", "-"), left)
-        done.touch()
+        with _alone(folder, name):
+            if done.exists():  # by the process that was waited for
+                return folder
+            found: Any = datasets.load_dataset(name, config, split=split, streaming=True)
+            if isinstance(found, dict):
+                found = {"train": found["train"]} if "train" in found else dict(found)
+            else:
+                found = {split or "train": found}
+            left = rows
+            for label, part in found.items():
+                left = _write(part, folder, f"{name} {label}", label.replace("/", "-"), left)
+            done.touch()
     except DataError:
         raise
     except Exception as error:  # network, permission, absence, a damaged file: the library raises many types
@@ -74,6 +79,19 @@ def stream(name: str, config: str | None = None, split: str | None = None, rows:
         if shown:
             datasets.enable_progress_bars()
     return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder, after any other process that fetches into it: ranks of one command all come here at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waiting for another process that fetches it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # the system lets go of the lock when the process ends, however it ends
 
 
 def _write(part: Any, folder: Path, title: str, label: str, left: int | None) -> int | None:

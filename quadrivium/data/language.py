@@ -527,7 +527,8 @@ def account(
             parts.append(_fill(form, rng, language, *_roles(spec.device, language, spec.mirror), spec.mirror))
         return _join(parts, language)
     silent = rng.random() < nameless
-    told = outcome(spec.device, scene.outcome, *((None, None) if silent else (first, second)), rng, language, spec.mirror)
+    one, other = (None, None) if silent else (first, second)
+    told = outcome(spec.device, scene.outcome, one, other, rng, language, spec.mirror)
     action = _action(spec.device, rng, language, first, second, spec.mirror)
     parts = []
     if rng.random() < 0.75 or silent:
@@ -557,8 +558,8 @@ def knowledge(
 
     The share ``nameless`` of outcomes names nobody, though the kinds were named before.
     """
-    called = (None, None) if rng.random() < nameless else (first, second)
-    told = outcome(device, what, *called, rng, language, mirror)
+    one, other = (None, None) if rng.random() < nameless else (first, second)
+    told = outcome(device, what, one, other, rng, language, mirror)
     return _fill(rng.choice(KNOWLEDGE[language][device]), rng, language, first, second, mirror, then=told)
 
 

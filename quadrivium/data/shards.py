@@ -341,6 +341,12 @@ class Dataset:
     def has_frames(self) -> bool:
         return any(len(s) and s.frames.any() for s in self.sources)
 
+    @property
+    def checksum(self) -> str:
+        """Of all that is in it."""
+        every = [[shard.get("sha256") for shard in entry["shards"]] for entry in self.manifest["sources"]]
+        return hashlib.sha256(json.dumps(every).encode()).hexdigest()
+
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises RunError naming the first that differs."""
         for entry in self.manifest["sources"]:

@@ -597,7 +597,7 @@ def _picture_frames(picture: Image.Image, options: ReadOptions, due: Callable[[f
         _check_pixels(*picture.size, options)
         picture.load()
         if due(seconds):
-            yield _turn(_fit(picture, options), *_TURNS.get(_orientation(picture), (0, False)))
+            yield fitted(picture, options)
         if picture.format not in _ANIMATED:
             return
         shown = picture.info.get("duration") or 0  # milliseconds
@@ -657,6 +657,11 @@ def _check_pixels(width: int, height: int, options: ReadOptions) -> None:
 def _turn(frame: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
     """Mirror left to right, then turn counter-clockwise by quarter turns; (size, size, 3) -> the same."""
     return np.ascontiguousarray(np.rot90(frame[:, ::-1] if mirror else frame, turns))
+
+
+def fitted(picture: Image.Image, options: ReadOptions) -> np.ndarray:
+    """A picture as training reads it: turned as its EXIF mark says, on white, square. uint8 (size, size, 3)."""
+    return _turn(_fit(picture, options), *_TURNS.get(_orientation(picture), (0, False)))
 
 
 def _fit(picture: Image.Image, options: ReadOptions) -> np.ndarray:

@@ -41,7 +41,7 @@ def narrate(source: Source, options: ReadOptions, limits: Limits) -> None:
             except DataError as error:
                 source.refuse(file.name, error)
         for number, (span, texts) in enumerate(sorted(cues.items()), 1):
-            items.append(replace(item, key=f"{item.key}@{number}", group=item.key, texts=tuple(texts), span=span))
+            items.append(replace(item, key=f"{item.key}@{number}", texts=tuple(texts), span=span))
         if not cues:
             source.refuse(item.key, "its subtitles hold no cue; mend them, or take them away to read the video without")
     source.items[:] = items

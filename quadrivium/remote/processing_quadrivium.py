@@ -10,7 +10,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from quadrivium.config import from_dict
 from quadrivium.data.shards import read_json
-from quadrivium.data.sources import Item, ReadOptions, _fit, read_clips
+from quadrivium.data.sources import Item, ReadOptions, fitted, read_clips
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
 
@@ -69,7 +69,7 @@ class QuadriviumProcessor(ProcessorMixin):
     def _frame(self, picture: Any) -> np.ndarray:
         if isinstance(picture, str | Path):
             return self._clip(picture, "image")[0]
-        return _fit(picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture)), self.read)
+        return fitted(picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture)), self.read)
 
     def _clip(self, video: Any, kind: Any = "video") -> list[np.ndarray]:
         if isinstance(video, str | Path):
