@@ -74,9 +74,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     routes = _routes(found["routes"])
     notes = [f"Primary endpoint, declared before the first run: {found['primary']}."]
-    often = [a for a, r in arms.items() if r["epochs"] > 4]
-    if often:
-        notes.append(f"Read their text more than four times: {', '.join(often)}.")
+    notes += found["notes"]
     sections = [
         _section("What four routes gain over each arm", ["arm", "seeds", "gain", "95 % interval", "p", "p (Holm)", "detectable"], compared,
                  _forest([(a, g["mean"], g["low"], g["high"]) for a, g in gains.items()], "bits per byte saved by all routes", 0.0),

@@ -244,7 +244,8 @@ def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = 
     least = max(known) if known and not any(map(math.isnan, known)) else math.nan
     if missing:
         return Verdict("undecided", f"not measured yet: {', '.join(missing)}", gains, least)
-    if len(gains) <= len(controls) or any(g.n < 2 for g in gains.values()):
+    shared = [len(costs["text"].keys() & costs[arm].keys()) for arm in controls]
+    if len(gains) <= len(controls) or any(g.n < 2 for g in gains.values()) or min(shared, default=2) < 2:
         return Verdict("undecided", "an interval takes at least two seeds of each arm", gains, least)
     if not gains["text"].above:
         worse = gains["text"].high < 0
@@ -253,6 +254,6 @@ def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = 
         return Verdict(VISUAL, "", gains, least)
     for arm in sorted(controls, key=("text-equal", "captions", "shuffled", "noise").index):
         if not gains[arm].above and paired(costs["text"], costs[arm]).above:
-            return Verdict(CONTROLS[arm], f"{arm} does as well", gains, least)
+            return Verdict(CONTROLS[arm], f"all routes are not shown to beat {arm}", gains, least)
     close = ", ".join(arm for arm in controls if not gains[arm].above)
     return Verdict(NONE, f"text alone is beaten, but {close} can be told apart from neither", gains, least)

@@ -35,7 +35,7 @@ from quadrivium.grid import Job, run_jobs, without
 from quadrivium.model import Model, ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
-from quadrivium.statistics import CONTROLS, NONE, detectable, effective_text, holm, interval, paired, plus_minus, verdict
+from quadrivium.statistics import CONTROLS, VISUAL, detectable, effective_text, holm, interval, paired, plus_minus, verdict
 from quadrivium.train import RouteTask, TrainConfig, autocast, cores, shape_on, train_routes
 
 
@@ -85,6 +85,15 @@ class TransferConfig:
     def __post_init__(self) -> None:
         if not 0 < self.text <= 1 or self.limit < 1 or not self.train.steps:
             raise ConfigError("text lies above 0 and is at most 1, limit is positive, and --train.steps is a number")
+        if self.train.tokens or self.train.minutes:
+            raise ConfigError(
+                "arms take equal steps, which --train.tokens and --train.minutes would cut short; give --train.steps"
+            )
+        for name in ("routes", "captions", "scramble", "text"):
+            if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
+                raise ConfigError(
+                    f"--mixture.{name} is set by the arms; choose --arms, or --text for the share of the documents"
+                )
 
 
 def possible(data: Dataset, config: TransferConfig) -> dict[str, Arm]:
@@ -122,6 +131,8 @@ def run_transfer(
     """Run the cells that OUT/cells does not hold yet; returns `summary`. ``arms``: all that the data can feed, if empty: the main
     ones on every seed, the rest on the first three. ``budget``: hours, which choose the steps of a new grid."""
     config, out, seeds = config or TransferConfig(), out.resolve(), list(seeds)
+    if workers < 0 or any(seed < 0 for seed in seeds) or not seeds:
+        raise ConfigError("workers and seeds are not negative, and there is a seed")
     if (paths[0] / MANIFEST).is_file():
         if len(paths) > 1:
             raise ConfigError(f"{paths[0]} is prepared already; give it alone, or the raw folders")
@@ -156,7 +167,10 @@ def run_transfer(
                 f"{speed:.0f} positions a second and process, {workers} at a time: {len(grid_of)} cells of {steps} steps",
                 file=sys.stderr,
             )
-    declared = {**grid.plain(config), "data": str(folder), "controls": [c for c in CONTROLS if c in able]}
+    # What is in the data and what computes count, not where the data lies and how it was made.
+    low = autocast(config.train.precision, torch.device("cpu"))._enabled
+    declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
+    del declared["prepare"]
     grid.declare(plan, config, declared)
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
@@ -239,9 +253,12 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int)
     if name == "four" and not (out / "samples").exists():  # of one seed
         write_samples(loaded, _as_they_are(data, config, arm, loaded, seed), out / "samples", 4, progress=False)
     texts = [s for s in read.streams if s.route == "t2t"]
+    taken = [(min(s.length, state["step"] * read.shares[s.name]), s.length) for s in texts if not s.told]
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
         "epochs": max(state["step"] * read.shares[s.name] / s.length for s in texts),
+        "read": sum(n for n, _ in taken) / sum(length for _, length in taken),  # share of its documents that was read at all
+        "still_paired": read.still_paired() if arm.scramble == "shuffled" else 0.0,
         "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
         "threads": torch.get_num_threads(),
     })  # fmt: skip
@@ -262,7 +279,7 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     for arm, by in found.items():
         mean, half = interval(costs[arm].values())
         arms[arm] = {"says": ARMS[arm].says, "bits_per_byte": mean, "half": half, "seeds": costs[arm]}
-        for key in ("epochs", "positions", "seconds"):
+        for key in ("epochs", "positions", "seconds", "read", "still_paired"):
             arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
     gains = {
         a: paired(costs[a], costs["four"]) for a in costs if a != "four" and costs[a].keys() & costs.get("four", {}).keys()
@@ -274,17 +291,31 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     return {
         "kind": "transfer", "primary": config.primary, "arms": arms, "gains": rows,
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
-        "ladder": _ladder(costs, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
+        "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
-        "documents": _documents(found), "config": grid.plain(config),
+        "documents": _documents(found), "notes": _notes(arms), "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
+
+
+def _notes(arms: dict[str, Any]) -> list[str]:
+    """What a reader has to know of the arms, in sentences."""
+    found, kept = [], arms.get("shuffled", {}).get("still_paired", 0.0)
+    if often := [a for a, r in arms.items() if r["epochs"] > 4]:
+        found.append(f"Read their text more than four times: {', '.join(often)}.")
+    if part := [a for a, r in arms.items() if r["read"] < 0.999]:
+        found.append(f"Read a part of their text only, so that more of it would change nothing: {', '.join(part)}.")
+    if kept > 0.02:
+        found.append(
+            f"{kept:.0%} of the captioned items had frames of their own caption or group in shuffled: it is no full control."
+        )
+    return found
 
 
 def sentence(judged: Any) -> str:
     """The verdict in one sentence, in its fixed words."""
     words = judged.words
-    if words == NONE and not math.isnan(judged.detectable):
+    if words not in (VISUAL, "undecided") and not math.isnan(judged.detectable):
         words += f", minimal detectable effect {judged.detectable:.4f} bits per byte"
     said = words[0].upper() + words[1:] + (f" ({judged.why})" if judged.why else "") + "."
     if "text" in judged.gains:
@@ -294,8 +325,12 @@ def sentence(judged: Any) -> str:
     return said
 
 
-def _ladder(costs: dict[str, dict[int, float]], data: Dataset, config: TransferConfig) -> dict[str, Any] | None:
-    """The text ladder, and how many ids of text a frame is worth, captions counted as text. None with fewer than three rungs."""
+def _ladder(
+    costs: dict[str, dict[int, float]], read: dict[str, float], data: Dataset, config: TransferConfig
+) -> dict[str, Any] | None:
+    """The text ladder, and how many ids of text a frame is worth, captions counted as text. None with fewer than three rungs.
+
+    ``read``: arm -> share of its documents that its steps came to. Text that no step read is worth nothing yet."""
     rungs = {ARMS[a].text: a for a in costs if a == "text" or a.startswith("text-x")}
     if len(rungs) < 3 or "four" not in costs:
         return None
@@ -306,18 +341,22 @@ def _ladder(costs: dict[str, dict[int, float]], data: Dataset, config: TransferC
     def ids(share: float) -> int:  # of seed 0; another seed's documents add up to nearly the same
         return sum(int(s.text_ids[s.text_first[read_documents(s, share, 0)]].sum()) for s in data.sources)
 
-    order = sorted(rungs)
-    tokens = np.array([ids(min(1.0, config.text * x)) for x in order], float)
-    if len(np.unique(tokens)) < 3:
+    amount = {x: ids(min(1.0, config.text * x)) * read[rungs[x]] for x in sorted(rungs)}
+    order: list[float] = []
+    for x, n in amount.items():  # rungs whose steps came no further than those of the one below are no rungs
+        if not order or n > 1.1 * amount[order[-1]]:
+            order.append(x)
+    if len(order) < 3:
         return None
+    tokens = np.array([amount[x] for x in order]).round()
     table = np.array([[costs[rungs[x]][s] for x in order] for s in seeds])
     found = effective_text(tokens, table, np.array([costs["four"][s] for s in seeds]))
     captions = frames = 0
-    for s in data.sources:
+    for s in (s for s in data.sources if config.mixture.rendered or not s.rendered):
         mine = np.flatnonzero((s.frames > 0) & ~s.held)
         frames += int(s.frames[mine].sum())
         captions += sum(int(s.text_ids[s.text_first[i] : s.text_first[i] + s.texts[i]].sum()) for i in mine)
-    own = ids(config.text) + captions
+    own = round(ids(config.text) * read["four"]) + captions
     rate = {k: (found[k] - own) / frames for k in ("tokens", "low", "high")}
     return {"tokens": tokens.tolist(), "costs": table.mean(0).tolist(), "four": float(np.mean([costs["four"][s] for s in seeds])),
             "read": own, "captions": captions, "frames": frames, "effective": found, "tokens_per_frame": rate}  # fmt: skip
@@ -354,7 +393,5 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"a frame is worth {bound + ' ' if bound else ''}{rate['tokens']:+.2f} ids of text ({rate['low']:+.2f} to {rate['high']:+.2f})"
         )
-    often = [a for a, r in found["arms"].items() if r["epochs"] > 4]
-    if often:
-        lines.append(f"read their text more than 4 times: {', '.join(often)}")
+    lines += found["notes"]
     return "\n".join([*lines, "", *(f"{a}: {r['says']}" for a, r in found["arms"].items())])

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents
+from quadrivium.data.mixture import Mixture, MixtureConfig, Stream, read_documents
 from quadrivium.data.shards import VERSION, Dataset, Record, is_held, map_shard, read_json, write_json, write_shard
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.sequence import MAIN_ROUTES, ROUTES, positions_of, route_of
@@ -197,9 +198,7 @@ def test_captions_are_read_as_texts_where_that_is_asked_for(data):
     assert count[True] == count[False] + told
     mixed, all_routes = mixture(data, captions=True, routes=("t2t",)), mixture(data)
     assert mixed.shares["t2t/text"] == all_routes.shares["t2t/text"]  # documents are read at the same rate
-    assert sum(mixed.shares[s.name] for s in mixed.streams) == pytest.approx(
-        sum(v for name, v in all_routes.shares.items() if name.split("/")[1] in ("text", "still", "clip"))
-    )
+    assert sum(mixed.shares[s.name] for s in mixed.streams) == pytest.approx(sum(all_routes.shares.values()))  # all the compute
     for stream in mixed.streams:
         for unit, positions in enumerate(stream.positions):
             sequence = mixed.sequence(stream, unit)
@@ -227,7 +226,78 @@ def test_shuffled_frames_are_those_of_another_item(data):
     mixed = mixture(data, scramble="shuffled")
     for source in (s for s in data.sources if s.name in ("still", "clip")):
         other, mine = mixed._others(source), np.flatnonzero(~source.held)
-        assert (other[mine] != mine).all() and set(other[mine]) == set(mine)
+        assert (other[mine] != mine).all() and (source.frames[other[mine]] >= source.frames[mine]).all()
+        assert not source.held[other[mine]].any()
+        if len({source.text(i, 0).tobytes() for i in mine}) == len(mine):
+            assert set(other[mine]) == set(mine)  # each stands for one
+
+
+@pytest.mark.parametrize(
+    "captions, frames, groups, kept",
+    [
+        (range(12), [3] * 12, range(12), 0.0),
+        ([0] * 6 + [1] * 6, [1] * 12, range(12), 0.0),  # two classes
+        ([0] * 9 + [1, 2, 3], [1] * 12, range(12), 0.0),  # one makes up most: its items get frames of the few others
+        (
+            range(12),
+            [*range(1, 12), 11],
+            range(12),
+            0.0,
+        ),  # hardly any length occurs twice: later frames of a longer one are left out
+        (range(12), [2] * 12, [0] * 4 + [1] * 4 + [2] * 4, 0.0),  # shots of three scenes
+        ([0] * 12, [1] * 12, range(12), 1.0),  # one caption for all: nothing can be shuffled, and that is said
+    ],
+)
+def test_shuffled_frames_belong_to_another_caption_and_group(captions, frames, groups, kept):
+    source = Captioned(captions, frames, groups)
+    mixed = object.__new__(Mixture)
+    mixed.seed, mixed._other, mixed.streams = 0, {}, [Stream("v2t", source, np.zeros((1, 2), int), np.ones(1, int))]
+    mixed.config = MixtureConfig(scramble="shuffled")
+    assert mixed.still_paired() == kept
+    for item in range(12):
+        shown = mixed._frames(mixed.streams[0], item)
+        assert len(shown) == source.frames[item]
+        assert kept or shown[0, 0, 0] != item
+
+
+def test_captions_beside_documents_of_one_source_are_a_stream_of_their_own():
+    """As in interleaved pages: documents keep their share, and captions take the compute of all that frames would have had."""
+    frames = np.array([0] * 6 + [1] * 6 + [2] * 3)
+    pages = SimpleNamespace(
+        name="pages", rendered=False, held=np.zeros(15, bool), frames=frames, texts=(frames < 2).astype(int)
+    )
+    pages.text_ids, pages.text_first = np.full(12, 20), np.minimum(np.arange(15), 11)
+    data = SimpleNamespace(manifest={"grid": [4, 4]}, sources=[pages], folder="here")
+    four = Mixture(data, MixtureConfig(positions=900), END, 0)
+    told = Mixture(data, MixtureConfig(positions=900, routes=("t2t",), captions=True), END, 0)
+    assert {s.name for s in told.streams} == {"t2t/pages", "t2t/pages, captions"}
+    assert told.shares["t2t/pages"] == four.shares["t2t/pages"]
+    assert sum(told.shares[s.name] for s in told.streams) == pytest.approx(900)
+    read = [{(stream.unit[u, 0], epoch) for stream, u, epoch in m.units(3) if stream.name == "t2t/pages"} for m in (four, told)]
+    assert read[0] == read[1]
+
+
+class Captioned:
+    """A source of 12 captioned items, whose frames hold the item's number."""
+
+    name, held = "them", np.zeros(12, bool)
+
+    def __init__(self, captions, frames, groups):
+        self.captions, self.frames, self.group, self.texts = (
+            list(captions),
+            np.array(frames),
+            np.array(groups),
+            np.ones(12, int),
+        )
+
+    def __len__(self):
+        return 12
+
+    def text(self, item, which):
+        return np.array([self.captions[item]])
+
+    def codes(self, item):
+        return np.full((self.frames[item], 2, 2), item)
 
 
 def test_noise_has_the_marginals_of_the_frames(data):

@@ -35,6 +35,7 @@ TRANSFER = {
         "tokens_per_frame": {"tokens": 3.0, "low": -1.0, "high": 5.0},
     },
     "routes": {"t2t": {"bits_per_byte": 1.8, "order0": 4.0}, "v2v": {"bits_per_frame": 90.0, "order0": 200.0}},
+    "notes": ["Read their text more than four times: text."],
     "documents": [{"document": f"story {i}", "gain": 0.1 - i / 100} for i in range(20)],
     "samples": {"t2v": "iVBORw0KGgo="},
     "config": {"limit": 8},

@@ -92,6 +92,22 @@ def test_a_gain_of_compute_alone_is_called_that():
     assert words.get(COMPUTE, 0) > 0.94 and words.get(VISUAL, 0) < 0.02
 
 
+def test_what_adds_little_to_captions_is_called_either_way():
+    """No verdict is an equality: a true gain of one standard deviation over captions is missed in more than half of the experiments."""
+    words = called({"four": 6 * SD, "captions": 5 * SD}, n=800)
+    assert 0.5 < words[CAPTION] < 0.66 and words[CAPTION] + words[VISUAL] > 0.98
+
+
+def test_a_gain_whose_reason_cannot_be_told_is_none_detected():
+    costs = {arm: {s: 2.0 + 0.001 * s for s in range(5)} for arm in ARMS}
+    costs["four"] = {s: 1.9 + 0.002 * s for s in range(5)}
+    costs["noise"] = {0: 1.5, 1: 2.3, 2: 1.6, 3: 2.2, 4: 1.95}  # scatters so much that it is told apart from neither
+    found = verdict(costs)
+    assert found.words == NONE and "noise can be told apart from neither" in found.why
+    costs["noise"] = {s: 2.0 for s in range(4, 9)}  # of one common seed with the others
+    assert verdict(costs).words == "undecided"
+
+
 @pytest.mark.parametrize("arms", [("shuffled",), ("noise",), ("shuffled", "noise")])
 def test_a_gain_of_any_frames_at_all_is_called_regularisation(arms):
     words = called({arm: 5 * SD for arm in ("four", *arms)})

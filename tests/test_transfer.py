@@ -1,6 +1,7 @@
 """The transfer experiment end to end on a folder made on the spot: arms differ in what they read, cells are kept."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.model import ModelConfig
 from quadrivium.report import write_report
 from quadrivium.train import TrainConfig
-from quadrivium.transfer import TransferConfig, _power, measure_speed, possible, run_transfer, table
+from quadrivium.transfer import TransferConfig, _ladder, _power, measure_speed, possible, run_transfer, table
 
 SMALL = TransferConfig(
     model=ModelConfig(layers=1, width=16, heads=1),
@@ -58,6 +59,49 @@ def test_arms_read_what_they_say(finished):
 def test_cells_of_another_size_are_not_mixed_in(finished, data):
     with pytest.raises(RunError, match="another limit"):
         run_transfer([data], finished[0], replace(SMALL, limit=9), arms=("text",), progress=False)
+
+
+def test_cells_of_data_that_has_changed_are_not_mixed_in(finished, data, tmp_path):
+    """Where it lies does not count, what is in it does."""
+    out, there = tmp_path / "out", tmp_path / "data"
+    shutil.copytree(finished[0], out)
+    shutil.copytree(data, there)
+    run_transfer([there], out, SMALL, seeds=(0,), arms=ARMS, progress=False)
+    manifest = json.loads((there / "manifest.json").read_text())
+    manifest["sources"][0]["shards"].pop()
+    (there / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="another data"):
+        run_transfer([there], out, SMALL, seeds=(0,), arms=ARMS, progress=False)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"mixture": MixtureConfig(captions=True)}, {"mixture": MixtureConfig(routes=("t2t",))}, {"mixture": MixtureConfig(text=0.5)},
+    {"train": TrainConfig(steps=5, tokens=9)}, {"train": TrainConfig(steps=5, minutes=1)}, {"train": TrainConfig()},
+])  # fmt: skip
+def test_options_that_would_undo_the_design_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        TransferConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"seeds": (-1,)}, {"seeds": ()}])
+def test_a_grid_that_cannot_be_is_refused(wrong, data, tmp_path):
+    with pytest.raises(ConfigError, match="not negative"):
+        run_transfer([data], tmp_path, SMALL, **wrong, progress=False)
+
+
+def test_text_that_no_step_came_to_is_worth_nothing_in_the_ladder(data):
+    prepared = Dataset(data)
+    costs = {
+        "text-x0.25": {0: 1.9, 1: 1.91},
+        "text-x0.5": {0: 1.8, 1: 1.81},
+        "text": {0: 1.75, 1: 1.74},
+        "four": {0: 1.76, 1: 1.75},
+    }
+    config = replace(SMALL, text=1.0)
+    whole, half = (_ladder(costs, {a: 1.0 if a != "text" else x for a in costs}, prepared, config) for x in (1.0, 0.75))
+    assert half["tokens"][:2] == whole["tokens"][:2] and half["tokens"][2] == pytest.approx(0.75 * whole["tokens"][2], abs=1)
+    few = {"text-x0.25": 0.5, "text-x0.5": 0.25, "text": 0.125, "four": 1.0}  # every rung read the same amount
+    assert _ladder(costs, few, prepared, config) is None
 
 
 def test_the_ladder_has_five_rungs_where_the_text_allows(data):

@@ -93,11 +93,13 @@ class Stream:
     source: SourceData
     unit: np.ndarray
     positions: np.ndarray
+    told: bool = False  # captions that are read as texts
     _epochs: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
-        return f"{self.route}/{self.source.name}"
+        beside = self.told and (self.source.frames == 0).any()  # which are a stream of their own
+        return f"{self.route}/{self.source.name}{', captions' if beside else ''}"
 
     @property
     def length(self) -> int:
@@ -180,19 +182,33 @@ def streams_of(data: Dataset, config: MixtureConfig, held: bool, patch: int = 1,
         told, ids = per_text(np.concatenate([still, clips]))
         told_clips, clip_ids = per_text(clips)
         bare = np.concatenate([clips, still[source.texts[still] == 0]])
-        plain = windows(documents)
-        if config.captions:
-            plain = np.concatenate([plain[0], told]), np.concatenate([plain[1], ids - 1])
         made = {
-            "t2t": plain,
+            "t2t": windows(documents),
             "t2v": (told, ids - 1 + cost(told[:, 0])),
             "v2t": (told, ids - 1 + cost(told[:, 0])),
             "v2v": (alone(bare), cost(bare)),
             "tv2v": (told_clips, clip_ids - 1 + cost(told_clips[:, 0])),
         }
         read = ("v2t", "v2v") if source.rendered else ROUTES
-        streams += [Stream(route, source, *made[route]) for route in read if len(made[route][0])]
+        for route in read:
+            if len(made[route][0]):
+                streams.append(Stream(route, source, *made[route]))
+            if route == "t2t" and config.captions and len(told):
+                streams.append(Stream(route, source, told, ids - 1, told=True))
     return streams
+
+
+def _captioned(source: SourceData) -> np.ndarray:
+    """Training items (m,) that have frames and a caption."""
+    return np.flatnonzero((source.frames > 0) & (source.texts > 0) & ~source.held)
+
+
+def _marks(source: SourceData) -> dict[int, set[object]]:
+    """Of every captioned training item, its group and its captions."""
+    return {
+        i: {int(source.group[i]), *(source.text(i, t).tobytes() for t in range(int(source.texts[i])))}
+        for i in _captioned(source).tolist()
+    }
 
 
 def deal(costs: Seq[int], parts: int) -> list[int]:
@@ -236,18 +252,24 @@ class Mixture:
         routes = sorted({s.route for s in every})  # a set has another order in every process, and so would a sum its last bit
         total = sum(weights.get(route, 0.0) for route in routes)
         shares = {}
-        # Captions that are read as text leave the documents their share and get what their pictures would have had.
-        told = [s for s in every if self.config.captions and s.route == "t2t" and s.source.frames.any()]
         for route in routes:
-            counted = [s for s in every if s.route == route and s not in told]
+            counted = [s for s in every if s.route == route and not s.told]
             sizes = {
                 s.name: s.length**self.config.balance * factors.get(s.name, factors.get(s.source.name, 1.0)) for s in counted
             }
             for name, size in sizes.items():
                 share = self.config.positions * weights.get(route, 0.0) / max(total, 1e-9)
                 shares[name] = share * size / max(sum(sizes.values()), 1e-9)
+        # Captions that are read as text leave the documents their share and get what their pictures would have had, and that of
+        # pictures without captions in proportion: the compute of all routes.
+        told = [s for s in every if s.told]
         for stream in told:
-            shares[stream.name] = sum(shares[s.name] for s in every if s.source is stream.source and s is not stream)
+            shares[stream.name] = sum(shares[s.name] for s in every if s.source is stream.source and s.route != "t2t")
+        given = sum(shares[s.name] for s in told)
+        bare = sum(shares[s.name] for s in every if s.route != "t2t") - given
+        if told and given and bare > 1e-6 * given:
+            for stream in told:
+                shares[stream.name] *= 1 + bare / given
         return shares
 
     def step(self, step: int, part: int = 0, parts: int = 1) -> list[Sequence]:
@@ -284,7 +306,7 @@ class Mixture:
     def sequence(self, stream: Stream, unit: int, rng: np.random.Generator | None = None) -> Sequence:
         """Build one unit. ``rng`` draws the window and the cut of a clip; without it, both are in the middle."""
         source, (item, part) = stream.source, map(int, stream.unit[unit])
-        if stream.route == "t2t" and source.frames[item]:
+        if stream.told:
             return (text(self._enclose(source.text(item, part))[: self.config.context + 1], wanted=True),)
         if stream.route == "t2t":
             whole = self._enclose(source.text(item, 0))
@@ -319,7 +341,11 @@ class Mixture:
         if how == "none" or source.held[item]:
             return source.codes(item)
         if how == "shuffled":
-            return source.codes(int(self._others(source)[item]) if stream.route != "v2v" else item)
+            return (
+                source.codes(int(self._others(source)[item]))[: source.frames[item]]
+                if stream.route != "v2v"
+                else source.codes(item)
+            )
         if source.name not in self._pool:
             items = np.flatnonzero((source.frames > 0) & ~source.held)
             chosen = np.random.default_rng([self.seed, stable_hash(f"pool/{source.name}")]).permutation(items)[:1000]
@@ -330,15 +356,37 @@ class Mixture:
         return pool[draw, np.arange(shape[1])[:, None], np.arange(shape[2])]
 
     def _others(self, source: SourceData) -> np.ndarray:
-        """For every captioned training item another one, of as many frames: a ring through each length, in an order drawn by seed."""
+        """For every captioned training item another one, of as many frames or more, that shares neither a caption nor the group with
+        it; one that does, or itself, where none is found (see `still_paired`)."""
         if source.name not in self._other:
             other, rng = np.arange(len(source)), np.random.default_rng([self.seed, stable_hash(f"shuffled/{source.name}")])
-            captioned = (source.frames > 0) & (source.texts > 0) & ~source.held
+            captioned, marks = _captioned(source), _marks(source)
+            number: dict[bytes, int] = {}  # of each caption
+            first = {i: number.setdefault(source.text(i, 0).tobytes(), len(number)) for i in captioned.tolist()}
             for length in np.unique(source.frames[captioned]):
-                ring = rng.permutation(np.flatnonzero(captioned & (source.frames == length)))
-                other[ring] = np.roll(ring, 1)
+                ring = rng.permutation(captioned[source.frames[captioned] == length])
+                # Equal captions stand side by side, and each item gets the frames of one as far off as the longest row of them.
+                alike = np.array([first[i] for i in ring.tolist()])
+                _, row, size = np.unique(alike, return_inverse=True, return_counts=True)
+                ring = ring[np.argsort(rng.permutation(len(size))[row], kind="stable")]
+                other[ring] = np.roll(ring, size.max() if len(size) > 1 else 1)
+            longest = captioned[np.argsort(-source.frames[captioned], kind="stable")]
+            for item in captioned.tolist():
+                if not marks[item].isdisjoint(marks[int(other[item])]):
+                    enough = longest[: int((source.frames[longest] >= source.frames[item]).sum())]
+                    drawn = rng.choice(enough, 64).tolist()
+                    other[item] = next((o for o in drawn if marks[item].isdisjoint(marks[o])), other[item])
             self._other[source.name] = other
         return self._other[source.name]
+
+    def still_paired(self) -> float:
+        """Share of captioned training items that `shuffled` leaves frames of their own caption or group."""
+        kept = every = 0
+        for source in {s.source.name: s.source for s in self.streams if s.route == "v2t"}.values():
+            other, marks, captioned = self._others(source), _marks(source), _captioned(source).tolist()
+            kept += sum(not marks[i].isdisjoint(marks[int(other[i])]) for i in captioned)
+            every += len(captioned)
+        return kept / max(every, 1)
 
     def _enclose(self, ids: np.ndarray) -> np.ndarray:
         return np.concatenate([[self.end], ids, [self.end]]).astype(np.int64)
