@@ -133,6 +133,11 @@ def main() -> None:
     seen_by = {g: states(run, questions) for g, questions in read.items()}
     answers = {g: torch.tensor([q.answer for q in questions]) for g, questions in read.items()}
     device = {g: np.array([q.device for q in questions]) for g, questions in read.items()}
+    readers = {}
+    for what in world.devices:
+        fitted = device["both"] == what
+        for layer in range(run.model.config.layers):
+            readers[what, layer] = reader(seen_by["both"][fitted][:, layer], answers["both"][fitted])
     head = f"{'':<9}{'said':>8}{'one':>8}{'named':>8}{'foretold':>10}{'a name':>9}{'in all':>8}{'without':>9}"
     print(head + "".join(f"{f'read {i + 1}':>8}" for i in range(run.model.config.layers)))
     for group in GROUPS:
@@ -147,8 +152,7 @@ def main() -> None:
         for layer in range(run.model.config.layers):
             hits = 0.0
             for what in world.devices:
-                fitted, tried = device["both"] == what, device[group] == what
-                net, mean, deviation = reader(seen_by["both"][fitted][:, layer], answers["both"][fitted])
+                tried, (net, mean, deviation) = device[group] == what, readers[what, layer]
                 said = net((seen_by[group][tried][:, layer] - mean) / deviation).argmax(1)
                 hits += float((said == answers[group][tried]).sum())
             line += f"{hits / len(read[group]):>8.3f}"

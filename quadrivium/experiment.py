@@ -63,11 +63,7 @@ class Arm(grid.Arm):
         ahead = config.ahead if self.ahead else 0.0
         rendered = config.rendered or self.extra == "pages"
         waits = wait and not self.after and self.routes != ("t2t",)
-        documents = (
-            "world/text",
-            *(("world/text, rendered",) if rendered else ()),
-            *(("oracle",) if self.extra == "oracle" else ()),
-        )
+        documents = ["world/text", *["world/text, rendered"] * rendered, *["oracle"] * (self.extra == "oracle")]
         begin = (*config.begin, *((source, wait) for source in documents if waits))
         return replace(super().mixture(config), ahead=ahead, begin=begin, rendered=rendered)
 

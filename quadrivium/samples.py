@@ -137,7 +137,7 @@ def answer(
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
-    stem = f"{route_of((*given, frames(made[0], True)))}-seed{sampling.seed}"
+    stem = f"{route}-seed{sampling.seed}"
     clips = [decode(run, codes) for codes in made]
     written = []
     if total == 1:

@@ -341,11 +341,8 @@ class Mixture:
         if how == "none" or source.held[item]:
             return source.codes(item)
         if how == "shuffled":
-            return (
-                source.codes(int(self._others(source)[item]))[: source.frames[item]]
-                if stream.route != "v2v"
-                else source.codes(item)
-            )
+            shown = item if stream.route == "v2v" else int(self._others(source)[item])
+            return source.codes(shown)[: source.frames[item]]
         if source.name not in self._pool:
             items = np.flatnonzero((source.frames > 0) & ~source.held)
             chosen = np.random.default_rng([self.seed, stable_hash(f"pool/{source.name}")]).permutation(items)[:1000]
@@ -371,9 +368,10 @@ class Mixture:
                 ring = ring[np.argsort(rng.permutation(len(size))[row], kind="stable")]
                 other[ring] = np.roll(ring, size.max() if len(size) > 1 else 1)
             longest = captioned[np.argsort(-source.frames[captioned], kind="stable")]
+            shorter = -source.frames[longest]
             for item in captioned.tolist():
                 if not marks[item].isdisjoint(marks[int(other[item])]):
-                    enough = longest[: int((source.frames[longest] >= source.frames[item]).sum())]
+                    enough = longest[: np.searchsorted(shorter, -source.frames[item], side="right")]
                     drawn = rng.choice(enough, 64).tolist()
                     other[item] = next((o for o in drawn if marks[item].isdisjoint(marks[o])), other[item])
             self._other[source.name] = other
