@@ -68,7 +68,7 @@ def read(model: Model, sequences: Seq[Sequence], at: Seq[int] | None = None, bud
     """Read sequences, text alone or frames alone. ``at``: the one position of each that counts, instead of all."""
     c, device = model.config, next(model.parameters()).device
     seen: list[Tensor] = []
-    hooks = [p.register_forward_hook(lambda module, given, made: seen.append(made.float())) for p in _projections(model)]
+    hooks = [p.register_forward_hook(lambda module, given, made: seen.append(made[0].float())) for p in _projections(model)]
     sizes = {"K": c.kv_heads, "Q": c.heads}
     pooled: dict[str, list[Tensor]] = {"K": [], "Q": []}
     count, total, outer = 0, dict[str, Any](K=0, Q=0), dict[str, Any](K=0, Q=0)
@@ -77,14 +77,14 @@ def read(model: Model, sequences: Seq[Sequence], at: Seq[int] | None = None, bud
             batch = Batch.of(seq.pack([sequences[i] for i in rows]), device)
             seen.clear()
             model.states(batch, c.layers)
-            made = torch.stack(seen)[:, batch.order]  # (T, N, H + 2G, K), in reading order
+            made = torch.stack(seen)[:, batch.order]  # (T, N, H + G, K), in reading order
             row = torch.repeat_interleave(torch.arange(len(rows), device=device), batch.lengths)
             if at is not None:
                 starts = torch.cumsum(batch.lengths, 0) - batch.lengths
                 place = starts + torch.tensor([at[i] for i in rows], device=device)
                 made, row = made[:, place], torch.arange(len(rows), device=device)
             count += len(row)
-            for side, part in zip(("Q", "K"), made.split([c.heads, c.kv_heads, c.kv_heads], dim=2), strict=False):
+            for side, part in zip(("Q", "K"), made.split([c.heads, c.kv_heads], dim=2), strict=True):
                 sums = part.new_zeros(c.layers, len(rows), *part.shape[2:]).index_add_(1, row, part)
                 pooled[side].append(sums.flatten(2) / torch.bincount(row, minlength=len(rows))[:, None])
                 heads = part.unflatten(2, (c.kv_heads, sizes[side] // c.kv_heads)).double()
@@ -102,7 +102,7 @@ def read(model: Model, sequences: Seq[Sequence], at: Seq[int] | None = None, bud
 
 
 def _projections(model: Model) -> list[nn.Module]:
-    """What makes queries, keys and values (N, H + 2G, K) in each layer."""
+    """What makes queries and keys (N, H + G, K), and values, in each layer."""
     blocks: Any = model.blocks
     return [block.project for block in blocks]
 
@@ -252,22 +252,20 @@ def changed(model: Model, bases: Tensor, mean: Tensor, how: Literal["zero", "swa
     """While this lasts, keys of text lack their part in ``bases`` (T, G, K, rank), or have that of another position's."""
     c = model.config
 
-    def hook_of(layer: int) -> Callable[..., Tensor]:
+    def hook_of(layer: int) -> Callable[..., tuple[Tensor, Tensor]]:
         basis, middle = bases[layer].float(), mean[layer].float()
 
-        def hook(module: Any, given: tuple, made: Tensor) -> Tensor:
-            n_text = given[1]
-            keys = made[:n_text, c.heads : c.heads + c.kv_heads].float()
+        def hook(module: Any, given: tuple, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            n_text, (qk, values) = given[1], made
+            keys = qk[:n_text, c.heads :].float()
             part = torch.einsum("ngk,gkr->ngr", keys - middle, basis)
             new = torch.zeros_like(part)
             if how == "swap":
                 order = torch.randperm(n_text, generator=torch.Generator().manual_seed(1000 * seed + layer))
                 new = part[order.to(part.device)]
-            made = made.clone()
-            made[:n_text, c.heads : c.heads + c.kv_heads] = (keys + torch.einsum("ngr,gkr->ngk", new - part, basis)).type_as(
-                made
-            )
-            return made
+            qk = qk.clone()
+            qk[:n_text, c.heads :] = (keys + torch.einsum("ngr,gkr->ngk", new - part, basis)).type_as(qk)
+            return qk, values
 
         return hook
 

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -51,8 +52,11 @@ from quadrivium.peers import PEERS, Peer, Size, count, matched, qwen_of
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.sequence import Sequence, frames, pack, text
 from quadrivium.text import TextTokenizer
-from quadrivium.train import TrainConfig, autocast, make_optimizers, tune
+from quadrivium.train import TrainConfig, autocast, compile_parts, make_optimizers, tune
 
+# Dense bf16 operations a second that vendors' datasheets state, for the utilisation of a model's operations (MFU; Chowdhery et al.
+# 2022, arXiv 2204.02311, appendix B).
+PEAKS = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165.2e12}
 Part = Literal["train", "generate", "score", "prepare", "world"]
 CEILING = "matrix products alone"
 _WARM = 2  # runs before the first that counts
@@ -72,6 +76,8 @@ class BenchConfig:
     items: int = 100  # forced-choice questions a round
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     peers: bool = True  # without them, ours and the ceiling alone
+    only: tuple[str, ...] = ()  # names of the peers that train, as the table has them; all of them, if none is named
+    compile: bool = False  # torch.compile for models that train: of ours the parts around attention, of others all
     tuned: bool = False  # peers too get the settings of a process that ours has: memory kept, oneDNN's products in fp32
     rounds: int = 15  # at most
     minutes: float = 10.0  # after which no further round begins; every part has at least three
@@ -82,6 +88,8 @@ class BenchConfig:
             raise ConfigError(f"batch is {self.batch}; four routes in turn need a multiple of 4")
         if any(w < 64 or w % 32 for w in self.widths) or not self.widths:
             raise ConfigError(f"widths are {self.widths}; each is a multiple of 32, from 64 on")
+        if unknown := set(self.only) - {peer.name for peer in PEERS}:
+            raise ConfigError(f"{', '.join(sorted(unknown))}: no such peer; there are {', '.join(p.name for p in PEERS)}")
         if min(self.rounds, self.threads, self.items, self.prompt - 1, self.more, self.layers) < 1 or self.minutes <= 0:
             raise ConfigError("rounds, threads, items, prompt, more, layers and minutes have to be positive")
 
@@ -98,7 +106,7 @@ class Case:
     theirs: bool = False
     parameters: int = 0
     active: int = 0  # of them, those that one position meets in products
-    flops: float = 0.0  # floating-point operations of a unit
+    flops: float = 0.0  # floating-point operations of a unit; of peers, where every weight meets every position
     note: str = ""
     cpu: list[float] = field(default_factory=list)  # units a second of processor time, a round each
     wall: list[float] = field(default_factory=list)  # units a second
@@ -153,11 +161,12 @@ def ours(size: Size, sharing: Sharing, parameters: int = 0) -> Model:
         return Model(shape)
     head = size.width // size.heads
 
-    def with_heads(heads: int) -> Model:
+    def with_heads(heads: int) -> ModelConfig:
         here = replace(shape, width=heads * head, heads=heads)
-        return matched(lambda hidden: Model(replace(here, hidden=hidden)), parameters)
+        with torch.device("meta"):
+            return matched(lambda hidden: Model(replace(here, hidden=hidden)), parameters).config
 
-    return min(map(with_heads, range(1, size.heads + 1)), key=lambda m: abs(m.config.hidden / m.config.width - 8 / 3))
+    return Model(min(map(with_heads, range(1, size.heads + 1)), key=lambda c: abs(c.hidden / c.width - 8 / 3)))
 
 
 def products(model: Model, batch: Batch) -> list[tuple[int, int, int]]:
@@ -226,19 +235,26 @@ def _ceiling(shapes: list[tuple[int, int, int]], precision: str, device: str) ->
 def _ours_training(config: BenchConfig, width: int, folder: Path, device: str) -> Iterator[Case]:
     part, size = f"train {width}", _size(config, width)
     sequences = four_routes(size, np.random.default_rng(0))
-    batch = Batch.of(pack(sequences), device)
-    parameters = 0
+
+    def packed() -> Batch:
+        return Batch.of(pack(sequences), device)
+
+    ahead, batch, parameters = ThreadPoolExecutor(1), packed(), 0
+    pending = [ahead.submit(packed)]  # as training has the next batch made while it computes
     for sharing in get_args(Sharing):
         model = ours(size, sharing, parameters).to(device)
         parameters = parameters or count(model)
 
         def loss(model: Model = model) -> Tensor:
-            text, codes = model.nats(Batch.of(pack(sequences), device))
+            text, codes = model.nats(pending.pop().result())
+            pending.append(ahead.submit(packed))
             return (text.sum() + codes.sum() / codes.shape[1]) / (len(text) + len(codes))
 
         shapes = products(model, batch)
         work = 6.0 * sum(n * i * o for n, i, o in shapes)
         active, flops = round(work / 6 / batch.positions), (work + _attended(model, batch)) / batch.positions
+        if config.compile:
+            compile_parts(model)
         for precision in config.precisions:
             if model.config.sharing == get_args(Sharing)[0]:
                 yield Case(part, CEILING, precision, "flop", _ceiling(shapes, precision, device), flops=1.0)
@@ -250,18 +266,26 @@ def _their_training(config: BenchConfig, width: int, folder: Path, device: str) 
     part, size = f"train {width}", _size(config, width)
     parameters = count(ours(size, "all"))
     for peer in PEERS:
+        if config.only and peer.name not in config.only:
+            continue
         module = _built(peer, size, parameters)
         if isinstance(module, str):
             yield Case(part, peer.name, "-", "position", None, True, note=module)
             continue
         loss = peer.loss(module.to(device), size, device)
+        if config.compile:
+            module.compile()
+        # Every weight of a decoder meets every position, and it attends to half of a rectangle.
+        active = count(module) if peer.dense else 0
+        flops = 6.0 * active + 6 * size.layers * size.width * size.length if active else 0.0
         for precision in config.precisions:
             run = _counted(_step(module, loss, precision, device), peer.positions(size))
-            yield Case(part, peer.name, precision, "position", run, True, count(module))
+            yield Case(part, peer.name, precision, "position", run, True, count(module), active, flops)
 
 
 def _size(config: BenchConfig, width: int) -> Size:
-    return Size(width, config.layers, width // 32, batch=config.batch)
+    # Heads of 64 where the model is large: of 32 they leave half of a GPU's matrix units idle.
+    return Size(width, config.layers, width // (64 if width > 512 else 32), batch=config.batch)
 
 
 def _built(peer: Peer, size: Size, parameters: int) -> nn.Module | str:
@@ -504,8 +528,8 @@ def _elsewhere() -> float:
 
 
 @contextlib.contextmanager
-def _others(*arguments: Any) -> Iterator[tuple[list[Case], Callable[[int], tuple[float, float]]]]:
-    """Other people's cases of a part, built in a process of their own, and what measures one of them."""
+def _others(*arguments: Any) -> Iterator[Callable[[], tuple[list[Case], Callable[[int], tuple[float, float]]]]]:
+    """A function that waits for other people's cases of a part, built in a process of their own, and gives what measures one."""
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, *arguments), daemon=True)
@@ -517,7 +541,7 @@ def _others(*arguments: Any) -> Iterator[tuple[list[Case], Callable[[int], tuple
         return here.recv()
 
     try:
-        yield here.recv(), take
+        yield lambda: (here.recv(), take)
         here.send(None)
     except EOFError:
         raise RunError("the process that runs other people's models ended; --no-peers leaves them out") from None
@@ -539,11 +563,11 @@ def run_bench(config: BenchConfig, out: Path | None = None, device: str = "cpu",
         bar.set_postfix_str(f" {part} {number or ''}")
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+            others = None
+            if config.peers and part in _THEIRS:  # they are built while ours are
+                others = stack.enter_context(_others(config, part, number, Path(temporary), device))
             mine = _ready(_OURS[part](config, number, Path(temporary), device))
-            theirs: list[Case] = []
-            take = None
-            if config.peers and part in _THEIRS:
-                theirs, take = stack.enter_context(_others(config, part, number, Path(temporary), device))
+            theirs, take = others() if others else ([], None)
             shown = 0.0
             for n in range(config.rounds):
                 share = (time.monotonic() - began) / (60 * config.minutes / len(plan))
@@ -563,12 +587,16 @@ def run_bench(config: BenchConfig, out: Path | None = None, device: str = "cpu",
         done += mine + theirs
         gc.collect()
     bar.close()
-    found = {
+    found: dict[str, Any] = {
         "version": quadrivium.__version__,
         "machine": machine(device),
         "config": to_dict(config),
         "rows": [_row(case, done, device) for case in done],
     }
+    peak = found["machine"].get("peak")
+    for row, case in zip(found["rows"], done, strict=True) if peak else ():
+        if case.cpu and case.flops and case.precision == "bf16":
+            row["of_peak"] = row["wall"]["median"] * case.flops / peak
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, found)
@@ -581,9 +609,11 @@ def machine(device: str) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return {
         "processor": name,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": gpu,
+        "peak": next((peak for model, peak in PEAKS.items() if model in gpu), 0.0),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -624,9 +654,9 @@ def table(found: dict[str, Any]) -> str:
     """The run as text: a part a block, a case a line, speeds a second of processor time with quartiles, and a second."""
     head = (
         f"{'':<34}{'':<6}{'weights':>9}{'active':>8}{'a CPU second':>14}{'quartiles':>21}{'a second':>12}"
-        f"{'/ peer':>8}{'/ fp32':>8}{'ceiling':>9}"
+        f"{'/ peer':>8}{'/ fp32':>8}{'ceiling':>9}" + ("     peak" if found["machine"].get("peak") else "")
     )
-    lines = [", ".join(f"{k} {v}" for k, v in found["machine"].items())]
+    lines = [", ".join(f"{k} {_short(v) if k == 'peak' else v}" for k, v in found["machine"].items() if v or k != "peak")]
     last = ""
     for row in found["rows"]:
         if row["part"] != last:
@@ -645,9 +675,11 @@ def table(found: dict[str, Any]) -> str:
         ratios = [f"{row[k]:.2f}" if k in row else "" for k in ("over_fastest_peer", "over_fastest_peer_fp32")]
         part = f"{row['of_ceiling']:.0%}" if "of_ceiling" in row else ""
         line = f"{start}{middle}{_short(row['wall']['median']):>12}{ratios[0]:>8}{ratios[1]:>8}{part:>9}"
+        line += f"{row['of_peak']:>9.0%}" if "of_peak" in row else ""
         lines.append(f"{line}  {row['note']}".rstrip())
     lines += ["", "/ peer: over the fastest of other people's models in the same precision; / fp32: over their fastest in fp32; "
-              "ceiling: of the rate of the matrix products alone"]  # fmt: skip
+              "ceiling: of the rate of the matrix products alone"
+              + ("; peak: of what the datasheet states" if found["machine"].get("peak") else "")]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -620,6 +620,7 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
         seeds: tuple[int, ...] = (1, 2, 3, 4, 5),
         results: Path | None = None,
         workers: int = 0,
+        device: Device = "auto",
         small: bool = False,
         config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = run.small() if smaller else ExperimentConfig(),
     ) -> None:
@@ -635,9 +636,10 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
             seeds: a world, its kinds and first weights each; 0 is not among them, since options were chosen on it.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.
+            device: auto takes a GPU where there is one; cells share it.
             small: fewer kinds, three devices, English alone, a third of the work; other options then change this experiment.
         """
-        print(run.table(run.run_experiment(out, config, seeds, arms, results, workers)))
+        print(run.table(run.run_experiment(out, config, seeds, arms, results, workers, device=_device(device))))
         print(f"cells: {results or out / 'results'}; table as JSON: {out / 'results.json'}")
 
     return experiment
@@ -655,6 +657,7 @@ def _transfer() -> Callable[..., Any]:
         arms: tuple[str, ...] = (),
         budget: float | None = None,
         workers: int = 0,
+        device: Device = "auto",
         config: Annotated[TransferConfig, tyro.conf.arg(name="")] = TransferConfig(),
     ) -> None:
         """What does held-out text gain from training on pictures and clips? Arms, controls and seeds on your own data.
@@ -669,6 +672,7 @@ def _transfer() -> Callable[..., Any]:
             arms: what is compared; all that the data can feed, if not given.
             budget: hours for the whole grid; the steps of a cell follow from the speed measured here.
             workers: cells at a time; 0: one a core.
+            device: auto takes a GPU where there is one; cells share it.
         """
         import shlex
 
@@ -677,7 +681,11 @@ def _transfer() -> Callable[..., Any]:
         if not data:
             raise ConfigError("name a folder that prepare wrote, or raw folders")
         command = shlex.join(["quadrivium", *sys.argv[1:]])
-        print(run.table(run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=command)))
+        print(
+            run.table(
+                run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=command, device=_device(device))
+            )
+        )
         print(f"cells: {out / 'cells'}; all numbers: {out / 'results.json'}")
 
     return transfer

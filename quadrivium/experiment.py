@@ -167,6 +167,7 @@ def run_experiment(
     results: Path | None = None,
     workers: int = 0,
     progress: bool = True,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the cells that ``results`` (by default OUT/results) does not hold yet; returns `summary` of all that it holds.
 
@@ -189,7 +190,7 @@ def run_experiment(
     jobs: dict[str, Job] = {}
     for seed in seeds:
         for arm in arms:
-            _plan(jobs, out, results, config, arm, seed)
+            _plan(jobs, out, results, config, arm, seed, device)
     if jobs:
         run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
     found = summary(results)
@@ -201,7 +202,14 @@ def run_experiment(
 
 
 def _plan(
-    jobs: dict[str, Job], out: Path, results: Path, config: ExperimentConfig, arm: str, seed: int, needed: bool = False
+    jobs: dict[str, Job],
+    out: Path,
+    results: Path,
+    config: ExperimentConfig,
+    arm: str,
+    seed: int,
+    device: str,
+    needed: bool = False,
 ) -> None:
     """Add a cell, and what it needs, to ``jobs`` if it is not measured (or, ``needed`` by another arm, not trained) yet."""
     name, before = f"{arm}-seed-{seed}", ARMS[arm].after
@@ -209,10 +217,10 @@ def _plan(
         return
     needs = [_plan_data(jobs, out, config, seed)]
     if before and not grid.finished(out / f"seed-{seed}" / before):
-        _plan(jobs, out, results, config, before, seed, needed=True)
+        _plan(jobs, out, results, config, before, seed, device, needed=True)
         needs.append(f"{before}-seed-{seed}")
     steps = (config.distil_train if before else config.train).steps or 0
-    arguments = (out, results, config, arm, seed)
+    arguments = (out, results, config, arm, seed, device)
     cost = ARMS[arm].share * config.mixture.positions * steps
     jobs[name] = Job(name, _cell, arguments, tuple(n for n in needs if n in jobs), cost, out / f"seed-{seed}" / arm)
 
@@ -275,7 +283,7 @@ def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
     return home / f"data-{extra}"
 
 
-def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: int) -> None:
+def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: int, device: str) -> None:
     """Train one arm on one seed, ask it everything, write the cell."""
     began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
@@ -283,20 +291,20 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":
         path = home / "distil" / "corpus.jsonl"
-        report = distil.distil(Run(home / arm.after), world, path, config.distil, config.imagining, progress=False)
+        report = distil.distil(Run(home / arm.after, device), world, path, config.distil, config.imagining, progress=False)
         corpus = {k: v for k, v in report.items() if k not in ("config", "identity")}  # which the experiment declares
     data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     mixture = arm.mixture(config.mixture, round(config.seen_first * (schedule.steps or 0)))
     state = train_routes(
         data, run, arm.model(config.model), mixture, schedule, resume=(run / "config.json").exists(), progress=False,
-        init=home / arm.after if arm.after else None,
+        device=device, init=home / arm.after if arm.after else None,
     )  # fmt: skip
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
     if measured:
         return
-    loaded = Run(run)
+    loaded = Run(run, device)
     cell = {"arm": name, "seed": seed, "facts": measure_facts(loaded, world, config)}
     asked = data if arm.extra == "pages" else home / "data"  # codes of the run's own tokenizer; no extra text
     mixed = Mixture(Dataset(asked), replace(config.mixture, routes=arm.routes), loaded.text.end, seed, loaded.patch)
@@ -304,7 +312,12 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     cell |= {"routes": routes, "distilled": corpus, "steps": state["step"], "positions": state["positions"]}
     cell |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": round(state["seconds"], 1)}
     cell |= {"visual_tokenizer": sha256(run / "tokenizers" / "visual" / "model.safetensors")}
-    cell |= {"threads": torch.get_num_threads(), "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__}}
+    where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    cell |= {
+        "device": where,
+        "threads": torch.get_num_threads(),
+        "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__},
+    }
     write_json(results / f"{name}-seed-{seed}.json", cell)
 
 

@@ -7,7 +7,7 @@ a random generator of its own, so a sample does not depend on its neighbours in 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -58,6 +58,33 @@ def choose(logits: Tensor, sampling: Sampling, draw: Tensor) -> Tensor:
     return index.gather(1, pick).squeeze(1)
 
 
+class Recording:
+    """A function of tensors that always makes the same calls, recorded on a GPU as a graph: one position is so little work that
+    asking for its hundreds of kernels takes longer than they do.
+
+    What it returns lies where the next call writes.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *inputs: Tensor) -> None:
+        """Called twice before it is recorded, so that calling it again has to change nothing."""
+        self.inputs = [t.clone() for t in inputs]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.out = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return self.out
+
+
 class Engine:
     """Sequences that are being continued: a cache and where each row stands."""
 
@@ -68,7 +95,11 @@ class Engine:
         longest = max(positions_of(g) for g in given)
         if longest and not all(given):
             raise ValueError("some rows of the batch are given something and some nothing; generate them apart")
-        self.cache = Cache(model.config, self.rows, longest + more, weight.device, weight.dtype)
+        # A GPU repeats a step on all columns, filled or not; its kernels read eight at a time.
+        self.fixed = weight.is_cuda and not model.config.encoders
+        capacity = 8 * -(-(longest + more) // 8) if self.fixed else longest + more
+        self.cache = Cache(model.config, self.rows, capacity, weight.device, weight.dtype)
+        self.at = torch.zeros(1, dtype=torch.long, device=weight.device)  # the column that a fixed step fills
         self.device: torch.device = weight.device
         self.walks = [Walk().over(g) for g in given]
         self.steps: dict[bool, Steps] = {}  # of words, and of cells
@@ -98,7 +129,8 @@ class Engine:
         if not model.config.encoders:
             if visual not in self.steps:
                 self.steps[visual] = Steps(model, self.cache, visual)
-            return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places))
+            at = self.at if self.fixed else None
+            return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places), at)
         row = torch.arange(self.rows, device=ids.device)
         nothing = {name: row[:0] for name in WANTED}
         one = torch.ones_like(row)
@@ -107,6 +139,26 @@ class Engine:
             ids, codes, slots, places, row, one, **nothing, buckets=one_each, back=row, own_buckets=one_each, own_back=row
         )
         return self.model(batch, self.cache)
+
+    def _repeated(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A function that adds one position to every row, to be called often; on a GPU, as a recording."""
+        recording: Recording | None = None
+
+        def run(*inputs: Tensor) -> Tensor:
+            nonlocal recording
+            if not self.fixed:
+                with self._few():
+                    return step(*inputs)
+            if self.model.watch is not None:
+                self.model.watch()
+            self.at.fill_(self.cache.used)
+            if self.device.type == "cuda" and recording is None:
+                recording = Recording(step, *inputs)
+            out = recording(*inputs).clone() if recording else step(*inputs)
+            self.cache.used += 1
+            return out
+
+        return run
 
     @contextlib.contextmanager
     def _few(self) -> Iterator[None]:
@@ -123,17 +175,21 @@ class Engine:
         self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None
     ) -> list[np.ndarray]:
         """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it."""
+
+        def one(last: Tensor, place: Tensor, draw: Tensor) -> Tensor:
+            hidden = self._add(last, last.new_empty(0, 1), last[:0], place[:, None].expand(-1, 3))
+            return choose(self.model.text_logits(hidden), sampling, draw)
+
+        step, often = self._repeated(one), 16 if self.fixed else 1  # asking whether all are done waits for the GPU
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
-        for draw in draws(sampling.max_ids, generators):
+        for count, draw in enumerate(draws(sampling.max_ids, generators).to(self.device), 1):
             place = torch.tensor([w.text(1) for w in self.walks], device=self.device)
-            with self._few():
-                hidden = self._add(last, first.new_empty(0, 1), first[:0], place[:, None].expand(-1, 3))
-                last = choose(self.model.text_logits(hidden), sampling, draw)
+            last = step(last, place, draw)
             done |= last == end
             out.append(torch.where(done, -1, last))
             if bar is not None:
                 bar.update(self.rows)
-            if done.all():
+            if count % often == 0 and done.all():
                 break
         ids = torch.stack(out, dim=1).cpu().numpy()
         return [row[row >= 0] for row in ids]
@@ -142,22 +198,28 @@ class Engine:
         """The next ``count`` frames: codes (S, F, R, C, G)."""
         c, cell = self.model.config, self.model.config.patch**2
         plan = pack([(frames(np.zeros((count, c.rows, c.columns, cell), np.int64), wanted=True),)])
-        slots, places = (torch.from_numpy(plan[k]).to(self.device) for k in ("slots", "places"))
+        places = torch.from_numpy(plan["places"]).to(self.device)
         starts = [w.frames(count, c.rows, c.columns) for w in self.walks]
         start = torch.tensor([(time, base, base) for base, time in starts], device=self.device)
-        out: list[Tensor] = []
-        begin = last = torch.full((self.rows, cell), -1, device=self.device)
-        for slot, place in zip(slots, places, strict=True):
+
+        def one(last: Tensor, slot: Tensor, place: Tensor, draw: Tensor) -> Tensor:
+            hidden = self._add(last[:0, 0], last, slot, place)
+            codes, entered = last[:, :0], self.model.head_codes.enter(hidden)
+            for share in draw:
+                logits = self.model.head_codes.next(entered, codes)
+                codes = torch.cat([codes, choose(logits, sampling, share)[:, None]], dim=1)
+            return codes
+
+        step, out = self._repeated(one), list[Tensor]()
+        begin = torch.full((self.rows, cell), -1, device=self.device)
+        for slot, place in zip(plan["slots"].tolist(), places, strict=True):
             if slot == 0:
-                draw = iter(draws(c.rows * c.columns * cell, generators))
-            with self._few():
-                hidden = self._add(last[:0, 0], begin if slot == 0 else last, slot.expand(self.rows), start + place)
-                if slot < c.rows * c.columns:  # after a frame's last cell the next thing is no cell
-                    last, entered = last[:, :0], self.model.head_codes.enter(hidden)
-                    for _ in range(cell):
-                        logits = self.model.head_codes.next(entered, last)
-                        last = torch.cat([last, choose(logits, sampling, next(draw))[:, None]], dim=1)
-                    out.append(last)
+                last = begin
+                draw = draws(c.rows * c.columns * cell, generators).view(-1, cell, self.rows).to(self.device)
+            # After a frame's last cell the next thing is no cell: what is drawn there is left.
+            last = step(last, torch.full_like(last[:, 0], slot), start + place, draw[min(slot, len(draw) - 1)])
+            if slot < len(draw):
+                out.append(last)
             if bar is not None:
                 bar.update(self.rows)
         return torch.stack(out, dim=1).reshape(self.rows, count, c.rows, c.columns, cell).cpu().numpy()

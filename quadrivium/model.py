@@ -41,15 +41,24 @@ and would train on no plain text. Names and shapes of all weights are those of `
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+try:  # attention of sequences that lie end to end; older ones know no window
+    from torch.nn.attention.varlen import varlen_attn
+
+    VARLEN = "window_size" in inspect.signature(varlen_attn).parameters
+except ImportError:
+    VARLEN = False
 
 FORM = 3  # raised where equal options make other cells of experiments than before, which do not mix. 3: the world's second form
 Sharing = Literal["all", "attention", "none", "cross"]
@@ -147,6 +156,18 @@ def cells(config: ModelConfig, rows: int, columns: int, codes: int) -> ModelConf
 
 
 @dataclass
+class Runs:
+    """Where sequences that lie end to end begin."""
+
+    ends: Tensor  # (S + 1,) int32: 0, and where each ends
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor, buckets: list[Tensor]) -> Runs:
+        return cls(F.pad(lengths.cumsum(0), (1, 0)).int(), max((index.shape[1] for index in buckets), default=0))
+
+
+@dataclass
 class Batch:
     """The arrays of `sequence.pack` as tensors, and the buckets in which attention sees them."""
 
@@ -195,6 +216,26 @@ class Batch:
     def positions(self) -> int:
         """Real positions in the batch."""
         return len(self.order)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(N,) where reading order has the i-th grouped position."""
+        return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order), device=self.order.device))
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Whole sequences, in reading order."""
+        return Runs.of(self.lengths, self.buckets)
+
+    @cached_property
+    def own_runs(self) -> Runs:
+        """The positions of one modality in a sequence, in grouped order, in which they lie together."""
+        row = torch.repeat_interleave(
+            torch.arange(len(self.lengths), device=self.order.device), self.lengths, output_size=self.positions
+        )
+        textual = self.order < len(self.text)
+        counts = [torch.zeros_like(self.lengths).index_add_(0, row, kind.long()) for kind in (textual, ~textual)]
+        return Runs.of(torch.cat(counts), self.own_buckets)
 
     @property
     def attended(self) -> int:
@@ -257,28 +298,44 @@ class _Rotate(torch.autograd.Function):
     """What is turned comes back by turning the other way, so backward costs what forward does."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.heads = heads
-        return _Rotate.turn(x, cos, sin, heads)
+        return _Rotate.turn(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _Rotate.turn(upstream[0], cos, -sin, ctx.heads), None, None, None
+        return _Rotate.turn(upstream[0], cos, -sin), None, None
 
     @staticmethod
-    def turn(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-        out, turned = torch.empty_like(x), x[:, :heads].to(cos.dtype)
-        half = turned.roll(x.shape[-1] // 2, -1)
-        out[:, :heads] = (turned * torch.cat([cos, cos], -1)).addcmul_(half, torch.cat([-sin, sin], -1))
-        out[:, heads:] = x[:, heads:]
-        return out
+    def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        wide = x.to(cos.dtype)
+        turned = (wide * torch.cat([cos, cos], -1)).addcmul_(wide.roll(x.shape[-1] // 2, -1), torch.cat([-sin, sin], -1))
+        return turned.type_as(x)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864) of the first ``heads``. x (N, heads + ..., K); cos, sin (N, 1, K / 2)."""
-    return _Rotate.apply(x, cos, sin, heads)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864). x (N, heads, K); cos, sin (N, 1, K / 2) -> as x."""
+    return _Rotate.apply(x, cos, sin)
+
+
+class _Regroup(torch.autograd.Function):
+    """Positions in another order. The gradient of a permutation is its inverse, a gather too, where that of an index is a scatter
+    that adds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+def regroup(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """x (N, ...) -> x[order], ``inverse`` being the order that leads back."""
+    return _Regroup.apply(x, order, inverse)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -289,6 +346,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
         return scores.masked_fill_(~mask, -torch.inf).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def end_to_end(x: Tensor) -> bool:
+    """Whether `along` can attend to sequences as they lie: on a GPU, where products are made in half precision."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return VARLEN and x.is_cuda and dtype in (torch.bfloat16, torch.float16)
+
+
+def along(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    """Causal attention of sequences that lie end to end: on GPUs, in bf16 or fp16, without padding, however unequal they are.
+
+    q (N, H, K), k and v (N, G, K) -> (N, H, K)
+    """
+    if q.shape[1] != k.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    heard = varlen_attn(q, k, v, runs.ends, runs.ends, runs.longest, runs.longest, window_size=(-1, 0))
+    assert isinstance(heard, Tensor)  # and not, as it can be asked for, more
+    return heard
 
 
 class _Attend(torch.autograd.Function):
@@ -412,15 +487,16 @@ class Apart(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(make() for _ in range(2 if apart else 1))
 
-    def forward(self, x: Tensor, n_text: int, *more: Tensor) -> Tensor:
-        """x and all further arguments of the module (N, ...), the first ``n_text`` positions textual."""
+    def forward(self, x: Tensor, n_text: int, *more: Tensor) -> Any:
+        """x and all further arguments of the module (N, ...), the first ``n_text`` positions textual. Gives what the module does."""
         if len(self.parts) == 1 or n_text == len(x):
             return self.parts[0](x, *more)
         if n_text == 0:
             return self.parts[1](x, *more)
         # The gradients of a split are joined; those of two slices would be added.
         text, frames = zip(*(t.split([n_text, len(t) - n_text]) for t in (x, *more)), strict=True)
-        return torch.cat([self.parts[0](*text), self.parts[1](*frames)])
+        made = self.parts[0](*text), self.parts[1](*frames)
+        return torch.cat(made) if isinstance(made[0], Tensor) else tuple(map(torch.cat, zip(*made, strict=True)))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -484,9 +560,9 @@ class Norm(nn.RMSNorm):
 
 
 class Project(nn.Module):
-    """Norm, then queries, keys and values in one product; queries and keys may be normalised. (N, D) -> (N, H + 2G, K).
+    """Norm, then queries, keys and values in one product; queries and keys may be normalised.
 
-    With ``source`` (N, D), keys and values are those of source, and the queries those of x.
+    (N, D) -> queries and keys (N, H + G, K), values (N, G, K). With ``source`` (N, D), keys and values are those of source, and the queries those of x.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -497,7 +573,7 @@ class Project(nn.Module):
         self.q_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if source is None:
             made = self.qkv(self.norm(x, product=True))
         else:
@@ -506,12 +582,12 @@ class Project(nn.Module):
             )
             read = (self.norm(y, product=True) for y in (x, source))
             made = torch.cat([F.linear(y, weight[i], bias[i]) for i, y in enumerate(read)], dim=-1)
-        qkv = made.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
-        if not (isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm)):
-            return qkv
-        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        scale = torch.cat([self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)])
-        return torch.cat([rms_norm(qk, scale, self.q_norm.eps), v], dim=1)
+        made = made.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+        qk, v = made.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        if isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm):
+            scale = torch.cat([self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)])
+            qk = rms_norm(qk, scale, self.q_norm.eps)
+        return qk, v
 
 
 class FeedForward(nn.Module):
@@ -597,12 +673,40 @@ class Block(nn.Module):
         self.out = Apart(lambda: nn.Linear(c.heads * c.head_size, c.width, bias=False), apart=c.apart)
         self.feed = Apart(lambda: FeedForward(c), apart=c.apart or c.sharing == "attention")
 
-    def forward(self, x: Tensor, memory: Tensor | None, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
-        """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none."""
-        c, n_text = self.c, len(batch.text)
-        told = () if memory is None else (memory,)
-        qkv = rotate(self.project(x, n_text, *told), cos, sin, c.heads + c.kv_heads)  # (N, H + 2G, K)
-        x = x + self.out(self._attend(qkv, batch, cache).flatten(1), n_text)
+    def forward(
+        self, x: Tensor, memory: Tensor | None, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None, flat: bool = False
+    ) -> Tensor:
+        """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none.
+
+        ``flat``: attend along sequences as they lie, end to end. Where no weight tells the modalities apart, x is then in reading
+        order already; else queries, keys and values are brought into it, and their answers back.
+        """
+        n_text = len(batch.text)
+        away = (batch.order, batch.inverse) if flat and not self.own and self.c.sharing != "all" else None
+        q, k, v = self.ask(x, memory, n_text, cos, sin, away)
+        if flat:
+            heard = along(q, k, v, batch.own_runs if self.own else batch.runs)
+        else:
+            heard = self._attend(torch.cat([q, k, v], dim=1), batch, cache)
+        return self.tell(x, heard, n_text, away and away[::-1])
+
+    def ask(
+        self, x: Tensor, memory: Tensor | None, n_text: int, cos: Tensor, sin: Tensor, order: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, H, K), keys and values (N, G, K), in another ``order``, which comes with its inverse."""
+        qk, v = self.project(x, n_text, *(() if memory is None else (memory,)))
+        qk = rotate(qk, cos, sin)
+        if order is not None:
+            qk, v = regroup(qk, *order), regroup(v, *order)
+        q, k = qk.split([self.c.heads, self.c.kv_heads], dim=1)
+        # What leaves a compiled part as a view would come back through it as several passes.
+        return (q.contiguous(), k.contiguous(), v.contiguous()) if torch.compiler.is_compiling() else (q, k, v)
+
+    def tell(self, x: Tensor, heard: Tensor, n_text: int, order: tuple[Tensor, Tensor] | None) -> Tensor:
+        """x (N, D), and what attention gave (N, H, K), which ``order`` brings back -> (N, D)"""
+        if order is not None:
+            heard = regroup(heard, *order)
+        x = x + self.out(heard.flatten(1), n_text)
         return x + self.feed(x, n_text)
 
     def _attend(self, qkv: Tensor, batch: Batch, cache: Cache | None) -> Tensor:
@@ -675,6 +779,8 @@ class Model(nn.Module):
         """Draw fresh weights, a function of ``seed`` and each weight's name: a weight two arms have in common is equal."""
         scale = 0.02 / math.sqrt(2 * self.config.layers)  # so that the residual sum does not grow with depth
         for name, weight in self.named_parameters():
+            if weight.is_meta:
+                continue
             if weight.ndim < 2:
                 nn.init.constant_(weight, 0.0 if name.endswith(".bias") else 1.0)
                 continue
@@ -707,19 +813,23 @@ class Model(nn.Module):
     def states(self, batch: Batch, layers: int, cache: Cache | None = None, middle: list[Tensor] | None = None) -> Tensor:
         """The residual stream (N, D), grouped order, after the first so many layers; ``middle`` is given it after each."""
         c = self.config
-        x = self.embed(batch.text, batch.codes, batch.slots)
-        cos, sin = self.rotary(batch.places)
+        x, places = self.embed(batch.text, batch.codes, batch.slots), batch.places
+        flat = cache is None and end_to_end(x)
+        ordered = flat and c.sharing == "all"
+        if ordered:
+            x, places = regroup(x, batch.order, batch.inverse), places[batch.order]
+        cos, sin = self.rotary(places)
         memory = None
         again = self.recompute and cache is None and torch.is_grad_enabled()
         for i, block in zip(range(layers), self.blocks, strict=False):
-            inputs = (x, memory, batch, cos, sin, cache)
+            inputs = (x, memory, batch, cos, sin, cache, flat)
             before = x
             x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
             if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
                 memory = before
             if middle is not None:
-                middle.append(x)
-        return x
+                middle.append(regroup(x, batch.inverse, batch.order) if ordered else x)
+        return regroup(x, batch.inverse, batch.order) if ordered else x
 
     def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
         """Ids (Nt,), cells (Nv, J) and where in the frame the next one belongs (Nv,) -> (Nt + Nv, D)"""
@@ -843,18 +953,26 @@ class Steps:
             self.layers.append((*into, scale, out.weight, *inner, feed.down.weight))
         self.last = of(model.norm).weight
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Embedded x (S, D), cos and sin (S, 1, K / 2) -> hidden states (S, D) after the last norm."""
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, at: Tensor | None = None) -> Tensor:
+        """Embedded x (S, D), cos and sin (S, 1, K / 2) -> hidden states (S, D) after the last norm.
+
+        With ``at`` (1,), the column to fill, every call does the same on arrays of the same shapes, whatever is filled, so that a
+        GPU can record one and repeat it; counting ``cache.used`` is then the caller's.
+        """
         c, cache, start = self.c, self.cache, self.cache.used
         if start >= cache.capacity:
             raise ValueError(f"the cache holds {cache.capacity} positions, {start + 1} are needed")
-        cache.used = end = start + 1
+        end = start + 1
+        if at is None:
+            cache.used = end
         size, eps, both = c.head_size, c.norm_eps, c.heads + c.kv_heads
         cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         low = x.dtype == torch.bfloat16 and x.device.type == "cpu"  # where torch attends four times as fast in fp32
-        mask = None
-        if cache.ragged:
-            mask = (torch.arange(end, device=x.device) >= cache.starts[:, None])[:, None, None]  # (S, 1, 1, end)
+        mask, column = None, torch.arange(end if at is None else cache.capacity, device=x.device)
+        if at is not None:
+            mask = ((column >= cache.starts[:, None]) & (column <= at))[:, None, None]  # (S, 1, 1, capacity)
+        elif cache.ragged:
+            mask = (column >= cache.starts[:, None])[:, None, None]  # (S, 1, 1, end)
         for layer, (norm, qkv, bias, scale, out, feed_norm, gate_up, down) in enumerate(self.layers):
             keys, values = cache.store[layer, 0], cache.store[layer, 1]
             y = F.linear(torch.rms_norm(x, norm.shape, norm, eps), qkv, bias).view(len(x), -1, size)
@@ -862,8 +980,11 @@ class Steps:
             if scale is not None:
                 turned = torch.rms_norm(turned, (size,), None, eps) * scale
             turned = torch.addcmul(turned * cos, turned.roll(size // 2, -1), sin).type_as(v)
-            keys[:, :, start], values[:, :, start] = turned[:, c.heads :], v
-            k, v = keys[:, :, :end], values[:, :, :end]
+            if at is None:
+                keys[:, :, start], values[:, :, start] = turned[:, c.heads :], v
+                k, v = keys[:, :, :end], values[:, :, :end]
+            else:
+                k, v = keys.index_copy_(2, at, turned[:, c.heads :, None]), values.index_copy_(2, at, v[:, :, None])
             q = turned[:, : c.heads, None]
             if low:
                 q, k, v = q.float(), k.float(), v.float()

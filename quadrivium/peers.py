@@ -61,11 +61,13 @@ class Peer:
     loss: Callable[[nn.Module, Size, str], Loss]  # on a batch that is made beforehand, on a device
     positions: Callable[[Size], int]  # of that batch
     generate: Callable[[nn.Module, Tensor, int], Tensor] | None = None  # prompts (S, n), how many more ids, greedily
+    dense: bool = True  # every weight meets every position
 
 
 def matched(build: Callable[[int], M], parameters: int) -> M:
     """The module whose feed-forward size makes it come nearest to so many parameters, in steps of 8."""
-    few, more = (count(build(hidden)) for hidden in (64, 128))
+    with torch.device("meta"):  # to be counted, weights need no numbers
+        few, more = (count(build(hidden)) for hidden in (64, 128))
     return build(max(8, 8 * round((64 + 64 * (parameters - few) / (more - few)) / 8)))
 
 
@@ -245,9 +247,9 @@ def _rectangle(size: Size) -> int:
 
 
 PEERS = (
-    Peer("x-transformers encoder-decoder", "x-transformers", _encoder_decoder, _encoder_decoder_loss, _rectangle, _encoder_decoder_generate),
+    Peer("x-transformers encoder-decoder", "x-transformers", _encoder_decoder, _encoder_decoder_loss, _rectangle, _encoder_decoder_generate, False),
     Peer("x-transformers decoder", "x-transformers", _decoder, _decoder_loss, _rectangle, _decoder_generate),
     Peer("plain torch decoder", "torch", _Plain, _plain_loss, _rectangle),
     Peer("transformers Qwen3", "transformers", _qwen, _qwen_loss, _rectangle, qwen_generate),
-    Peer("transfusion-pytorch", "transfusion-pytorch", _transfusion, _transfusion_loss, four_routes, _transfusion_generate),
+    Peer("transfusion-pytorch", "transfusion-pytorch", _transfusion, _transfusion_loss, four_routes, _transfusion_generate, False),
 )  # fmt: skip

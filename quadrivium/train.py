@@ -36,7 +36,7 @@ from quadrivium.data.shards import MANIFEST, Dataset, read_json, unwritten, writ
 from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
-from quadrivium.model import Batch, FeedForward, Model, ModelConfig, Project, cells
+from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.muon import Muon, ShardedMuon
 from quadrivium.sequence import Sequence, apart, pack, route_of
 from quadrivium.text import TextTokenizer
@@ -158,11 +158,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
 
 
 def compile_parts(model: Model, backend: str = "inductor") -> None:
-    """Compile what works position by position, for any number of positions. Attention between is a kernel of its own, on arrays
-    whose shapes change with every batch."""
-    for module in model.modules():
-        if isinstance(module, Project | FeedForward):
-            module.compile(dynamic=True, backend=backend)
+    """Compile what works position by position, for any number of positions: of every block, what comes before attention and what
+    comes after it. Attention between is a kernel of its own."""
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.ask, block.tell = (torch.compile(part, dynamic=True, backend=backend) for part in (block.ask, block.tell))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

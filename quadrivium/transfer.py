@@ -127,6 +127,7 @@ def run_transfer(
     workers: int = 0,
     progress: bool = True,
     command: str = "",
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the cells that OUT/cells does not hold yet; returns `summary`. ``arms``: all that the data can feed, if empty: the main
     ones on every seed, the rest on the first three. ``budget``: hours, which choose the steps of a new grid."""
@@ -153,10 +154,11 @@ def run_transfer(
             print("the grid has its size already; --budget changes nothing", file=sys.stderr)
             config = replace(config, train=replace(config.train, steps=read_json(plan, "an experiment")["train"]["steps"]))
         else:
-            speed = measure_speed(folder, config, max(1, cores() // workers))
+            speed = measure_speed(folder, config, max(1, cores() // workers), device)
             weight = sum(able[a].share for a, _ in grid_of) * config.mixture.positions
-            # A tenth is for measuring, and every process takes its seconds to start.
-            seconds = 0.9 * budget * 3600 * workers - _START * len(grid_of)
+            # A tenth is for measuring, and every process takes its seconds to start. Cells on one GPU share its speed.
+            apart = workers if device == "cpu" else 1
+            seconds = 0.9 * budget * 3600 * apart - _START * len(grid_of)
             steps = int(seconds * speed / weight)
             if steps < 10:
                 raise ConfigError(
@@ -164,11 +166,11 @@ def run_transfer(
                 )
             config = replace(config, train=replace(config.train, steps=steps))
             print(
-                f"{speed:.0f} positions a second and process, {workers} at a time: {len(grid_of)} cells of {steps} steps",
+                f"{speed:.0f} positions a second and process, {apart} at a time: {len(grid_of)} cells of {steps} steps",
                 file=sys.stderr,
             )
     # What is in the data and what computes count, not where the data lies and how it was made.
-    low = autocast(config.train.precision, torch.device("cpu"))._enabled
+    low = autocast(config.train.precision, torch.device(device))._enabled
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
     del declared["prepare"]
     grid.declare(plan, config, declared)
@@ -179,7 +181,7 @@ def run_transfer(
         name = f"{arm}-seed-{seed}"
         if not (out / "cells" / f"{name}.json").is_file():
             cost = able[arm].share * config.mixture.positions * (config.train.steps or 0)
-            jobs[name] = Job(name, _cell, (out, folder, config, arm, seed), (), cost, out / f"seed-{seed}" / arm)
+            jobs[name] = Job(name, _cell, (out, folder, config, arm, seed, device), (), cost, out / f"seed-{seed}" / arm)
     if jobs:
         run_jobs(jobs, workers, progress)
     found = summary(out, data, config) | {"command": command}
@@ -187,16 +189,16 @@ def run_transfer(
     return found
 
 
-def measure_speed(folder: Path, config: TransferConfig, threads: int, seconds: float = 8.0) -> float:
+def measure_speed(folder: Path, config: TransferConfig, threads: int, device: str = "cpu", seconds: float = 8.0) -> float:
     """Positions a second of one process that trains all routes."""
     torch.set_num_threads(threads)
     data = Dataset(folder)
     shape, _, text, _ = shape_on(folder, data, config.model, config.mixture)
-    task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes)
+    task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes, device)
     done, step, began = 0, 0, time.monotonic()
     while step < 3 or time.monotonic() - began < seconds:
         batch = task.batch(step)
-        with autocast(config.train.precision, torch.device("cpu")):
+        with autocast(config.train.precision, torch.device(device)):
             loss, _ = task.loss(batch)
         loss.backward()
         task.model.zero_grad()
@@ -222,15 +224,17 @@ def _power(out: Path, n: int) -> str:
     return f"minimal detectable effect of each comparison at 80 % power, in {unit}: {sizes}"
 
 
-def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int) -> None:
+def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int, device: str) -> None:
     """Train one arm on one seed, measure held-out text and the arm's routes, write the cell."""
     arm, run, began = ARMS[name], out / f"seed-{seed}" / name, time.monotonic()
     mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
-    state = train_routes(folder, run, config.model, mixture, schedule, resume=(run / "config.json").exists(), progress=False)
+    state = train_routes(
+        folder, run, config.model, mixture, schedule, resume=(run / "config.json").exists(), device=device, progress=False
+    )
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
-    loaded, data = Run(run), Dataset(folder)
+    loaded, data = Run(run, device), Dataset(folder)
     plain = Mixture(data, replace(config.mixture, routes=("t2t",)), loaded.text.end, seed, loaded.patch)
     read = Mixture(data, mixture, loaded.text.end, seed, loaded.patch)
     bits: list[np.ndarray] = []
