@@ -221,7 +221,7 @@ def test_the_small_experiment_can_be_asked_on_every_seed():
 
 def test_small_changes_the_defaults_and_no_option_that_is_given(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(experiment, "run_experiment", lambda out, config, *rest: asked.append(config))
+    monkeypatch.setattr(experiment, "run_experiment", lambda out, config, *rest, **more: asked.append(config))
     monkeypatch.setattr(experiment, "table", lambda found: "")
     for more in ([], ["--small"], ["--small", "--train.steps", "5", "--world.leads", "0.7"]):
         assert main(["experiment", str(tmp_path), *more]) == 0
