@@ -292,7 +292,9 @@ def _evaluate() -> Callable[..., Any]:
     ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one. For captioned things also how often text and
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one, and how much of that the caption says too; for
+        captioned frames what share of their bits the caption saves, and frame -> caption -> frame as pictures, in RUN/samples;
+        how often text and
         frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
         beside a run without it.
 
@@ -315,6 +317,7 @@ def _evaluate() -> Callable[..., Any]:
             world: for alignment, the folder of the world that the run was trained on: adds its kinds and its facts.
         """
         from quadrivium import evaluate as measure
+        from quadrivium import findings as finding
         from quadrivium.data.shards import read_json, write_json
 
         path = run / "results.json"
@@ -343,14 +346,13 @@ def _evaluate() -> Callable[..., Any]:
             return
         loaded, mixed = _load(run, data, device)
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
-        context = measure.visual_context(loaded.model, mixed, limit)
+        findings = finding.measure(loaded, mixed, limit, run / "samples")
         found = measure.retrieval(loaded.model, mixed, limit)
         kept = {k: v for k, v in before.items() if k in ("lm_eval", "alignment")}
-        findings = {"findings": {"visual_context": context}, "retrieval": found}
-        write_json(path, {**kept, **results, **findings, "step": loaded.step})
+        write_json(path, {**kept, **results, "findings": findings, "retrieval": found, "step": loaded.step})
         print(f"{measure.table(results)}\n\n{measure.READING}")
-        if context:
-            print(f"\n{measure.context_table(context)}")
+        if shown := finding.table(findings):
+            print(f"\n{shown}")
         if found:
             print(f"\n{measure.retrieval_table(found)}")
         print(f"results written to {path}; next: quadrivium generate {run}")

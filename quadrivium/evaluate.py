@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from quadrivium.data.mixture import Mixture, Stream
 from quadrivium.model import Batch, Model, likeness
-from quadrivium.sequence import Segment, Sequence, apart, frames, group, only_wanted, pack, positions_of
+from quadrivium.sequence import Segment, Sequence, apart, only_wanted, pack, positions_of
 from quadrivium.statistics import plus_minus
 
 UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
@@ -214,54 +214,6 @@ def routes(model: Model, mixture: Mixture, id_bytes: np.ndarray, limit: int = 25
     }
 
 
-def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str, dict]:
-    """What earlier frames save on the last frame of held-out clips: stream -> condition -> a row in bits per frame.
-
-    Conditions: "0", "1", "2", "4", ... earlier frames, all of them ("F"), all but in shuffled order ("shuffled"), and the
-    earlier frames of another group's clip ("other clip"). Rows have ``bits_per_frame``, ``stderr``, ``n`` and, paired with
-    none given, ``saved`` and ``saved_stderr``. Clips are those of their stream's commonest length F + 1.
-    """
-    model.eval()
-    found: dict[str, dict] = {}
-    for held in mixture.held.values():
-        if held.route != "v2v":
-            continue
-        clips, groups = [], []
-        for item in held.unit[mixture.held_units(held, 4 * limit), 0]:
-            clips.append(group(held.source.codes(int(item)), mixture.patch))
-            groups.append(int(held.source.group[item]))
-        lengths = [len(c) for c in clips if len(c) > 1]
-        if not lengths:
-            continue
-        usual = int(np.bincount(lengths).argmax())
-        kept = [i for i, c in enumerate(clips) if len(c) == usual][:limit]
-        clips, of = [clips[i] for i in kept], np.array([groups[i] for i in kept])
-        other = [next((j for k in range(1, len(of)) if of[j := (i + k) % len(of)] != of[i]), None) for i in range(len(of))]
-        shuffled = [_moved(usual - 1, i) for i in range(len(of))]
-        counts = [k for k in (0, 1, 2, 4, 8, 16) if k < usual - 1] + [usual - 1]
-        given: dict[str, list[np.ndarray | None]] = {str(k): [c[usual - 1 - k : usual - 1] for c in clips] for k in counts}
-        if usual > 2:
-            given["shuffled"] = [c[order] for c, order in zip(clips, shuffled, strict=True)]
-        given["other clip"] = [None if j is None else clips[j][: usual - 1] for j in other]
-        none, rows = np.zeros(0), {}
-        for name, before in given.items():
-            chosen = np.array([b is not None for b in before])
-            sequences = [
-                (*((frames(b),) if len(b) else ()), frames(c[-1:], wanted=True))
-                for b, c in zip(before, clips, strict=True)
-                if b is not None
-            ]
-            if not sequences:
-                continue
-            cost, one = bits(model, sequences), np.ones(len(sequences))
-            none = cost if name == "0" else none
-            mean, error = ratio(cost, one, of[chosen])
-            rows[name] = {"bits_per_frame": mean, "stderr": error, "n": len(cost)}
-            rows[name]["saved"], rows[name]["saved_stderr"] = ratio(none[chosen] - cost, one, of[chosen])
-        found[held.name] = rows
-    return found
-
-
 RECALL = (1, 5, 10)
 
 
@@ -332,26 +284,6 @@ def retrieval_table(found: dict[str, dict]) -> str:
             cells = (plus_minus(100 * row[name][f"r{k}"], 100 * row[name][f"r{k}_stderr"], 1) for k in RECALL)
             lines.append(f"  {way:<24}" + "".join(f"{cell:>16}" for cell in cells))
         lines.append(f"  {'chance':<24}" + "".join(f"{100 * row['chance'][f'r{k}']:>16.1f}" for k in RECALL))
-    return "\n".join(lines)
-
-
-def _moved(n: int, seed: int) -> np.ndarray:
-    """An order of n things that is not their own, where there is one."""
-    draw, own = np.random.default_rng(seed), np.arange(n)
-    while n > 1 and np.array_equal(order := draw.permutation(n), own):
-        pass
-    return order if n > 1 else own
-
-
-def context_table(found: dict[str, dict]) -> str:
-    """`visual_context` as text: a stream a block, a condition a line."""
-    lines = []
-    for name, rows in found.items():
-        lines += [f"last frame of {name}, bits", f"  {'earlier frames given':<24}{'held-out':>16}{'saved':>16}{'clips':>7}"]
-        for condition, row in rows.items():
-            cost = plus_minus(row["bits_per_frame"], row["stderr"], 1)
-            saved = "-" if condition == "0" else plus_minus(row["saved"], row["saved_stderr"], 1)
-            lines.append(f"  {condition:<24}{cost:>16}{saved:>16}{row['n']:>7}")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import quadrivium
-from quadrivium import evaluate, grid
+from quadrivium import evaluate, findings, grid
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
@@ -254,8 +254,11 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     routes = evaluate.routes(
         loaded.model, _as_they_are(data, config, arm, loaded, seed), loaded.text.id_bytes, 100, progress=False
     )
+    found: dict[str, Any] = {}
     if name == "four" and not (out / "samples").exists():  # of one seed
-        write_samples(loaded, _as_they_are(data, config, arm, loaded, seed), out / "samples", 4, progress=False)
+        shown = _as_they_are(data, config, arm, loaded, seed)
+        write_samples(loaded, shown, out / "samples", 4, progress=False)
+        found = {"findings": findings.measure(loaded, shown, 128, out / "samples")}
     texts = [s for s in read.streams if s.route == "t2t"]
     taken = [(min(s.length, state["step"] * read.shares[s.name]), s.length) for s in texts if not s.told]
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
@@ -264,7 +267,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         "read": sum(n for n, _ in taken) / sum(length for _, length in taken),  # share of its documents that was read at all
         "still_paired": read.still_paired() if arm.scramble == "shuffled" else 0.0,
         "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), **found,
     })  # fmt: skip
 
 
@@ -297,6 +300,7 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
         "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
+        "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
         "documents": _documents(found), "notes": _notes(arms), "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip

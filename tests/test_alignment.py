@@ -204,7 +204,9 @@ def test_a_run_is_measured_from_its_first_step_on_and_shown(seen, capsys):
     page = (run / "report.html").read_text()
     assert "Alignment through training: kinds" in page and "without the visual part" in page and "declared beforehand" in page
     assert main(["eval", str(run), "--limit", "4"]) == 0  # and the alignment is kept
-    assert json.loads((run / "results.json").read_text())["alignment"] == found
+    results = json.loads((run / "results.json").read_text())
+    assert results["alignment"] == found
+    assert not any(results["findings"].values()) and not (run / "samples").exists()  # it was trained on text alone
 
 
 def test_an_exported_model_is_refused(seen, tmp_path, capsys):

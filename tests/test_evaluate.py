@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from quadrivium import evaluate
+from quadrivium import evaluate, findings
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, Record, is_held, to_json, write_json, write_shard
 from quadrivium.model import Batch, ContrastConfig, Model, ModelConfig, cells
-from quadrivium.sequence import apart, frames, pack, text
+from quadrivium.sequence import apart, frames, group, pack, text
 from quadrivium.train import Pairs, RouteTask
 
 
@@ -42,17 +42,76 @@ def test_the_table_of_one_item_is_the_same_from_a_file(clips):
 def test_earlier_frames_are_given_as_they_are_named(clips):
     model = Model(cells(ModelConfig(vocab=5, layers=1, width=32, heads=2), 2, 2, 9), seed=1)
     mixture = Mixture(clips, MixtureConfig(routes=("v2v",)), 0, 0, model.config.patch)
-    rows = evaluate.visual_context(model, mixture)["v2v/a"]
+    rows = findings.visual_context(model, mixture)["v2v/a"]
     assert list(rows) == ["0", "1", "2", "3", "shuffled", "other clip"]
     held = mixture.held["v2v/a"]
-    whole = [evaluate.group(held.source.codes(int(i)), mixture.patch) for i in held.unit[:, 0]]
+    whole = [group(held.source.codes(int(i)), mixture.patch) for i in held.unit[:, 0]]
     for k in range(4):
         by_hand = [(*((frames(c[3 - k : 3]),) if k else ()), frames(c[3:], wanted=True)) for c in whole]
         assert rows[str(k)]["bits_per_frame"] == pytest.approx(evaluate.bits(model, by_hand).mean(), rel=1e-6)
         assert rows[str(k)]["saved"] == pytest.approx(rows["0"]["bits_per_frame"] - rows[str(k)]["bits_per_frame"], abs=1e-6)
     assert rows["0"]["saved"] == rows["0"]["saved_stderr"] == 0
     assert rows["other clip"]["bits_per_frame"] != pytest.approx(rows["3"]["bits_per_frame"], rel=1e-6)
-    assert "other clip" in evaluate.context_table({"v2v/a": rows})
+    assert "other clip" in findings.context_table({"v2v/a": rows})
+
+
+def items_of(groups, length=3):
+    rng = np.random.default_rng(0)
+    return [(np.array([0, 1 + i, 0]), rng.integers(0, 9, (length, 2, 2, 1)), g) for i, g in enumerate(groups)]
+
+
+def priced(monkeypatch, price):
+    """Costs that are known: ``price`` of what kinds of segment are given, and of which item's caption is."""
+
+    def bits(model, sequences):
+        return np.array([price([s.modality for s in q[:-1]], [s.data for s in q[:-1]], q[-1].data) for q in sequences], float)
+
+    monkeypatch.setattr(findings, "bits", bits)
+
+
+def test_what_was_seen_and_not_said_is_the_share_that_a_caption_leaves(monkeypatch):
+    """A last frame of 100 bits, of which earlier frames save 40; the caption saves 10, of them 5 that they save too."""
+    costs = {(): 100, ("frames",): 60, ("text",): 90, ("text", "frames"): 55}
+    priced(monkeypatch, lambda kinds, given, wanted: costs[tuple(kinds)] if len(wanted) == 1 else 1 / 0)
+    row = findings.unspoken(None, items_of(range(9)))
+    assert row["share"] == pytest.approx((90 - 55) / (100 - 60)) and row["n"] == 9
+    assert row["interval"] == pytest.approx([row["share"]] * 2) and (row["none"], row["both"]) == (100, 55)
+    mixed = items_of(range(6)) + items_of(range(6, 9), 5) + items_of(range(9, 12), 1)  # only those of the commonest length
+    assert findings.unspoken(None, mixed)["n"] == 6
+    assert findings.unspoken(None, items_of(range(4), 1)) == {}
+    assert findings.unspoken(None, items_of([3] * 4))["interval"] is None  # one group: one draw
+
+
+def test_a_caption_saves_bits_of_its_own_frame_and_not_of_anothers(monkeypatch):
+    items = items_of([0, 0, 1, 1, 2, 2])
+    own = {clip[:1].tobytes(): words[1] for words, clip, _ in items}
+
+    def price(kinds, given, wanted):
+        return 100 if not kinds else 70 if given[0][1] == own[wanted.tobytes()] else 110
+
+    priced(monkeypatch, price)
+    row = findings.lossy(None, items)
+    assert row["share"] == pytest.approx(0.3) and row["wrong"] == pytest.approx(-0.1) and row["n"] == 6
+    alone = findings.lossy(None, items_of([1, 1, 1]))
+    assert "wrong" not in alone and alone["interval"] is None
+
+
+def test_shares_have_intervals_over_groups():
+    """Two hundred items in ten groups that differ: the interval is that of ten draws, and covers the truth as often as it says."""
+    rng, covered, wide = np.random.default_rng(0), 0, []
+    for _ in range(150):
+        of_group = rng.normal(0.4, 0.1, 30)
+        groups = np.repeat(np.arange(30), 5)
+        whole = rng.uniform(50, 150, 150)
+        _, (low, high) = findings._share(of_group[groups] * whole, whole, groups, times=400)
+        covered += low < 0.4 < high
+        wide.append(high - low)
+    assert covered / 150 > 0.85 and np.mean(wide) > 2 * 1.96 * 0.1 / 30**0.5 * 0.8
+
+
+def test_psnr_is_that_of_the_textbook():
+    a = np.full((1, 4, 4, 3), 100, np.uint8)
+    assert findings.psnr(a, a) == 60 and findings.psnr(a, a + 10) == pytest.approx(10 * np.log10(255**2 / 100))
 
 
 KINDS = 12

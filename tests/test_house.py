@@ -50,6 +50,7 @@ HOUSE = (
     "ask",
     "distil",
     "samples",
+    "findings",
     "tracking",
     "train",
     "memory",

@@ -36,8 +36,11 @@ def test_a_grid_ends_with_a_verdict_and_goes_on_from_its_cells(finished, data):
     written = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
     run_transfer([data], out, SMALL, seeds=(0,), arms=ARMS, progress=False)
     assert {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()} == written
-    assert {"t2v", "v2t", "v2v", "t2t"} <= set(found["samples"])
-    assert found["verdict"]["sentence"] in write_report(out).read_text()
+    assert {"t2v", "v2t", "v2v", "t2t", "round-trip"} <= set(found["samples"])
+    seen = found["findings"]
+    assert all(seen[k] for k in ("visual_context", "unspoken", "lossy", "round_trip"))
+    page = write_report(out).read_text()
+    assert found["verdict"]["sentence"] in page and "still saved when the caption is known" in page
     assert (
         json.loads((out / "results.json").read_text())["primary"] == json.loads((out / "transfer.json").read_text())["primary"]
     )

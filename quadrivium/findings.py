@@ -1,0 +1,252 @@
+"""What pictures hold that text does not, in bits and as pictures, on held-out items:
+
+    visual context   what earlier frames save on the last frame of a clip
+    unspoken         of that, the share that is still saved when the caption is known too: what was seen and not said
+    lossy            the share of a frame's bits that its caption saves
+    round trip       frame -> its caption, as the model puts it -> frames drawn from that caption: how like the first they are, beside
+                     how like two draws from one caption are, and two frames taken at random
+
+All costs are the model's own, so what it has not learnt to use counts as not there. Intervals are 95 %, by resampling groups
+(a story, a video), which count as one draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadrivium.checkpoint import Run
+from quadrivium.data.mixture import Mixture
+from quadrivium.evaluate import bits, captioned, ratio
+from quadrivium.generate import Sampling, generate
+from quadrivium.model import Model
+from quadrivium.pictures import Cell, sheet
+from quadrivium.samples import SOBER, cells, decode
+from quadrivium.sequence import Sequence, frames, group, text
+from quadrivium.statistics import plus_minus
+
+
+def measure(run: Run, mixture: Mixture, limit: int = 128, pictures: Path | None = None) -> dict[str, Any]:
+    """`visual_context`, `unspoken`, `lossy` and `round_trip`: finding -> source -> a row. ``pictures``: where a sheet of round trips
+    is written, as round-trip.png."""
+    run.model.eval()
+    trips, sheets = {}, list[list[Cell]]()
+    both_ways = {"t2v", "v2t"} <= {s.route for s in mixture.held.values()}
+    for source, items in told_frames(mixture, limit) if both_ways else ():
+        row, shown = round_trip(run, items, min(limit, 32))
+        if row:
+            trips[source] = row
+            sheets += shown
+    if pictures is not None and sheets:
+        pictures.mkdir(parents=True, exist_ok=True)
+        heads = ("source", "frame", "its caption by the model", "drawn from that caption", "again", "and again")
+        sheet(sheets, heads, f"frame, caption, frames again, step {run.step}").save(pictures / "round-trip.png")
+    shares = {"unspoken": unspoken, "lossy": lossy}
+    told = {
+        name: {source: row for source, items in told_frames(mixture, limit) if (row := f(run.model, items))}
+        for name, f in shares.items()
+    }
+    return {"visual_context": visual_context(run.model, mixture, limit), **told, "round_trip": trips}
+
+
+Told = tuple[np.ndarray, np.ndarray, int]  # ids of a caption, the codes (F, R, C, G) of what it tells of, the item's group
+
+
+def told_frames(mixture: Mixture, limit: int) -> Iterator[tuple[str, list[Told]]]:
+    """Source, and captioned held-out items. No caption and no clip is there twice."""
+    for source, pairs, groups in captioned(mixture, limit):
+        yield (
+            source,
+            [
+                (words[0].data, np.concatenate([s.data for s in shown]), int(g))
+                for (words, shown), g in zip(pairs, groups, strict=True)
+            ],
+        )
+
+
+def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str, dict]:
+    """What earlier frames save on the last frame of held-out clips: stream -> condition -> a row in bits per frame.
+
+    Conditions: "0", "1", "2", "4", ... earlier frames, all of them ("F"), all but in shuffled order ("shuffled"), and the
+    earlier frames of another group's clip ("other clip"). Rows have ``bits_per_frame``, ``stderr``, ``n`` and, paired with
+    none given, ``saved`` and ``saved_stderr``. Clips are those of their stream's commonest length F + 1.
+    """
+    found: dict[str, dict] = {}
+    for held in mixture.held.values():
+        if held.route != "v2v":
+            continue
+        clips, groups = [], []
+        for item in held.unit[mixture.held_units(held, 4 * limit), 0]:
+            clips.append(group(held.source.codes(int(item)), mixture.patch))
+            groups.append(int(held.source.group[item]))
+        lengths = [len(c) for c in clips if len(c) > 1]
+        if not lengths:
+            continue
+        usual = int(np.bincount(lengths).argmax())
+        kept = [i for i, c in enumerate(clips) if len(c) == usual][:limit]
+        clips, of = [clips[i] for i in kept], np.array([groups[i] for i in kept])
+        other = [next((j for k in range(1, len(of)) if of[j := (i + k) % len(of)] != of[i]), None) for i in range(len(of))]
+        shuffled = [_moved(usual - 1, i) for i in range(len(of))]
+        counts = [k for k in (0, 1, 2, 4, 8, 16) if k < usual - 1] + [usual - 1]
+        given: dict[str, list[np.ndarray | None]] = {str(k): [c[usual - 1 - k : usual - 1] for c in clips] for k in counts}
+        if usual > 2:
+            given["shuffled"] = [c[order] for c, order in zip(clips, shuffled, strict=True)]
+        given["other clip"] = [None if j is None else clips[j][: usual - 1] for j in other]
+        none, rows = np.zeros(0), {}
+        for name, before in given.items():
+            chosen = np.array([b is not None for b in before])
+            sequences = [
+                (*((frames(b),) if len(b) else ()), frames(c[-1:], wanted=True))
+                for b, c in zip(before, clips, strict=True)
+                if b is not None
+            ]
+            if not sequences:
+                continue
+            cost, one = bits(model, sequences), np.ones(len(sequences))
+            none = cost if name == "0" else none
+            mean, error = ratio(cost, one, of[chosen])
+            rows[name] = {"bits_per_frame": mean, "stderr": error, "n": len(cost)}
+            rows[name]["saved"], rows[name]["saved_stderr"] = ratio(none[chosen] - cost, one, of[chosen])
+        found[held.name] = rows
+    return found
+
+
+def unspoken(model: Model, items: Seq[Told]) -> dict[str, Any]:
+    """Of the bits that earlier frames save on the last frame, the share still saved when the caption is given too:
+    [bits(V'|T) - bits(V'|T, V)] / [bits(V') - bits(V'|V)], over captioned clips of their commonest length. Empty without clips.
+
+    A row has ``share`` with its ``interval``, ``n``, and bits a frame: ``none``, ``seen``, ``told``, ``both``."""
+    lengths = [len(clip) for _, clip, _ in items if len(clip) > 1]
+    if not lengths:
+        return {}
+    usual = int(np.bincount(lengths).argmax())
+    kept = [(text(words), frames(clip[:-1]), frames(clip[-1:], True), g) for words, clip, g in items if len(clip) == usual]
+    given: dict[str, list[Sequence]] = {
+        "none": [(last,) for *_, last, _ in kept],
+        "seen": [(before, last) for _, before, last, _ in kept],
+        "told": [(words, last) for words, _, last, _ in kept],
+        "both": [(words, before, last) for words, before, last, _ in kept],
+    }
+    cost = {name: bits(model, sequences) for name, sequences in given.items()}
+    groups = np.array([g for *_, g in kept])
+    share, interval = _share(cost["told"] - cost["both"], cost["none"] - cost["seen"], groups)
+    return {"share": share, "interval": interval, "n": len(kept), **{k: float(v.mean()) for k, v in cost.items()}}
+
+
+def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
+    """The share of a frame's bits that its caption saves, [bits(V) - bits(V|T)] / bits(V), of first frames; and what the caption of an
+    item of another group saves. A row has ``share``, ``wrong`` and their intervals, ``n``, and bits a frame: ``none``, ``told``."""
+    if len(items) < 2:
+        return {}
+    groups, n = np.array([g for *_, g in items]), len(items)
+    first = [frames(clip[:1], True) for _, clip, _ in items]
+    other = [next((j for k in range(n) if groups[j := (i + n // 2 + k) % n] != groups[i]), None) for i in range(n)]
+    none = bits(model, [(f,) for f in first])
+    told = bits(model, [(text(words), f) for (words, _, _), f in zip(items, first, strict=True)])
+    share, interval = _share(none - told, none, groups)
+    row = {"share": share, "interval": interval, "n": n, "none": float(none.mean()), "told": float(told.mean())}
+    some = [i for i, j in enumerate(other) if j is not None]
+    if some:
+        wrong = bits(model, [(text(items[other[i]][0]), first[i]) for i in some])  # type: ignore[index]
+        row["wrong"], row["wrong_interval"] = _share(none[some] - wrong, none[some], groups[some])
+    return row
+
+
+def round_trip(
+    run: Run, items: Seq[Told], n: int, sampling: Sampling = SOBER, shown: int = 4
+) -> tuple[dict[str, Any], list[list[Cell]]]:
+    """V -> T -> V', three times from one caption of the model's own, of first frames. A row has means over items, in decibels (PSNR) of
+    decoded frames: ``again`` of V' and V, ``draws`` of two V' from one caption, ``random`` of V and another item's; with standard errors.
+    Also rows of a sheet, of the first few."""
+    items = list(items[:n])
+    if len(items) < 2:
+        return {}, []
+    first = [clip[:1] for _, clip, _ in items]
+    said = generate(run.model, [(frames(f),) for f in first], "text", run.text.end, sampling=sampling)
+    words = [text([run.text.end, *ids, run.text.end]) for ids in said]
+    draws = generate(run.model, [(w,) for w in words for _ in range(3)], "frames", run.text.end, 1, sampling)
+    seen = [decode(run, f) for f in first]
+    again = [[decode(run, d) for d in draws[3 * i : 3 * i + 3]] for i in range(len(items))]
+    groups = np.array([g for *_, g in items])
+    kinds = {
+        "again": [float(np.mean([psnr(a, seen[i]) for a in made])) for i, made in enumerate(again)],
+        "draws": [float(np.mean([psnr(made[a], made[b]) for a, b in ((0, 1), (0, 2), (1, 2))])) for made in again],
+        "random": [psnr(seen[i], seen[(i + len(items) // 2) % len(items)]) for i in range(len(items))],
+    }
+    row: dict[str, Any] = {"n": len(items)}
+    for name, values in kinds.items():
+        row[name], row[f"{name}_stderr"] = ratio(np.array(values), np.ones(len(items)), groups)
+    sheets: list[list[Cell]] = []
+    for i in range(min(shown, len(items))):
+        told = " / ".join(c for c in cells(run, (text(items[i][0]),)) if isinstance(c, str))
+        sheets.append([told, seen[i], run.text.decode(said[i]), *again[i]])
+    return row, sheets
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in decibels of two pictures uint8; 60 at most, which is where they are the same to the eye."""
+    error = float(np.square(a.astype(np.float64) - b).mean())
+    return min(60.0, 10 * float(np.log10(255**2 / error)) if error else 60.0)
+
+
+def _share(part: np.ndarray, whole: np.ndarray, groups: np.ndarray, times: int = 2000) -> tuple[float, list[float] | None]:
+    """sum(part) / sum(whole), and its 95 % interval by resampling groups; None with one group, or where the whole may be nothing."""
+    _, index = np.unique(groups, return_inverse=True)
+    sums = np.stack([np.bincount(index, part), np.bincount(index, whole)])
+    if len(sums[0]) < 2:
+        return float(part.sum() / whole.sum()), None
+    drawn = np.random.default_rng(0).integers(0, len(sums[0]), (times, len(sums[0])))
+    top, bottom = sums[0][drawn].sum(1), sums[1][drawn].sum(1)
+    if bottom.min() <= 0:
+        return float(part.sum() / whole.sum()), None
+    low, high = np.quantile(top / bottom, (0.025, 0.975))
+    return float(part.sum() / whole.sum()), [float(low), float(high)]
+
+
+def _moved(n: int, seed: int) -> np.ndarray:
+    """An order of n things that is not their own, where there is one."""
+    draw, own = np.random.default_rng(seed), np.arange(n)
+    while n > 1 and np.array_equal(order := draw.permutation(n), own):
+        pass
+    return order if n > 1 else own
+
+
+def context_table(found: dict[str, dict]) -> str:
+    """`visual_context` as text: a stream a block, a condition a line."""
+    lines = []
+    for name, rows in found.items():
+        lines += [f"last frame of {name}, bits", f"  {'earlier frames given':<24}{'held-out':>16}{'saved':>16}{'clips':>7}"]
+        for condition, row in rows.items():
+            cost = plus_minus(row["bits_per_frame"], row["stderr"], 1)
+            saved = "-" if condition == "0" else plus_minus(row["saved"], row["saved_stderr"], 1)
+            lines.append(f"  {condition:<24}{cost:>16}{saved:>16}{row['n']:>7}")
+    return "\n".join(lines)
+
+
+def table(found: dict[str, Any]) -> str:
+    """`measure` as text."""
+    lines = [context_table(found["visual_context"])] if found["visual_context"] else []
+    said = {
+        "unspoken": "of what earlier frames save on the last frame, still saved when the caption is known",
+        "lossy": "of a frame's bits, saved by its caption",
+    }
+    for name, words in said.items():
+        for source, row in found[name].items():
+            lines.append(f"{name}, {source}: {percent(row['share'], row['interval'])} {words} ({row['n']} items)")
+            if "wrong" in row:
+                lines.append(f"  by the caption of another item: {percent(row['wrong'], row['wrong_interval'])}")
+    for source, row in found["round_trip"].items():
+        of = (plus_minus(row[k], row[f"{k}_stderr"], 1) for k in ("again", "draws", "random"))
+        again, draws, other = of
+        lines.append(f"round trip, {source}: a frame drawn from the model's caption of it is {again} dB from it; two such draws {draws}, "
+                     f"two frames at random {other} ({row['n']} items)")  # fmt: skip
+    return "\n".join(lines)
+
+
+def percent(share: float, interval: list[float] | None) -> str:
+    """A share and its interval, for people."""
+    return f"{share:.1%}" + ("" if interval is None else f" ({interval[0]:.1%} to {interval[1]:.1%})")
