@@ -26,10 +26,11 @@ import numpy as np
 import torch
 
 import quadrivium
-from quadrivium import evaluate, findings, grid
+from quadrivium import endpoints, evaluate, findings, grid
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
+from quadrivium.endpoints import EndpointConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs, without
 from quadrivium.model import Model, ModelConfig
@@ -80,6 +81,7 @@ class TransferConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000))
     text: float = 0.25  # share of the documents that arms read, D; the ladder then reaches from D/4 to all of them
     limit: int = 400  # held-out windows of text of each source
+    endpoints: EndpointConfig = field(default_factory=EndpointConfig)
     primary: str = "held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0"
 
     def __post_init__(self) -> None:
@@ -173,6 +175,11 @@ def run_transfer(
     low = autocast(config.train.precision, torch.device(device))._enabled
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
     del declared["prepare"]
+    for place in ("folder", "concreteness"):  # whether there is one
+        declared["endpoints"][place] = declared["endpoints"][place] and True
+    endpoints.questions(config.endpoints)  # what cannot be asked is said before anything is trained
+    if config.endpoints.concreteness:
+        endpoints.ratings(config.endpoints.concreteness)
     grid.declare(plan, config, declared)
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
@@ -255,6 +262,9 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         loaded.model, _as_they_are(data, config, arm, loaded, seed), loaded.text.id_bytes, 100, progress=False
     )
     found: dict[str, Any] = {}
+    asked = endpoints.measure(
+        loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, baselines=name == "text"
+    )
     if name == "four" and not (out / "samples").exists():  # of one seed
         shown = _as_they_are(data, config, arm, loaded, seed)
         write_samples(loaded, shown, out / "samples", 4, progress=False)
@@ -267,7 +277,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         "read": sum(n for n, _ in taken) / sum(length for _, length in taken),  # share of its documents that was read at all
         "still_paired": read.still_paired() if arm.scramble == "shuffled" else 0.0,
         "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
-        "threads": torch.get_num_threads(), **found,
+        "threads": torch.get_num_threads(), "endpoints": asked, **found,
     })  # fmt: skip
 
 
@@ -300,7 +310,7 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
         "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
-        "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
+        "endpoints": endpoints.summary(found), "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
         "documents": _documents(found), "notes": _notes(arms), "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip

@@ -60,6 +60,7 @@ HOUSE = (
     "library",
     "tasks.documents",
     "harness",
+    "endpoints",
     "export",
     "words",
     "guard",

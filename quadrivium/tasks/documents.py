@@ -48,7 +48,29 @@ def accuracy(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict
     return {"acc": mean, **({f"acc_{doc['field']}": mean} if doc.get("field") else {})}
 
 
+def of(task: str, folder: str) -> list[dict[str, Any]]:
+    """Documents of ``coda``, ``verbphysics`` (all its attributes) or ``blimp``, shuffled. Those about facts hold them as ``fact``: parts,
+    each a list of wordings; those of ``coda`` also hold the answer's name, as ``answered``."""
+    if task == "verbphysics":
+        docs = [doc for attribute in _COMPARED for doc in verbphysics_documents(folder, attribute)]
+    else:
+        docs = {"coda": coda_documents, "blimp": blimp_documents}[task](folder)
+    return _shuffled(docs)
+
+
 def coda(folder: str = "", **_: Any) -> dict[str, Any]:
+    return _split(coda_documents(folder))
+
+
+def verbphysics(folder: str = "", attribute: str = "size", **_: Any) -> dict[str, Any]:
+    return _split(verbphysics_documents(folder, attribute))
+
+
+def blimp(folder: str = "", **_: Any) -> dict[str, Any]:
+    return _split(blimp_documents(folder))
+
+
+def coda_documents(folder: str) -> list[dict[str, Any]]:
     """Which colour is the likeliest of a thing? The one that people gave most weight to, where one leads."""
     root = _find(folder, "coda", "annotations.jsonl")
     weights: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(COLOURS)))
@@ -73,11 +95,14 @@ def coda(folder: str = "", **_: Any) -> dict[str, Any]:
                 f"This {one} {{}}.",
             )
         ]
-        docs.append(_document(f"coda {thing['class_id']}", wordings, int(found.argmax())))
-    return _split(docs)
+        colour = COLOURS[int(found.argmax())]
+        named = [colour, "grey"] if colour == "gray" else [colour]
+        made = _document(f"coda {thing['class_id']}", wordings, int(found.argmax()))
+        docs.append({**made, "fact": [[thing["object_s"], thing["object_pl"]], named], "answered": colour})
+    return docs
 
 
-def verbphysics(folder: str = "", attribute: str = "size", **_: Any) -> dict[str, Any]:
+def verbphysics_documents(folder: str, attribute: str) -> list[dict[str, Any]]:
     """Which of two things is bigger, ...? The test pairs on which people agree and that differ."""
     root = _find(folder, "verbphysics", "objects/train-5/test.csv")
     docs = []
@@ -91,11 +116,13 @@ def verbphysics(folder: str = "", attribute: str = "size", **_: Any) -> dict[str
                 for text in ("{} is {more} than {}.", "Compared with {1}, {0} is {more}."):
                     wordings.append([_capital(text.format(*p, more=more)) for p in (pair, pair[::-1])])
             answer = 0 if row[f"{attribute}-maj"] == "1" else 1
-            docs.append(_document(f"verbphysics {attribute} {row['obj1']} {row['obj2']}", wordings, answer))
-    return _split(docs)
+            made = _document(f"verbphysics {attribute} {row['obj1']} {row['obj2']}", wordings, answer)
+            things = [row[k].replace("_", " ") for k in ("obj1", "obj2")]
+            docs.append({**made, "fact": [[thing, f"{thing}s"] for thing in things]})
+    return docs
 
 
-def blimp(folder: str = "", **_: Any) -> dict[str, Any]:
+def blimp_documents(folder: str) -> list[dict[str, Any]]:
     """Which of two sentences is grammatical?"""
     root = _find(folder, "blimp", "BLiMP.zip", "data")
     docs = []
@@ -103,7 +130,7 @@ def blimp(folder: str = "", **_: Any) -> dict[str, Any]:
         for row in map(json.loads, lines):
             made = _document(f"blimp {name} {row['pairID']}", [[row["sentence_good"], row["sentence_bad"]]], 0)
             docs.append({**made, "field": row["field"].replace("/", "_")})
-    return _split(docs)
+    return docs
 
 
 def _blimp_files(root: Path) -> Iterable[tuple[str, list[str]]]:
@@ -142,11 +169,15 @@ def _split(docs: list[dict[str, Any]]) -> dict[str, Any]:
     import datasets
     import pyarrow as pa
 
-    if not docs:
-        raise DataError("no questions could be made of the files there")
-    random.Random(0).shuffle(docs)
+    docs = _shuffled(docs)
     mark = hashlib.sha256(json.dumps(docs).encode()).hexdigest()[:32]  # given, as some releases of datasets fail to make it
     return {"test": datasets.Dataset(pa.Table.from_pylist(docs), fingerprint=mark)}
+
+
+def _shuffled(docs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not docs:
+        raise DataError("no questions could be made of the files there")
+    return random.Random(0).sample(docs, len(docs))
 
 
 def _find(folder: str, name: str, *marks: str) -> Path:

@@ -1,0 +1,389 @@
+"""What text alone knows afterwards, beyond its bits: the endpoints of `transfer` on real text.
+
+    words    held-out text, priced by kind of word: whether the word ever stood in a caption, and so came with a frame; and, with a table
+             of ratings, how concrete it is (Brysbaert et al. 2014, https://doi.org/10.3758/s13428-013-0403-5)
+    tasks    forced choice on files of the user's: colours of things (``coda``), comparisons of things (``verbphysics``), grammar, which is
+             to show harm (``blimp``); `tasks.documents` says how they are asked. Split by how often the fact stands in the text that was
+             read: sentences that hold the thing and its colour, or both things
+
+Beside them stand baselines that cost nothing: chance, the commonest answer, the colour that the text names most (which never sees the
+thing), a trigram of the text that was read, and the model before its first step.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from quadrivium.data.mixture import Mixture, read_documents
+from quadrivium.data.shards import Dataset
+from quadrivium.errors import ConfigError, DataError
+from quadrivium.evaluate import token_bits
+from quadrivium.harness import likelihoods
+from quadrivium.model import Model
+from quadrivium.statistics import interval, paired
+from quadrivium.tasks import documents
+from quadrivium.text import TextTokenizer
+
+Task = Literal["coda", "verbphysics", "blimp"]
+STRATA = ((0, "never"), (1, "1 to 9 times"), (10, "10 times or more"))
+_LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # written without spaces between words
+_SENTENCE = re.compile(r"[.!?\n。！？]+")
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """What is asked of every cell of a grid, besides bits."""
+
+    folder: Path | None = None  # holds coda, verbphysics, blimp or some of them; without it nothing is asked
+    tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")
+    limit: int = 500  # questions of each task, a sample
+    concreteness: Path | None = (
+        None  # a table of words and their ratings from 1 to 5, the columns Word and Conc.M, or the first two
+    )
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigError(f"endpoints.limit is {self.limit}; it has to be positive")
+
+
+# ---- kinds of words ----------------------------------------------------------------------------------------------------
+
+
+def ratings(path: Path) -> dict[str, float]:
+    """Word -> how concrete it is, 1 to 5. Raises DataError where the table has no such columns."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable table of ratings ({error})") from None
+    rows = list(csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ","))
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    word, rating = (head.index(name) if name in head else i for i, name in enumerate(("word", "conc.m")))
+    found = {}
+    for number, row in enumerate(rows[1:] if "word" in head else rows, 2 if "word" in head else 1):
+        try:
+            found[row[word].strip().lower()] = float(row[rating])
+        except (IndexError, ValueError):
+            raise DataError(f"{path}: line {number} has no word and rating; expected columns Word and Conc.M") from None
+    if not found or not all(1 <= value <= 5 for value in found.values()):
+        raise DataError(f"{path}: no ratings from 1 to 5 here; expected columns Word and Conc.M")
+    return found
+
+
+class Kinds:
+    """Sorts the ids of a document by the word that they belong to."""
+
+    def __init__(self, tokenizer: TextTokenizer, data: Dataset, rated: dict[str, float] | None = None) -> None:
+        self.tokenizer, self.rated = tokenizer, rated
+        self.words, self.ids = set[str](), set[int]()
+        for source in data.sources:
+            if source.rendered:
+                continue
+            for item in np.flatnonzero((source.frames > 0) & ~source.held).tolist():
+                for which in range(int(source.texts[item])):
+                    ids = source.text(item, which)
+                    self.ids |= set(ids.tolist())
+                    self.words |= {w.group().lower() for w in _LETTERS.finditer(tokenizer.decode(ids))}
+
+    def of(self, ids: np.ndarray) -> list[tuple[str, ...]]:
+        """Kinds of every id (n,) of a whole document, without marks: a word's ids are all of its kind. What is no word has none."""
+        said = self.tokenizer.decode(ids)
+        kind_at: list[tuple[str, ...]] = [()] * len(said.encode())
+        at, byte = 0, 0
+        for word in _LETTERS.finditer(said):
+            byte += len(said[at : word.start()].encode())
+            at = word.start()
+            size = len(word.group().encode())
+            kind_at[byte : byte + size] = [self._kinds(word.group())] * size
+        found, start = list[tuple[str, ...]](), 0
+        for i, size in zip(ids.tolist(), self.tokenizer.id_bytes[ids].tolist(), strict=True):
+            here = next((k for k in kind_at[start : start + size] if k), ())
+            start += size
+            if here == ("unspaced",):  # no words to look up: the id stands for itself
+                here = ("came with a frame",) if i in self.ids else ("never came with a frame",)
+            found.append(here)
+        return found
+
+    def _kinds(self, word: str) -> tuple[str, ...]:
+        if _UNSPACED.search(word):
+            return ("unspaced",)
+        found = ("came with a frame",) if word.lower() in self.words else ("never came with a frame",)
+        if self.rated is None or word.lower() not in self.rated:
+            return found
+        value = self.rated[word.lower()]
+        return (*found, "concrete" if value >= 4 else "abstract" if value < 2.5 else "between")
+
+
+def by_word(model: Model, mixture: Mixture, kinds: Kinds, limit: int) -> dict[str, list[float]]:
+    """Kind of word -> bits and bytes of held-out documents, ``limit`` windows of every source; "all" has the rest too, "other" what is
+    no word, marks among them."""
+    found: dict[str, list[float]] = {}
+    for held in (s for s in mixture.held.values() if s.route == "t2t" and not s.told):
+        chosen = list(mixture.held_units(held, limit))
+        for some in (chosen[i : i + 16] for i in range(0, len(chosen), 16)):
+            windows = [mixture.sequence(held, unit) for unit in some]
+            for unit, window, costs in zip(some, windows, token_bits(model, windows), strict=True):
+                item, part = map(int, held.unit[unit])
+                named = [(), *kinds.of(held.source.text(item, 0)), ()]  # the two end marks are no words
+                begin = part * mixture.config.context + 1
+                sizes = kinds.tokenizer.id_bytes[window[0].data[1:]]
+                rows = zip(costs.tolist(), sizes.tolist(), named[begin : begin + len(costs)], strict=True)
+                for cost, size, names in rows:
+                    for name in ("all", *(names or ("other",))):
+                        row = found.setdefault(name, [0.0, 0])
+                        row[0], row[1] = row[0] + cost, row[1] + size
+    return found
+
+
+# ---- questions ---------------------------------------------------------------------------------------------------------
+
+
+def questions(config: EndpointConfig) -> dict[str, list[dict[str, Any]]]:
+    """Task -> its documents, a sample of them; tasks whose files are not in the folder are left out. Raises DataError where none is."""
+    if config.folder is None:
+        return {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    missing = []
+    for task in config.tasks:
+        try:
+            found[task] = documents.of(task, str(config.folder))[: config.limit]
+        except DataError as error:
+            missing.append(str(error))
+    if not found:
+        raise DataError("; ".join(missing))
+    return found
+
+
+def credits(docs: Seq[dict[str, Any]], score: Callable[[list[tuple[str, str]]], list[float]]) -> np.ndarray:
+    """Strict credit (n,) of every document under what scores a context and a choice."""
+    pairs = [(doc["context"], choice) for doc in docs for choice in doc["choices"]]
+    scores, found = iter(score(pairs)), []
+    for doc in docs:
+        found.append(documents.accuracy(doc, [(next(scores), False) for _ in doc["choices"]])["acc"])
+    return np.array(found)
+
+
+def by_model(model: Model, tokenizer: TextTokenizer) -> Callable[[list[tuple[str, str]]], list[float]]:
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        ids = [([tokenizer.end, *tokenizer.encode(a).tolist()], tokenizer.encode(b).tolist()) for a, b in pairs]
+        return [value for value, _ in likelihoods(model, ids)]
+
+    return score
+
+
+class Trigram:
+    """A trigram of ids, smoothed by how many different ids followed (Witten and Bell 1991): what counting alone knows."""
+
+    def __init__(self, texts: Iterable[np.ndarray], vocab: int) -> None:
+        """``texts``: ids of whole texts, marks on both sides."""
+        self.vocab = vocab
+        whole = [np.asarray(t, np.int64) for t in texts]
+        self.grams: list[tuple[np.ndarray, np.ndarray]] = []  # keys in order, and how often each occurs
+        for order in (1, 2, 3):
+            keys = [self._key([t[i : len(t) - order + 1 + i] for i in range(order)]) for t in whole if len(t) >= order]
+            met, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *keys]), return_counts=True)
+            self.grams.append((met, counts))
+        # Of every context: how often it was followed, and by how many different ids.
+        self.contexts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for met, counts in self.grams[1:]:
+            before, first = np.unique(met // vocab, return_index=True)
+            ends = np.append(first, len(met))[1:]
+            total = np.add.reduceat(counts, first) if len(first) else counts
+            self.contexts.append((before, total, ends - first))
+
+    def _key(self, parts: list[np.ndarray]) -> np.ndarray:
+        key = np.zeros(len(parts[0]), np.int64)
+        for part in parts:
+            key = key * self.vocab + part
+        return key
+
+    @staticmethod
+    def _at(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(keys, asked), max(len(keys) - 1, 0))
+        return np.where(keys[place] == asked, values[place], 0) if len(keys) else np.zeros(len(asked), np.int64)
+
+    def nats(self, ids: np.ndarray) -> np.ndarray:
+        """Nats (n - 1,) of every id but the first after those before it."""
+        ids = np.asarray(ids, np.int64)
+        met, counts = self.grams[0]
+        if not len(met):
+            return np.full(len(ids) - 1, np.log(self.vocab))
+        probability = (self._at(met, counts, ids[1:]) + len(met) / self.vocab) / (counts.sum() + len(met))
+        for order in (2, 3):
+            if len(ids) < order:
+                break
+            asked = self._key([ids[i : len(ids) - order + 1 + i] for i in range(order)])
+            before, total, kinds = self.contexts[order - 2]
+            followed, different = (self._at(before, value, asked // self.vocab) for value in (total, kinds))
+            lower = probability[order - 2 :]  # of ids that have so many before them
+            mixed = (self._at(*self.grams[order - 1], asked) + different * lower) / np.maximum(followed + different, 1)
+            probability[order - 2 :] = np.where(followed > 0, mixed, lower)
+        return -np.log(probability)
+
+    def score(self, tokenizer: TextTokenizer) -> Callable[[list[tuple[str, str]]], list[float]]:
+        def of(pairs: list[tuple[str, str]]) -> list[float]:
+            found = []
+            for context, more in pairs:
+                before = [tokenizer.end, *tokenizer.encode(context).tolist()]
+                cost = self.nats(np.array([*before, *tokenizer.encode(more).tolist()]))
+                found.append(-float(cost[len(before) - 1 :].sum()))
+            return found
+
+        return of
+
+
+def read_texts(data: Dataset, share: float, seed: int) -> Iterator[np.ndarray]:
+    """Ids of all that a cell's text can be read from: its share of the documents, and all captions."""
+    for source in data.sources:
+        if source.rendered:
+            continue
+        for item in read_documents(source, share, seed).tolist():
+            yield source.text(item, 0)
+        for item in np.flatnonzero((source.frames > 0) & ~source.held).tolist():
+            for which in range(int(source.texts[item])):
+                yield source.text(item, which)
+
+
+def times(docs: Seq[dict[str, Any]], texts: Iterable[str]) -> list[int]:
+    """In how many sentences the fact that a document asks for stands: one wording at least of each of its parts."""
+    parts = [[tuple(w.lower().split()) for w in part] for doc in docs for part in doc["fact"]]
+    needed = {words for part in parts for words in part}
+    longest = max(map(len, needed), default=0)
+    waiting: dict[tuple[str, ...], list[int]] = {}
+    for i, doc in enumerate(docs):
+        for part in doc["fact"][:1]:  # sentences that hold the first part are looked at for the others
+            for wording in part:
+                waiting.setdefault(tuple(wording.lower().split()), []).append(i)
+    whole = [[[tuple(w.lower().split()) for w in part] for part in doc["fact"]] for doc in docs]
+    found = [0] * len(docs)
+    for said in texts:
+        for sentence in _SENTENCE.split(said.lower()):
+            words = _LETTERS.findall(sentence)
+            here = {tuple(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)} & needed
+            for i in {i for wording in here for i in waiting.get(wording, ())}:
+                found[i] += all(any(w in here for w in part) for part in whole[i])
+    return found
+
+
+def stratum(count: int) -> str:
+    return next(name for least, name in reversed(STRATA) if count >= least)
+
+
+# ---- cells and their summary ---------------------------------------------------------------------------------------------
+
+
+def measure(
+    model: Model, tokenizer: TextTokenizer, data: Dataset, mixture: Mixture, config: EndpointConfig, share: float, limit: int,
+    seed: int, baselines: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What a cell keeps: ``words``, kind -> bits and bytes; ``tasks``, task -> ``accuracy``, ``n``, ``chance`` and ``strata``, stratum ->
+    sum of credits and number; with ``baselines``, also task -> baseline -> accuracy."""
+    rated = ratings(config.concreteness) if config.concreteness else None
+    found: dict[str, Any] = {"words": by_word(model, mixture, Kinds(tokenizer, data, rated), limit)}
+    asked = questions(config)
+    if not asked:
+        return found
+    said = [tokenizer.decode(ids) for ids in read_texts(data, share, seed)]
+    found["tasks"] = {}
+    for task, docs in asked.items():
+        credit = credits(docs, by_model(model, tokenizer))
+        row: dict[str, Any] = {
+            "accuracy": float(credit.mean()),
+            "n": len(docs),
+            "chance": float(np.mean([_chance(d) for d in docs])),
+        }
+        if docs[0].get("fact"):
+            strata: dict[str, list[float]] = {name: [0.0, 0] for _, name in STRATA}
+            for c, count in zip(credit.tolist(), times(docs, said), strict=True):
+                place = strata[stratum(count)]
+                place[0], place[1] = place[0] + c, place[1] + 1
+            row["strata"] = strata
+        found["tasks"][task] = row
+    if baselines:
+        counted = Trigram((tokenizer.enclose(ids) for ids in read_texts(data, share, seed)), tokenizer.size)
+        fresh = Model(model.config, seed).to(next(model.parameters()).device).eval()
+        colours = Counter(w for s in said for w in _LETTERS.findall(s.lower()))
+        found["baselines"] = {
+            task: {
+                "commonest answer": _commonest(docs),
+                **({"colour of the text": _one_colour(docs, colours)} if task == "coda" else {}),
+                "trigram": float(credits(docs, counted.score(tokenizer)).mean()),
+                "before the first step": float(credits(docs, by_model(fresh, tokenizer)).mean()),
+            }
+            for task, docs in asked.items()
+        }
+    return found
+
+
+def _chance(doc: dict[str, Any]) -> float:
+    return doc["wordings"] / len(doc["choices"])
+
+
+def _commonest(docs: Seq[dict[str, Any]]) -> float:
+    """The share of the commonest answer, where answers are named; else of the commonest place, which is drawn at random."""
+    named = [doc.get("answered") or str(doc["answers"][0]) for doc in docs]
+    return Counter(named).most_common(1)[0][1] / len(docs)
+
+
+def _one_colour(docs: Seq[dict[str, Any]], words: Counter[str]) -> float:
+    """The same answer to every question: the colour that the text names most."""
+    colour = max(documents.COLOURS, key=lambda c: words[c] + (words["grey"] if c == "gray" else 0))
+    return float(np.mean([doc["answered"] == colour for doc in docs]))
+
+
+def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
+    """Of arm -> seed -> cell: ``words``, kind -> bytes, arm -> bits a byte, and what `four` saves over `text` and over `captions`;
+    ``tasks``, task -> chance, baselines, arm -> accuracy, `four` minus `captions` and minus `text`, and accuracies by stratum."""
+    cells = {arm: {s: c["endpoints"] for s, c in by.items() if "endpoints" in c} for arm, by in found.items()}
+    cells = {arm: by for arm, by in cells.items() if by}
+    if not cells:
+        return {}
+
+    def row(values: dict[int, float]) -> dict[str, Any]:
+        return dict(zip(("mean", "half"), interval(values.values()), strict=True)) | {"seeds": len(values)}
+
+    def differ(values: dict[str, dict[int, float]], base: str, sign: int) -> dict[str, Any] | None:
+        """`four` minus an arm, or the reverse, where both have a seed in common."""
+        a, b = values.get("four", {}), values.get(base, {})
+        if not a.keys() & b.keys():
+            return None
+        gain = paired(a, b) if sign > 0 else paired(b, a)
+        return {"mean": gain.mean, "low": gain.low, "high": gain.high, "n": gain.n}
+
+    every = next(iter(next(iter(cells.values())).values()))
+    words = {}
+    for kind in sorted({k for by in cells.values() for c in by.values() for k in c["words"]}):
+        costs = {a: {s: c["words"][kind][0] / c["words"][kind][1] for s, c in by.items() if c["words"].get(kind, [0, 0])[1]} for a, by in cells.items()}  # fmt: skip
+        words[kind] = {
+            "bytes": next((c["words"][kind][1] for by in cells.values() for c in by.values() if kind in c["words"]), 0),
+            "arms": {arm: row(values) for arm, values in costs.items() if values},
+            "saved": {base: differ(costs, base, -1) for base in ("text", "captions")},
+        }
+    tasks = {}
+    for task in every.get("tasks", {}):
+        right = {a: {s: c["tasks"][task]["accuracy"] for s, c in by.items()} for a, by in cells.items()}
+        strata = {}
+        for _, name in STRATA if "strata" in every["tasks"][task] else ():
+            asked = {a: [c["tasks"][task]["strata"][name] for c in by.values()] for a, by in cells.items()}
+            n = float(np.mean([count for rows in asked.values() for _, count in rows]))
+            means = {a: sum(c for c, _ in rows) / max(sum(k for _, k in rows), 1) for a, rows in asked.items()}
+            strata[name] = {"n": n, "arms": means} if n else {"n": 0.0, "arms": {}}
+        base = [c["baselines"][task] for c in cells.get("text", {}).values() if "baselines" in c]
+        tasks[task] = {
+            "n": every["tasks"][task]["n"],
+            "chance": every["tasks"][task]["chance"],
+            "baselines": {name: float(np.mean([b[name] for b in base])) for name in (base[0] if base else ())},
+            "arms": {arm: row(values) for arm, values in right.items()},
+            "gained": {b: differ(right, b, 1) for b in ("text", "captions")},
+            "strata": strata,
+        }
+    return {"words": words, "tasks": tasks}
