@@ -36,6 +36,9 @@ def asked(tmp_path_factory):
             row = {"class_id": name, "object_s": name, "areis_s": "is", "object_pl": f"{name}s", "areis_pl": "are"}
             objects.write(json.dumps(row) + "\n")
             votes.write(json.dumps({"class_id": name, "included": True, **{c: int(c == colour) for c in COLOURS}}) + "\n")
+        row = {"class_id": "hair", "object_s": None, "areis_s": None, "object_pl": "human hair", "areis_pl": "is"}
+        objects.write(json.dumps(row) + "\n")
+        votes.write(json.dumps({"class_id": "hair", "included": True, **{c: int(c == "black") for c in COLOURS}}) + "\n")
     folder = root / "verbphysics" / "objects" / "train-5"
     folder.mkdir(parents=True)
     lines = [
@@ -139,7 +142,9 @@ def test_facts_are_counted_in_sentences():
 
 def test_who_knows_is_right_and_a_tie_is_chance(asked):
     docs = questions(EndpointConfig(folder=asked))
-    assert set(docs) == {"coda", "verbphysics"} and len(docs["coda"]) == 5
+    assert set(docs) == {"coda", "verbphysics"} and len(docs["coda"]) == 6
+    assert not any("None" in c for d in docs["coda"] for c in d["choices"])
+    assert {d["wordings"] for d in docs["coda"]} == {6, 5}  # hair is never one
     colour = {d["name"]: d["answered"] for d in docs["coda"]}
 
     def knows(pairs):
@@ -148,10 +153,10 @@ def test_who_knows_is_right_and_a_tie_is_chance(asked):
             float(colour[d["name"]] in next(answers)[1].replace(".", "").split()) for d in docs["coda"] for _ in d["choices"]
         ]
 
-    assert credits(docs["coda"], knows).tolist() == [1] * 5
-    assert credits(docs["coda"], lambda pairs: [0.0] * len(pairs)) == pytest.approx([1 / 11] * 5)
-    assert endpoints._commonest(docs["coda"]) == 0.4  # red
-    assert endpoints._one_colour(docs["coda"], Counter(grey=3, red=2)) == 0.2
+    assert credits(docs["coda"], knows).tolist() == [1] * 6
+    assert credits(docs["coda"], lambda pairs: [0.0] * len(pairs)) == pytest.approx([1 / 11] * 6)
+    assert endpoints._commonest(docs["coda"]) == pytest.approx(1 / 3)  # red, or black
+    assert endpoints._one_colour(docs["coda"], Counter(grey=3, red=2)) == pytest.approx(1 / 6)
     few = questions(EndpointConfig(folder=asked, tasks=("coda",), limit=2))
     assert few["coda"] == docs["coda"][:2]
     with pytest.raises(DataError, match="blimp"):

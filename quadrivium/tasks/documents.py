@@ -83,22 +83,22 @@ def coda_documents(folder: str) -> list[dict[str, Any]]:
         found = weights.get(thing["class_id"], np.zeros(1))
         if (found == found.max()).sum() != 1 or len(found) != len(COLOURS):
             continue
-        many, one = f"{thing['object_pl']} {thing['areis_pl']}", f"{thing['object_s']} {thing['areis_s']}"
-        wordings = [
-            [text.format(c) for c in COLOURS]
-            for text in (
-                f"Most {many} {{}}.",
-                f"Everyone knows that most {many} {{}}.",
-                f"Commonly {many} {{}}.",
-                f"All {many} {{}}.",
-                f"It is known that {many} {{}}.",
-                f"This {one} {{}}.",
-            )
-        ]
+        many, one = (
+            f"{thing[f'object_{n}']} {thing[f'areis_{n}']}" if thing[f"object_{n}"] else "" for n in ("pl", "s")
+        )  # some things are never one, and some never many
+        said = (
+            f"Most {many} {{}}.",
+            f"Everyone knows that most {many} {{}}.",
+            f"Commonly {many} {{}}.",
+            f"All {many} {{}}.",
+            f"It is known that {many} {{}}.",
+        )
+        said = (*(said if many else ()), *([f"This {one} {{}}."] if one else ()))
+        wordings = [[text.format(c) for c in COLOURS] for text in said]
         colour = COLOURS[int(found.argmax())]
         named = [colour, "grey"] if colour == "gray" else [colour]
         made = _document(f"coda {thing['class_id']}", wordings, int(found.argmax()))
-        docs.append({**made, "fact": [[thing["object_s"], thing["object_pl"]], named], "answered": colour})
+        docs.append({**made, "fact": [[w for w in (thing["object_s"], thing["object_pl"]) if w], named], "answered": colour})
     return docs
 
 
