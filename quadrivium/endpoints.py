@@ -3,17 +3,21 @@
     words    held-out text, priced by kind of word: whether the word ever stood in a caption, and so came with a frame; and, with a table
              of ratings, how concrete it is (Brysbaert et al. 2014, https://doi.org/10.3758/s13428-013-0403-5)
     tasks    forced choice on files of the user's: colours of things (``coda``), comparisons of things (``verbphysics``), grammar, which is
-             to show harm (``blimp``); `tasks.documents` says how they are asked. Split by how often the fact stands in the text that was
-             read: sentences that hold the thing and its colour, or both things
+             to show harm (``blimp``); `tasks.documents` says how they are asked. Split by how often the fact stands in the text of the
+             grid, its share of the documents and all captions: in sentences that hold the thing and its colour, or both things
 
-Beside them stand baselines that cost nothing: chance, the commonest answer, the colour that the text names most (which never sees the
-thing), a trigram of the text that was read, and the model before its first step.
+Beside them stand baselines that cost nothing: chance; of colours the commonest answer, and the colour that the text names most, neither
+of which sees the thing; a trigram of the text; and the model before its first step.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
+import hashlib
+import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -35,9 +39,19 @@ from quadrivium.text import TextTokenizer
 
 Task = Literal["coda", "verbphysics", "blimp"]
 STRATA = ((0, "never"), (1, "1 to 9 times"), (10, "10 times or more"))
-_LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # written without spaces between words
-_SENTENCE = re.compile(r"[.!?\n。！？]+")
+# Written without spaces between words: Japanese and Chinese, Thai, Lao, Burmese, Khmer.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+_SENTENCE = re.compile(r"[.!?。！？]+|\n\s*\n")
+MOST = 1 << 23  # ids of text that are counted, some thirty million letters; of more, a sample of documents
+_PACKED = 1 << 21  # ids of which three fit into 63 bits
+
+
+@functools.cache
+def _letters() -> re.Pattern:
+    """A word: letters, each with the marks that go with it (vowels of Indic scripts, accents written apart), and apostrophes inside."""
+    marks = "".join(re.escape(chr(c)) for c in range(0x300, 0x20000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
+    letters = rf"(?:[^\W\d_][{marks}]*)+"
+    return re.compile(rf"{letters}(?:['’]{letters})*")
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,15 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ConfigError(f"endpoints.limit is {self.limit}; it has to be positive")
+        if not self.tasks:
+            raise ConfigError("endpoints.tasks names no task; leave out --endpoints.folder to ask nothing")
+
+    def declared(self) -> dict[str, Any]:
+        """What a grid declares of it: files by what is in them. Raises DataError where they cannot be read."""
+        asked = questions(self)
+        said = [json.dumps(asked) if asked else None, json.dumps(ratings(self.concreteness)) if self.concreteness else None]
+        folder, rated = (None if s is None else hashlib.sha256(s.encode()).hexdigest() for s in said)
+        return {"folder": folder, "tasks": list(self.tasks), "limit": self.limit, "concreteness": rated}
 
 
 # ---- kinds of words ----------------------------------------------------------------------------------------------------
@@ -63,13 +86,15 @@ def ratings(path: Path) -> dict[str, float]:
     """Word -> how concrete it is, 1 to 5. Raises DataError where the table has no such columns."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a readable table of ratings ({error})") from None
-    rows = list(csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ","))
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
     word, rating = (head.index(name) if name in head else i for i, name in enumerate(("word", "conc.m")))
     found = {}
     for number, row in enumerate(rows[1:] if "word" in head else rows, 2 if "word" in head else 1):
+        if not row:
+            continue
         try:
             found[row[word].strip().lower()] = float(row[rating])
         except (IndexError, ValueError):
@@ -92,21 +117,23 @@ class Kinds:
                 for which in range(int(source.texts[item])):
                     ids = source.text(item, which)
                     self.ids |= set(ids.tolist())
-                    self.words |= {w.group().lower() for w in _LETTERS.finditer(tokenizer.decode(ids))}
+                    self.words |= {w.group().lower() for w in _letters().finditer(tokenizer.decode(ids))}
 
     def of(self, ids: np.ndarray) -> list[tuple[str, ...]]:
         """Kinds of every id (n,) of a whole document, without marks: a word's ids are all of its kind. What is no word has none."""
         said = self.tokenizer.decode(ids)
         kind_at: list[tuple[str, ...]] = [()] * len(said.encode())
         at, byte = 0, 0
-        for word in _LETTERS.finditer(said):
+        for word in _letters().finditer(said):
             byte += len(said[at : word.start()].encode())
             at = word.start()
             size = len(word.group().encode())
             kind_at[byte : byte + size] = [self._kinds(word.group())] * size
-        found, start = list[tuple[str, ...]](), 0
-        for i, size in zip(ids.tolist(), self.tokenizer.id_bytes[ids].tolist(), strict=True):
-            here = next((k for k in kind_at[start : start + size] if k), ())
+        sizes = self.tokenizer.id_bytes[ids].tolist()
+        # SentencePiece opens a text with a space that is not there when it is decoded.
+        found, start = list[tuple[str, ...]](), len(kind_at) - sum(sizes)
+        for i, size in zip(ids.tolist(), sizes, strict=True):
+            here = next((k for k in kind_at[max(start, 0) : max(start + size, 0)] if k), ())
             start += size
             if here == ("unspaced",):  # no words to look up: the id stands for itself
                 here = ("came with a frame",) if i in self.ids else ("never came with a frame",)
@@ -129,14 +156,16 @@ def by_word(model: Model, mixture: Mixture, kinds: Kinds, limit: int) -> dict[st
     found: dict[str, list[float]] = {}
     for held in (s for s in mixture.held.values() if s.route == "t2t" and not s.told):
         chosen = list(mixture.held_units(held, limit))
-        for some in (chosen[i : i + 16] for i in range(0, len(chosen), 16)):
+        at_once, sorted_of = max(1, 4096 // (mixture.config.context + 1)), dict[int, list[tuple[str, ...]]]()
+        for some in (chosen[i : i + at_once] for i in range(0, len(chosen), at_once)):
             windows = [mixture.sequence(held, unit) for unit in some]
             for unit, window, costs in zip(some, windows, token_bits(model, windows), strict=True):
                 item, part = map(int, held.unit[unit])
-                named = [(), *kinds.of(held.source.text(item, 0)), ()]  # the two end marks are no words
+                if item not in sorted_of:
+                    sorted_of[item] = [(), *kinds.of(held.source.text(item, 0)), ()]  # the two end marks are no words
                 begin = part * mixture.config.context + 1
                 sizes = kinds.tokenizer.id_bytes[window[0].data[1:]]
-                rows = zip(costs.tolist(), sizes.tolist(), named[begin : begin + len(costs)], strict=True)
+                rows = zip(costs.tolist(), sizes.tolist(), sorted_of[item][begin : begin + len(costs)], strict=True)
                 for cost, size, names in rows:
                     for name in ("all", *(names or ("other",))):
                         row = found.setdefault(name, [0.0, 0])
@@ -175,13 +204,15 @@ def credits(docs: Seq[dict[str, Any]], score: Callable[[list[tuple[str, str]]], 
 def by_model(model: Model, tokenizer: TextTokenizer) -> Callable[[list[tuple[str, str]]], list[float]]:
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         ids = [([tokenizer.end, *tokenizer.encode(a).tolist()], tokenizer.encode(b).tolist()) for a, b in pairs]
-        return [value for value, _ in likelihoods(model, ids)]
+        some = (ids[i : i + 256] for i in range(0, len(ids), 256))  # what has one context in common is computed together
+        return [value for part in some for value, _ in likelihoods(model, part)]
 
     return score
 
 
 class Trigram:
-    """A trigram of ids, smoothed by how many different ids followed (Witten and Bell 1991): what counting alone knows."""
+    """A trigram of ids, smoothed by how many different ids followed (Witten and Bell 1991): what counting alone knows. Of at most 2^21
+    ids, which three times fit into a number."""
 
     def __init__(self, texts: Iterable[np.ndarray], vocab: int) -> None:
         """``texts``: ids of whole texts, marks on both sides."""
@@ -241,36 +272,40 @@ class Trigram:
         return of
 
 
-def read_texts(data: Dataset, share: float, seed: int) -> Iterator[np.ndarray]:
-    """Ids of all that a cell's text can be read from: its share of the documents, and all captions."""
-    for source in data.sources:
-        if source.rendered:
-            continue
-        for item in read_documents(source, share, seed).tolist():
-            yield source.text(item, 0)
-        for item in np.flatnonzero((source.frames > 0) & ~source.held).tolist():
-            for which in range(int(source.texts[item])):
-                yield source.text(item, which)
+def read_texts(data: Dataset, share: float, seed: int, most: int = MOST) -> Iterator[np.ndarray]:
+    """Ids of the text that a grid's cells of a seed read from: a share of the documents, and all captions of training items, in a
+    random order, until they are ``most``."""
+    places = []
+    for source in (s for s in data.sources if not s.rendered):
+        told = np.flatnonzero((source.frames > 0) & ~source.held).tolist()
+        places += [(source, item, which) for item in told for which in range(int(source.texts[item]))]
+        places += [(source, item, 0) for item in read_documents(source, share, seed).tolist()]
+    for i in np.random.default_rng(seed).permutation(len(places)).tolist():
+        source, item, which = places[i]
+        ids = source.text(item, which)
+        yield ids
+        most -= len(ids)
+        if most <= 0:
+            return
 
 
 def times(docs: Seq[dict[str, Any]], texts: Iterable[str]) -> list[int]:
     """In how many sentences the fact that a document asks for stands: one wording at least of each of its parts."""
-    parts = [[tuple(w.lower().split()) for w in part] for doc in docs for part in doc["fact"]]
-    needed = {words for part in parts for words in part}
+    words = _letters()
+    facts = [[[tuple(words.findall(w.lower())) for w in part] for part in doc["fact"]] for doc in docs]
+    needed = {wording for parts in facts for part in parts for wording in part}
     longest = max(map(len, needed), default=0)
-    waiting: dict[tuple[str, ...], list[int]] = {}
-    for i, doc in enumerate(docs):
-        for part in doc["fact"][:1]:  # sentences that hold the first part are looked at for the others
-            for wording in part:
-                waiting.setdefault(tuple(wording.lower().split()), []).append(i)
-    whole = [[[tuple(w.lower().split()) for w in part] for part in doc["fact"]] for doc in docs]
+    waiting: dict[tuple[str, ...], set[int]] = {}  # wording of a first part -> documents
+    for i, parts in enumerate(facts):
+        for wording in parts[0]:
+            waiting.setdefault(wording, set()).add(i)
     found = [0] * len(docs)
     for said in texts:
         for sentence in _SENTENCE.split(said.lower()):
-            words = _LETTERS.findall(sentence)
-            here = {tuple(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)} & needed
+            row = words.findall(sentence)
+            here = {tuple(row[i : i + n]) for n in range(1, longest + 1) for i in range(len(row) - n + 1)} & needed
             for i in {i for wording in here for i in waiting.get(wording, ())}:
-                found[i] += all(any(w in here for w in part) for part in whole[i])
+                found[i] += all(any(w in here for w in part) for part in facts[i])
     return found
 
 
@@ -309,14 +344,18 @@ def measure(
             row["strata"] = strata
         found["tasks"][task] = row
     if baselines:
-        counted = Trigram((tokenizer.enclose(ids) for ids in read_texts(data, share, seed)), tokenizer.size)
+        texts = (tokenizer.enclose(ids) for ids in read_texts(data, share, seed))
+        counted = Trigram(texts, tokenizer.size) if tokenizer.size <= _PACKED else None
         fresh = Model(model.config, seed).to(next(model.parameters()).device).eval()
-        colours = Counter(w for s in said for w in _LETTERS.findall(s.lower()))
+        colours = Counter(w for s in said for w in _letters().findall(s.lower()))
         found["baselines"] = {
             task: {
-                "commonest answer": _commonest(docs),
-                **({"colour of the text": _one_colour(docs, colours)} if task == "coda" else {}),
-                "trigram": float(credits(docs, counted.score(tokenizer)).mean()),
+                **(
+                    {"commonest answer": _commonest(docs), "colour of the text": _one_colour(docs, colours)}
+                    if task == "coda"
+                    else {}
+                ),
+                **({"trigram": float(credits(docs, counted.score(tokenizer)).mean())} if counted else {}),
                 "before the first step": float(credits(docs, by_model(fresh, tokenizer)).mean()),
             }
             for task, docs in asked.items()
@@ -329,9 +368,8 @@ def _chance(doc: dict[str, Any]) -> float:
 
 
 def _commonest(docs: Seq[dict[str, Any]]) -> float:
-    """The share of the commonest answer, where answers are named; else of the commonest place, which is drawn at random."""
-    named = [doc.get("answered") or str(doc["answers"][0]) for doc in docs]
-    return Counter(named).most_common(1)[0][1] / len(docs)
+    """The same answer to every question: the one that is right most often."""
+    return Counter(doc["answered"] for doc in docs).most_common(1)[0][1] / len(docs)
 
 
 def _one_colour(docs: Seq[dict[str, Any]], words: Counter[str]) -> float:

@@ -225,9 +225,11 @@ def captioned(mixture: Mixture, limit: int) -> Iterator[tuple[str, list[tuple[Se
             pairs: list[tuple[Sequence, Sequence]] = []
             groups, met = [], set[bytes]()
             for unit in mixture.held_units(held, len(held.unit)):
+                if len(pairs) == limit:
+                    break
                 pair = apart(mixture.sequence(held, unit))
                 keys = {b"".join(s.data.tobytes() for s in side) for side in pair}
-                if not keys & met and len(pairs) < limit:
+                if not keys & met:
                     pairs.append(pair)
                     groups.append(int(held.source.group[held.unit[unit, 0]]))
                     met |= keys

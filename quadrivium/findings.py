@@ -1,13 +1,15 @@
 """What pictures hold that text does not, in bits and as pictures, on held-out items:
 
     visual context   what earlier frames save on the last frame of a clip
-    unspoken         of that, the share that is still saved when the caption is known too: what was seen and not said
-    lossy            the share of a frame's bits that its caption saves
+    unspoken         of a last frame's bits beside its earlier frames, the share that the caption does not say either; and of what earlier
+                     frames save, the share still saved when the caption is known, in runs that learnt what a frame out of its place costs
+    lossy            the share of a first frame's bits that its caption saves
     round trip       frame -> its caption, as the model puts it -> frames drawn from that caption: how like the first they are, beside
                      how like two draws from one caption are, and two frames taken at random
 
-All costs are the model's own, so what it has not learnt to use counts as not there. Intervals are 95 %, by resampling groups
-(a story, a video), which count as one draw.
+All costs are the model's own, so what it has not learnt to use counts as not there; what it never learnt to price at all would count as
+dear, so only kinds of sequence that the run was trained on are priced. Intervals are 95 %, over groups (a story, a video), which count
+as one draw.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture
@@ -26,7 +29,7 @@ from quadrivium.generate import Sampling, generate
 from quadrivium.model import Model
 from quadrivium.pictures import Cell, sheet
 from quadrivium.samples import SOBER, cells, decode
-from quadrivium.sequence import Sequence, frames, group, text
+from quadrivium.sequence import frames, group, text
 from quadrivium.statistics import plus_minus
 
 
@@ -34,23 +37,28 @@ def measure(run: Run, mixture: Mixture, limit: int = 128, pictures: Path | None 
     """`visual_context`, `unspoken`, `lossy` and `round_trip`: finding -> source -> a row. ``pictures``: where a sheet of round trips
     is written, as round-trip.png."""
     run.model.eval()
-    trips, sheets = {}, list[list[Cell]]()
-    both_ways = {"t2v", "v2t"} <= {s.route for s in mixture.held.values()}
-    for source, items in told_frames(mixture, limit) if both_ways else ():
-        row, shown = round_trip(run, items, min(limit, 32))
-        if row:
-            trips[source] = row
+    routes = {s.route: {h.source.name for h in mixture.held.values() if h.route == s.route} for s in mixture.held.values()}
+    read, drawn, seen, led = (routes.get(r, set()) for r in ("v2t", "t2v", "v2v", "tv2v"))
+    found: dict[str, dict[str, Any]] = {
+        "visual_context": visual_context(run.model, mixture, limit),
+        "unspoken": {},
+        "lossy": {},
+        "round_trip": {},
+    }
+    sheets: list[list[Cell]] = []
+    for source, items in told_frames(mixture, limit):
+        if source in seen & led:
+            found["unspoken"][source] = unspoken(run.model, items, moved=mixture.config.foresee > 0)
+        if source in seen & drawn:
+            found["lossy"][source] = lossy(run.model, items)
+        if source in read & drawn:
+            found["round_trip"][source], shown = round_trip(run, items, min(limit, 32))
             sheets += shown
     if pictures is not None and sheets:
         pictures.mkdir(parents=True, exist_ok=True)
         heads = ("source", "frame", "its caption by the model", "drawn from that caption", "again", "and again")
         sheet(sheets, heads, f"frame, caption, frames again, step {run.step}").save(pictures / "round-trip.png")
-    shares = {"unspoken": unspoken, "lossy": lossy}
-    told = {
-        name: {source: row for source, items in told_frames(mixture, limit) if (row := f(run.model, items))}
-        for name, f in shares.items()
-    }
-    return {"visual_context": visual_context(run.model, mixture, limit), **told, "round_trip": trips}
+    return {name: {source: row for source, row in rows.items() if row} for name, rows in found.items()}
 
 
 Told = tuple[np.ndarray, np.ndarray, int]  # ids of a caption, the codes (F, R, C, G) of what it tells of, the item's group
@@ -115,31 +123,49 @@ def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str
     return found
 
 
-def unspoken(model: Model, items: Seq[Told]) -> dict[str, Any]:
-    """Of the bits that earlier frames save on the last frame, the share still saved when the caption is given too:
-    [bits(V'|T) - bits(V'|T, V)] / [bits(V') - bits(V'|V)], over captioned clips of their commonest length. Empty without clips.
+def unspoken(model: Model, items: Seq[Told], moved: bool = False) -> dict[str, Any]:
+    """Of a last frame's bits beside its earlier frames, the share that the caption leaves: bits(V'|T, V) / bits(V'|V), over captioned clips
+    of their commonest length. Empty without clips.
 
-    A row has ``share`` with its ``interval``, ``n``, and bits a frame: ``none``, ``seen``, ``told``, ``both``."""
+    ``moved``: the run was trained on last frames given without those before them. Then also ``still``, of the bits that earlier frames
+    save, the share still saved when the caption is given too, [bits(V'|T) - bits(V'|T, V)] / [bits(V') - bits(V'|V)]: elsewhere a last
+    frame without its earlier ones is priced as a first one, dear with the caption and without, and this share comes out near 1 whatever
+    was said.
+
+    A row has ``share`` with its ``interval``, ``n``, and bits a frame: ``seen``, ``both``."""
     lengths = [len(clip) for _, clip, _ in items if len(clip) > 1]
     if not lengths:
         return {}
     usual = int(np.bincount(lengths).argmax())
-    kept = [(text(words), frames(clip[:-1]), frames(clip[-1:], True), g) for words, clip, g in items if len(clip) == usual]
-    given: dict[str, list[Sequence]] = {
-        "none": [(last,) for *_, last, _ in kept],
-        "seen": [(before, last) for _, before, last, _ in kept],
-        "told": [(words, last) for words, _, last, _ in kept],
-        "both": [(words, before, last) for words, before, last, _ in kept],
-    }
-    cost = {name: bits(model, sequences) for name, sequences in given.items()}
+    kept = [(text(words), clip, g) for words, clip, g in items if len(clip) == usual]
     groups = np.array([g for *_, g in kept])
-    share, interval = _share(cost["told"] - cost["both"], cost["none"] - cost["seen"], groups)
-    return {"share": share, "interval": interval, "n": len(kept), **{k: float(v.mean()) for k, v in cost.items()}}
+
+    def cost(told: bool, before: bool) -> np.ndarray:
+        skip = 0 if before else usual - 1
+        rows = [
+            (*((words,) if told else ()), *((frames(clip[:-1]),) if before else ()), frames(clip[-1:], True, skip=skip))
+            for words, clip, _ in kept
+        ]
+        return bits(model, rows)
+
+    seen, both = cost(False, True), cost(True, True)
+    share, interval = _share(both, seen, groups)
+    row: dict[str, Any] = {
+        "share": share,
+        "interval": interval,
+        "n": len(kept),
+        "seen": float(seen.mean()),
+        "both": float(both.mean()),
+    }
+    if moved:
+        none, told = cost(False, False), cost(True, False)
+        row["still"], row["still_interval"] = _share(told - both, none - seen, groups)
+    return row
 
 
 def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
-    """The share of a frame's bits that its caption saves, [bits(V) - bits(V|T)] / bits(V), of first frames; and what the caption of an
-    item of another group saves. A row has ``share``, ``wrong`` and their intervals, ``n``, and bits a frame: ``none``, ``told``."""
+    """The share of a frame's bits that its caption saves, [bits(V) - bits(V|T)] / bits(V), of first frames of what is also read without a
+    caption; and what the caption of an item of another group saves. A row has ``share``, ``wrong`` and their intervals, ``n``, and bits a frame: ``none``, ``told``."""
     if len(items) < 2:
         return {}
     groups, n = np.array([g for *_, g in items]), len(items)
@@ -153,6 +179,7 @@ def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
     if some:
         wrong = bits(model, [(text(items[other[i]][0]), first[i]) for i in some])  # type: ignore[index]
         row["wrong"], row["wrong_interval"] = _share(none[some] - wrong, none[some], groups[some])
+        row["wrong_n"] = len(some)
     return row
 
 
@@ -175,11 +202,14 @@ def round_trip(
     kinds = {
         "again": [float(np.mean([psnr(a, seen[i]) for a in made])) for i, made in enumerate(again)],
         "draws": [float(np.mean([psnr(made[a], made[b]) for a, b in ((0, 1), (0, 2), (1, 2))])) for made in again],
-        "random": [psnr(seen[i], seen[(i + len(items) // 2) % len(items)]) for i in range(len(items))],
     }
+    half = len(items) // 2  # no frame is in two pairs
+    pairs = [(i, i + half) for i in range(half) if groups[i] != groups[i + half]]
+    kinds["random"] = [psnr(seen[i], seen[j]) for i, j in pairs]
     row: dict[str, Any] = {"n": len(items)}
     for name, values in kinds.items():
-        row[name], row[f"{name}_stderr"] = ratio(np.array(values), np.ones(len(items)), groups)
+        of = groups[[i for i, _ in pairs]] if name == "random" else groups
+        row[name], row[f"{name}_stderr"] = ratio(np.array(values), np.ones(len(values)), of)
     sheets: list[list[Cell]] = []
     for i in range(min(shown, len(items))):
         told = " / ".join(c for c in cells(run, (text(items[i][0]),)) if isinstance(c, str))
@@ -193,18 +223,16 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return min(60.0, 10 * float(np.log10(255**2 / error)) if error else 60.0)
 
 
-def _share(part: np.ndarray, whole: np.ndarray, groups: np.ndarray, times: int = 2000) -> tuple[float, list[float] | None]:
-    """sum(part) / sum(whole), and its 95 % interval by resampling groups; None with one group, or where the whole may be nothing."""
-    _, index = np.unique(groups, return_inverse=True)
-    sums = np.stack([np.bincount(index, part), np.bincount(index, whole)])
-    if len(sums[0]) < 2:
-        return float(part.sum() / whole.sum()), None
-    drawn = np.random.default_rng(0).integers(0, len(sums[0]), (times, len(sums[0])))
-    top, bottom = sums[0][drawn].sum(1), sums[1][drawn].sum(1)
-    if bottom.min() <= 0:
-        return float(part.sum() / whole.sum()), None
-    low, high = np.quantile(top / bottom, (0.025, 0.975))
-    return float(part.sum() / whole.sum()), [float(low), float(high)]
+def _share(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> tuple[float | None, list[float] | None]:
+    """sum(part) / sum(whole) and its 95 % interval over groups, by Student's t; None where the whole is nothing, or of one group."""
+    if whole.sum() <= 0:
+        return None, None
+    share, error = ratio(part, whole, groups)
+    count = len(np.unique(groups))
+    if count < 2:
+        return share, None
+    half = float(student.ppf(0.975, count - 1)) * error
+    return share, [share - half, share + half]
 
 
 def _moved(n: int, seed: int) -> np.ndarray:
@@ -231,12 +259,15 @@ def table(found: dict[str, Any]) -> str:
     """`measure` as text."""
     lines = [context_table(found["visual_context"])] if found["visual_context"] else []
     said = {
-        "unspoken": "of what earlier frames save on the last frame, still saved when the caption is known",
-        "lossy": "of a frame's bits, saved by its caption",
+        "unspoken": "of a last frame's bits beside its earlier frames, not said by the caption",
+        "lossy": "of a first frame's bits, saved by its caption",
     }
     for name, words in said.items():
         for source, row in found[name].items():
             lines.append(f"{name}, {source}: {percent(row['share'], row['interval'])} {words} ({row['n']} items)")
+            if "still" in row:
+                still = percent(row["still"], row["still_interval"])
+                lines.append(f"  {still} of what earlier frames save, still saved when the caption is known")
             if "wrong" in row:
                 lines.append(f"  by the caption of another item: {percent(row['wrong'], row['wrong_interval'])}")
     for source, row in found["round_trip"].items():
@@ -247,6 +278,8 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def percent(share: float, interval: list[float] | None) -> str:
+def percent(share: float | None, interval: list[float] | None) -> str:
     """A share and its interval, for people."""
+    if share is None:
+        return "-"
     return f"{share:.1%}" + ("" if interval is None else f" ({interval[0]:.1%} to {interval[1]:.1%})")

@@ -803,15 +803,19 @@ class Model(nn.Module):
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
             if c.encoders or not cache.used:
                 cache.open(batch)
-        middle: list[Tensor] = []
-        x = self.states(batch, c.layers, cache, middle if tap else None)
+        taken: dict[int, Tensor | None] = {tap: None} if tap else {}
+        x = self.states(batch, c.layers, cache, taken)
         if cache is not None:
             cache.used += longest
         hidden = self.norm(x, n_text)
-        return (hidden, middle[tap - 1]) if tap else hidden
+        middle = taken.get(tap)
+        return hidden if middle is None else (hidden, middle)
 
-    def states(self, batch: Batch, layers: int, cache: Cache | None = None, middle: list[Tensor] | None = None) -> Tensor:
-        """The residual stream (N, D), grouped order, after the first so many layers; ``middle`` is given it after each."""
+    def states(
+        self, batch: Batch, layers: int, cache: Cache | None = None, taken: dict[int, Tensor | None] | None = None
+    ) -> Tensor:
+        """The residual stream (N, D), grouped order, after the first so many layers. ``taken``: what it is after as many as a key
+        says is written there."""
         c = self.config
         x, places = self.embed(batch.text, batch.codes, batch.slots), batch.places
         flat = cache is None and end_to_end(x)
@@ -827,8 +831,8 @@ class Model(nn.Module):
             x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
             if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
                 memory = before
-            if middle is not None:
-                middle.append(regroup(x, batch.inverse, batch.order) if ordered else x)
+            if taken and i + 1 in taken:
+                taken[i + 1] = regroup(x, batch.inverse, batch.order) if ordered else x
         return regroup(x, batch.inverse, batch.order) if ordered else x
 
     def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:

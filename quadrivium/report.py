@@ -92,7 +92,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
         sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes))
     if asked := found.get("endpoints"):
         sections += _endpoints(asked, list(arms))
-    if seen := found.get("findings"):
+    if any((seen := found.get("findings") or {}).values()):
         sections.append(_findings(seen))
     if documents := found["documents"]:
         some = documents if len(documents) <= 10 else [*documents[:5], *documents[-5:]]
@@ -223,20 +223,35 @@ def _findings(found: dict[str, Any]) -> dict[str, Any]:
                 )
     for source, r in found.get("unspoken", {}).items():
         rows.append(
-            ["unspoken", source, "of these, still saved when the caption is known", percent(r["share"], r["interval"]), r["n"]]
+            [
+                "unspoken",
+                source,
+                "of the last frame's bits beside earlier frames, not said by the caption",
+                percent(r["share"], r["interval"]),
+                r["n"],
+            ]
         )
+        if "still" in r:
+            what = "of what earlier frames save, still saved when the caption is known"
+            rows.append(["", source, what, percent(r["still"], r["still_interval"]), r["n"]])
     for source, r in found.get("lossy", {}).items():
         rows.append(
-            ["text is lossy", source, "of a frame's bits, saved by its caption", percent(r["share"], r["interval"]), r["n"]]
+            [
+                "text is lossy",
+                source,
+                "of a first frame's bits, saved by its caption",
+                percent(r["share"], r["interval"]),
+                r["n"],
+            ]
         )
         if "wrong" in r:
-            rows.append(["", source, "by the caption of another item", percent(r["wrong"], r["wrong_interval"]), r["n"]])
+            rows.append(["", source, "by the caption of another item", percent(r["wrong"], r["wrong_interval"]), r["wrong_n"]])
     said = {"again": "frame and its redrawing", "draws": "two redrawings", "random": "two frames at random"}
     for source, r in found.get("round_trip", {}).items():
         for key, what in said.items():
             value = f"{_number(r[key], '.1f')} ± {_number(r[f'{key}_stderr'], '.1f')} dB"
             rows.append(["round trip", source, f"frame, caption, frame: {what}", value, r["n"]])
-    note = "By this model's own costs, on held-out items. Intervals: 95 %, resampling groups; ± standard error. Redrawings are under the samples."
+    note = "By this model's own costs, on held-out items. Intervals: 95 %, over groups; ± standard error. Redrawings: samples/round-trip.png."
     return _section("What pictures hold that text does not", ["finding", "source", "what", "value", "items"], rows, note=note)
 
 
@@ -247,7 +262,7 @@ def _run(found: dict[str, Any]) -> dict[str, Any]:
         sections.append(_section("Held-out cost of every route", _ROUTE, _routes(routes)))
         text = routes.get("t2t")
         said = "" if text is None else f"Held-out text costs {_number(text['bits_per_byte'], '.3f')} bits a byte."
-    if seen := found.get("findings"):
+    if any((seen := found.get("findings") or {}).values()):
         sections.append(_findings(seen))
     if aligned := found.get("alignment"):
         said, more = _alignment(aligned)

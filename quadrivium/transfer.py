@@ -175,11 +175,7 @@ def run_transfer(
     low = autocast(config.train.precision, torch.device(device))._enabled
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
     del declared["prepare"]
-    for place in ("folder", "concreteness"):  # whether there is one
-        declared["endpoints"][place] = declared["endpoints"][place] and True
-    endpoints.questions(config.endpoints)  # what cannot be asked is said before anything is trained
-    if config.endpoints.concreteness:
-        endpoints.ratings(config.endpoints.concreteness)
+    declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
     grid.declare(plan, config, declared)
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
@@ -265,7 +261,8 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     asked = endpoints.measure(
         loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, baselines=name == "text"
     )
-    if name == "four" and not (out / "samples").exists():  # of one seed
+    measured = (read_json(path, "a cell of an experiment") for path in (out / "cells").glob("four-seed-*.json"))
+    if name == "four" and not any("findings" in cell for cell in measured):  # of one seed
         shown = _as_they_are(data, config, arm, loaded, seed)
         write_samples(loaded, shown, out / "samples", 4, progress=False)
         found = {"findings": findings.measure(loaded, shown, 128, out / "samples")}

@@ -15,7 +15,7 @@ from quadrivium.cli import main
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.endpoints import EndpointConfig, Kinds, Trigram, by_word, credits, questions, stratum, summary, times
-from quadrivium.errors import ConfigError, DataError
+from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.evaluate import bits
 from quadrivium.model import Model, ModelConfig, cells
 from quadrivium.report import render
@@ -73,6 +73,30 @@ def test_words_are_sorted_by_what_captions_hold(data):
     assert set(kinds.of(known)) == {("never came with a frame",)}
 
 
+def test_words_of_other_scripts_are_whole():
+    words = endpoints._letters()
+    assert words.findall("हिन्दी café don't x2") == ["हिन्दी", "café", "don't", "x"]
+    assert endpoints._UNSPACED.search("ภาษาไทย") and not endpoints._UNSPACED.search("Привет")
+
+
+def test_held_out_items_teach_no_word_and_no_count(data):
+    """What only held-out captions and documents say is not among what came with a frame, nor counted."""
+    prepared, tokenizer = Dataset(data), TextTokenizer.load(data / "tokenizers" / "text")
+    before, said = Kinds(tokenizer, prepared), [t.tobytes() for t in endpoints.read_texts(prepared, 1.0, 0)]
+    for source in prepared.sources:
+        source.held = np.ones_like(source.held)
+    after = Kinds(tokenizer, prepared)
+    assert before.words and not after.words and not after.ids
+    assert said and not list(endpoints.read_texts(prepared, 1.0, 0))
+
+
+def test_of_much_text_a_sample_is_counted(data):
+    prepared = Dataset(data)
+    whole = [len(t) for t in endpoints.read_texts(prepared, 1.0, 0)]
+    some = [len(t) for t in endpoints.read_texts(prepared, 1.0, 0, most=sum(whole) // 2)]
+    assert some == whole[: len(some)] and sum(some[:-1]) < sum(whole) // 2 <= sum(some)
+
+
 def test_bits_of_all_kinds_add_up_to_those_of_the_text(data):
     prepared, tokenizer = Dataset(data), TextTokenizer.load(data / "tokenizers" / "text")
     rows, columns = prepared.manifest["grid"]
@@ -89,7 +113,7 @@ def test_bits_of_all_kinds_add_up_to_those_of_the_text(data):
 
 @pytest.mark.parametrize("lines, rows", [
     (["Word\tBigram\tConc.M", "sand\t0\t5.0", "Hope\t0\t1.25"], {"sand": 5.0, "hope": 1.25}),
-    (["sand,5.0", "hope,1.25"], {"sand": 5.0, "hope": 1.25}),
+    (["sand,5.0", "", "hope,1.25"], {"sand": 5.0, "hope": 1.25}),
 ])  # fmt: skip
 def test_ratings_are_read_from_either_table(lines, rows, tmp_path):
     path = tmp_path / "ratings.csv"
@@ -133,10 +157,11 @@ def test_facts_are_counted_in_sentences():
         {"fact": [["egg cup", "egg cups"], ["egg"]]},
         {"fact": [["mouse"], ["gray", "grey"]]},
     ]
-    said = ["The ball is red. A ball is round! The red one is no cube.", "Balls: red, all of them", "An egg cup holds an egg\nThe egg cups broke",
+    said = ["The ball is red. A ball is round! The red one is no cube.", "Balls: red, all of them", "An egg\ncup holds an egg.\n\nThe egg cups broke",
             "A grey mouse. A mouse, gray as the other gray mouse."]  # fmt: skip
-    # A sentence that says "egg cup" says "egg": both count.
+    # A sentence that says "egg cup" says "egg": both count. A line that ends is no sentence that does.
     assert times(docs, said) == [2, 2, 2]
+    assert times([{"fact": [["band-aid"], ["brown"]]}], ["A Band-Aid, brown."]) == [1]
     assert [stratum(n) for n in (0, 1, 9, 10, 500)] == ["never", *["1 to 9 times"] * 2, *["10 times or more"] * 2]
 
 
@@ -163,6 +188,8 @@ def test_who_knows_is_right_and_a_tie_is_chance(asked):
         questions(EndpointConfig(folder=asked, tasks=("blimp",)))
     with pytest.raises(ConfigError):
         EndpointConfig(limit=0)
+    with pytest.raises(ConfigError, match="no task"):
+        EndpointConfig(tasks=())
 
 
 def test_a_grid_asks_and_its_report_shows(data, asked, tmp_path):
@@ -186,7 +213,15 @@ def test_a_grid_asks_and_its_report_shows(data, asked, tmp_path):
     assert all(bits > 0 and size == costs[0][1] for bits, size in costs)
     page = render(json.loads((tmp_path / "grid" / "results.json").read_text()))
     assert "Held-out text by kind of word" in page and "What text knows: coda" in page and "before the first step" in page
-    assert table(found)
+    assert table(found) and set(tasks["verbphysics"]["baselines"]) == {"trigram", "before the first step"}
+    file = asked / "verbphysics" / "objects" / "train-5" / "test.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("x,obj1,obj2,size-maj\n0,ant,house,-1\n")
+    with pytest.raises(DataError, match=r"verbphysics.*weight-maj"):
+        endpoints.documents.of("verbphysics", str(asked))
+    file.write_text("\n".join(lines[:2]) + "\n")
+    with pytest.raises(RunError, match="another endpoints"):  # other questions under the same name
+        run_transfer([data], tmp_path / "grid", small, seeds=(0, 1), arms=("text",), workers=1, progress=False)
     assert summary({"four": {0: {"arm": "four"}}}) == {}  # cells from before there were endpoints
 
 

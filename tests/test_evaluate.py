@@ -70,16 +70,29 @@ def priced(monkeypatch, price):
 
 
 def test_what_was_seen_and_not_said_is_the_share_that_a_caption_leaves(monkeypatch):
-    """A last frame of 100 bits, of which earlier frames save 40; the caption saves 10, of them 5 that they save too."""
-    costs = {(): 100, ("frames",): 60, ("text",): 90, ("text", "frames"): 55}
+    """A last frame of 60 bits beside its earlier frames, of which the caption says 6; alone it has 100, of which the caption says 10."""
+    costs = {(): 100, ("frames",): 60, ("text",): 90, ("text", "frames"): 54}
     priced(monkeypatch, lambda kinds, given, wanted: costs[tuple(kinds)] if len(wanted) == 1 else 1 / 0)
     row = findings.unspoken(None, items_of(range(9)))
-    assert row["share"] == pytest.approx((90 - 55) / (100 - 60)) and row["n"] == 9
-    assert row["interval"] == pytest.approx([row["share"]] * 2) and (row["none"], row["both"]) == (100, 55)
+    assert row["share"] == pytest.approx(54 / 60) and row["n"] == 9 and "still" not in row
+    assert row["interval"] == pytest.approx([row["share"]] * 2) and (row["seen"], row["both"]) == (60, 54)
+    moved = findings.unspoken(None, items_of(range(9)), moved=True)
+    assert moved["still"] == pytest.approx((90 - 54) / (100 - 60))
     mixed = items_of(range(6)) + items_of(range(6, 9), 5) + items_of(range(9, 12), 1)  # only those of the commonest length
     assert findings.unspoken(None, mixed)["n"] == 6
     assert findings.unspoken(None, items_of(range(4), 1)) == {}
     assert findings.unspoken(None, items_of([3] * 4))["interval"] is None  # one group: one draw
+    costs[("frames",)] = 0
+    assert findings.unspoken(None, items_of(range(9)))["share"] is None and findings.percent(None, None) == "-"
+
+
+def test_a_frame_out_of_its_place_keeps_its_place_in_time(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        findings, "bits", lambda model, sequences: seen.append(sequences[0][-1].skip) or np.ones(len(sequences))
+    )
+    findings.unspoken(None, items_of(range(3), 4), moved=True)
+    assert sorted(seen) == [0, 0, 3, 3]
 
 
 def test_a_caption_saves_bits_of_its_own_frame_and_not_of_anothers(monkeypatch):
@@ -96,17 +109,16 @@ def test_a_caption_saves_bits_of_its_own_frame_and_not_of_anothers(monkeypatch):
     assert "wrong" not in alone and alone["interval"] is None
 
 
-def test_shares_have_intervals_over_groups():
-    """Two hundred items in ten groups that differ: the interval is that of ten draws, and covers the truth as often as it says."""
-    rng, covered, wide = np.random.default_rng(0), 0, []
-    for _ in range(150):
-        of_group = rng.normal(0.4, 0.1, 30)
-        groups = np.repeat(np.arange(30), 5)
-        whole = rng.uniform(50, 150, 150)
-        _, (low, high) = findings._share(of_group[groups] * whole, whole, groups, times=400)
-        covered += low < 0.4 < high
-        wide.append(high - low)
-    assert covered / 150 > 0.85 and np.mean(wide) > 2 * 1.96 * 0.1 / 30**0.5 * 0.8
+@pytest.mark.parametrize("count", [4, 10, 30])
+def test_shares_have_intervals_over_groups(count):
+    """Items of groups that differ, five a group: the interval is that of so many draws, and covers the truth as often as it says."""
+    rng, covered, trials = np.random.default_rng(count), 0, 400
+    groups = np.repeat(np.arange(count), 5)
+    for _ in range(trials):
+        of_group, whole = rng.normal(0.4, 0.1, count), rng.uniform(50, 150, 5 * count)
+        _, interval = findings._share(of_group[groups] * whole, whole, groups)
+        covered += interval[0] < 0.4 < interval[1]
+    assert 0.91 < covered / trials < 0.98
 
 
 def test_psnr_is_that_of_the_textbook():

@@ -40,7 +40,7 @@ def test_a_grid_ends_with_a_verdict_and_goes_on_from_its_cells(finished, data):
     seen = found["findings"]
     assert all(seen[k] for k in ("visual_context", "unspoken", "lossy", "round_trip"))
     page = write_report(out).read_text()
-    assert found["verdict"]["sentence"] in page and "still saved when the caption is known" in page
+    assert found["verdict"]["sentence"] in page and "not said by the caption" in page
     assert (
         json.loads((out / "results.json").read_text())["primary"] == json.loads((out / "transfer.json").read_text())["primary"]
     )

@@ -51,10 +51,13 @@ def accuracy(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict
 def of(task: str, folder: str) -> list[dict[str, Any]]:
     """Documents of ``coda``, ``verbphysics`` (all its attributes) or ``blimp``, shuffled. Those about facts hold them as ``fact``: parts,
     each a list of wordings; those of ``coda`` also hold the answer's name, as ``answered``."""
-    if task == "verbphysics":
-        docs = [doc for attribute in _COMPARED for doc in verbphysics_documents(folder, attribute)]
-    else:
-        docs = {"coda": coda_documents, "blimp": blimp_documents}[task](folder)
+    try:
+        if task == "verbphysics":
+            docs = [doc for attribute in _COMPARED for doc in verbphysics_documents(folder, attribute)]
+        else:
+            docs = coda_documents(folder) if task == "coda" else blimp_documents(folder)
+    except (KeyError, ValueError) as error:  # also what is no JSON
+        raise DataError(f"{folder}: the files of {task} are not those of its source ({error!r})") from None
     return _shuffled(docs)
 
 
