@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from quadrivium.bench import PEAKS, BenchConfig, _attended, _size, _step, four_routes, ours, products
+from quadrivium.bench import BenchConfig, _attended, _size, _step, four_routes, ours, peak_of, products
 from quadrivium.dist import device_of
 from quadrivium.model import Batch
 from quadrivium.peers import count
@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8, help="samples of 112 positions, four routes in turn")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="samples of 117 positions, four routes in turn, the same at every step"
+    )
     parser.add_argument("--sharing", default="all", choices=("all", "attention", "none", "cross"))
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--compile", action="store_true")
@@ -54,10 +56,11 @@ def main() -> None:
         wait()
         spent.append(time.perf_counter() - began)
     middle = float(np.median(spent))
-    peak = next((p for name, p in PEAKS.items() if device == "cuda" and name in torch.cuda.get_device_name()), 0.0)
+    peak = peak_of(torch.cuda.get_device_name()) if device == "cuda" else 0.0
     share = f", {work * 1e12 / middle / peak:.1%} of the peak" if peak and given.precision == "bf16" else ""
+    held = f", {torch.cuda.max_memory_allocated() / 2**30:.0f} GiB" if device == "cuda" else ""
     print(
-        f"{count(model) / 1e6:.1f}M weights, {batch.positions} positions, {middle * 1e3:.1f} ms, {work / middle:.3g} TFLOP/s{share}"
+        f"{count(model) / 1e6:.1f}M weights, {batch.positions} positions, {middle * 1e3:.1f} ms, {work / middle:.3g} TFLOP/s{share}{held}"
     )
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     with profile(activities=[activity]) as seen:

@@ -285,7 +285,7 @@ def _their_training(config: BenchConfig, width: int, folder: Path, device: str) 
 
 def _size(config: BenchConfig, width: int) -> Size:
     # Heads of 64 where the model is large: of 32 they leave half of a GPU's matrix units idle.
-    return Size(width, config.layers, width // (64 if width > 512 else 32), batch=config.batch)
+    return Size(width, config.layers, width // (64 if width > 512 and width % 64 == 0 else 32), batch=config.batch)
 
 
 def _built(peer: Peer, size: Size, parameters: int) -> nn.Module | str:
@@ -603,6 +603,12 @@ def run_bench(config: BenchConfig, out: Path | None = None, device: str = "cpu",
     return found
 
 
+def peak_of(gpu: str) -> float:
+    """Dense bf16 operations a second of a GPU by its datasheet; 0 where it is not known."""
+    slower = any(kind in gpu for kind in ("PCIe", "NVL"))  # cards of the same name with lower clocks
+    return 0.0 if slower else next((peak for model, peak in PEAKS.items() if model in gpu), 0.0)
+
+
 def machine(device: str) -> dict[str, Any]:
     """What it was measured on."""
     name = platform.processor() or platform.machine()
@@ -613,7 +619,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "processor": name,
         "device": gpu,
-        "peak": next((peak for model, peak in PEAKS.items() if model in gpu), 0.0),
+        "peak": peak_of(gpu),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

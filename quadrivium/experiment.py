@@ -185,6 +185,7 @@ def run_experiment(
         raise ConfigError(f"seen_first is {config.seen_first}; it is a share of the steps, from 0 to below 1")
     declared = grid.plain(config)
     declared["world"].pop("processes")
+    declared["device"] = torch.device(device).type
     for folder in (out, results):
         grid.declare(folder / "experiment.json", config, declared)
     jobs: dict[str, Job] = {}
@@ -312,7 +313,7 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     cell |= {"routes": routes, "distilled": corpus, "steps": state["step"], "positions": state["positions"]}
     cell |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": round(state["seconds"], 1)}
     cell |= {"visual_tokenizer": sha256(run / "tokenizers" / "visual" / "model.safetensors")}
-    where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
     cell |= {
         "device": where,
         "threads": torch.get_num_threads(),

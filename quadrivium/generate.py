@@ -7,6 +7,8 @@ a random generator of its own, so a sample does not depend on its neighbours in 
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -65,24 +67,34 @@ class Recording:
     What it returns lies where the next call writes.
     """
 
+    _one_at_a_time = threading.Lock()
+
     def __init__(self, function: Callable[..., Tensor], *inputs: Tensor) -> None:
         """Called twice before it is recorded, so that calling it again has to change nothing."""
         self.inputs = [t.clone() for t in inputs]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.out = function(*self.inputs)
+        # Other threads may use the GPU meanwhile: what reads the next batch, or another visitor's pictures.
+        with self._one_at_a_time:
+            aside = _aside(torch.cuda.current_device())
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
+                self.out = function(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.graph.replay()
         return self.out
+
+
+@functools.cache
+def _aside(device: int) -> torch.cuda.Stream:
+    """The stream on which a GPU's steps are recorded: one, since libraries keep memory for every stream that they meet."""
+    return torch.cuda.Stream(device)
 
 
 class Engine:
@@ -151,6 +163,8 @@ class Engine:
                     return step(*inputs)
             if self.model.watch is not None:
                 self.model.watch()
+            if self.cache.used >= self.cache.capacity:
+                raise ValueError(f"the cache holds {self.cache.capacity} positions, {self.cache.used + 1} are needed")
             self.at.fill_(self.cache.used)
             if self.device.type == "cuda" and recording is None:
                 recording = Recording(step, *inputs)
@@ -174,7 +188,9 @@ class Engine:
     def text(
         self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None
     ) -> list[np.ndarray]:
-        """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it."""
+        """Text that follows the ids ``first`` (S,), up to an end mark: a list of ids (n,), without it.
+
+        Rows that have ended are computed on until all have, on a GPU for up to 15 positions more."""
 
         def one(last: Tensor, place: Tensor, draw: Tensor) -> Tensor:
             hidden = self._add(last, last.new_empty(0, 1), last[:0], place[:, None].expand(-1, 3))
@@ -182,15 +198,17 @@ class Engine:
 
         step, often = self._repeated(one), 16 if self.fixed else 1  # asking whether all are done waits for the GPU
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
+        start = torch.tensor([w.end for w in self.walks], device=self.device)
         for count, draw in enumerate(draws(sampling.max_ids, generators).to(self.device), 1):
-            place = torch.tensor([w.text(1) for w in self.walks], device=self.device)
-            last = step(last, place, draw)
+            last = step(last, start + (count - 1), draw)
             done |= last == end
             out.append(torch.where(done, -1, last))
             if bar is not None:
                 bar.update(self.rows)
             if count % often == 0 and done.all():
                 break
+        for walk in self.walks:
+            walk.text(len(out))
         ids = torch.stack(out, dim=1).cpu().numpy()
         return [row[row >= 0] for row in ids]
 

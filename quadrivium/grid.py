@@ -66,13 +66,18 @@ def declare(path: Path, config: Any, now: dict[str, Any]) -> None:
     """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes.
 
     ``now``: ``config`` as `plain` gives it, with what else counts. An option that was not there yet when ``path`` was written
-    counts as its default, which is to do as before: cells that were finished without it stay valid.
+    counts as its default, which is to do as before: cells that were finished without it stay valid. Those that do not say on what
+    device were computed on processors.
     """
     now = {"form": FORM, **now}
     if not path.exists():
         write_json(path, now)
         return
-    before = {"form": 1, **_completed(read_json(path, "an experiment"), config, now)}
+    before = {
+        "form": 1,
+        **({"device": "cpu"} if "device" in now else {}),
+        **_completed(read_json(path, "an experiment"), config, now),
+    }
     if before["form"] != FORM:
         raise RunError(
             f"{path}: this experiment was begun with another form of the model or the world; choose another OUT and --results"

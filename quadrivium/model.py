@@ -348,10 +348,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
-def end_to_end(x: Tensor) -> bool:
-    """Whether `along` can attend to sequences as they lie: on a GPU, where products are made in half precision."""
+def end_to_end(x: Tensor, head_size: int) -> bool:
+    """Whether `along` can attend to sequences as they lie: on a GPU whose kernels can, where products are made in half precision."""
+    if not (VARLEN and x.is_cuda and head_size % 8 == 0 and head_size <= 256):
+        return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return VARLEN and x.is_cuda and dtype in (torch.bfloat16, torch.float16)
+    return dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def along(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
@@ -755,6 +757,7 @@ class Model(nn.Module):
     """Four routes in one transformer. See the head of this file."""
 
     watch: Callable[[], object] | None = None  # called at every pass and generated position; may raise to end the work
+    padded = True  # whether the last pass attended in buckets, which are padded
     recompute = False  # while training, keep what goes into each block and compute its inside again on the way back
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -818,7 +821,8 @@ class Model(nn.Module):
         says is written there."""
         c = self.config
         x, places = self.embed(batch.text, batch.codes, batch.slots), batch.places
-        flat = cache is None and end_to_end(x)
+        flat = cache is None and end_to_end(x, c.head_size)
+        self.padded = not flat
         ordered = flat and c.sharing == "all"
         if ordered:
             x, places = regroup(x, batch.order, batch.inverse), places[batch.order]

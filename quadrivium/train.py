@@ -159,7 +159,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
 
 def compile_parts(model: Model, backend: str = "inductor") -> None:
     """Compile what works position by position, for any number of positions: of every block, what comes before attention and what
-    comes after it. Attention between is a kernel of its own."""
+    comes after it. Attention between is a kernel of its own. A copy of a compiled model would call the original's weights."""
+    # All layers share what is compiled: with gradients and without, of text alone, of frames alone and of both, in either precision.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     blocks: Any = model.blocks
     for block in blocks:
         block.ask, block.tell = (torch.compile(part, dynamic=True, backend=backend) for part in (block.ask, block.tell))
@@ -221,9 +223,9 @@ class RouteTask:
     def positions(self, batch: tuple[Batch, list[str], Pairs | None]) -> tuple[int, int]:
         """Those of pairs are counted too, though they run through the layers up to that of the contrast only."""
         data, names, pairs = batch
-        more = pairs.batch if pairs else None
-        real = (data.positions if names else 0) + (more.positions if more else 0)
-        return real, data.attended + (more.attended if more else 0)
+        both = [data, *([pairs.batch] if pairs else [])]
+        real = sum(b.positions for b in both) - (0 if names else data.positions)
+        return real, sum(b.attended if self.model.padded else b.positions for b in both)
 
     def wanted(self, batch: tuple[Batch, list[str], Pairs | None]) -> float:
         return len(batch[0].text_want) + len(batch[0].codes_want) if batch[1] else 0

@@ -168,12 +168,13 @@ def run_transfer(
                 )
             config = replace(config, train=replace(config.train, steps=steps))
             print(
-                f"{speed:.0f} positions a second and process, {apart} at a time: {len(grid_of)} cells of {steps} steps",
+                f"{speed:.0f} positions a second and process, {workers} at a time: {len(grid_of)} cells of {steps} steps",
                 file=sys.stderr,
             )
     # What is in the data and what computes count, not where the data lies and how it was made.
     low = autocast(config.train.precision, torch.device(device))._enabled
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
+    declared["device"] = torch.device(device).type
     del declared["prepare"]
     declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
     grid.declare(plan, config, declared)

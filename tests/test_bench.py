@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from quadrivium.bench import BenchConfig, Case, _attended, _row, four_routes, ours, products, run_bench, table
+from quadrivium.bench import BenchConfig, Case, _attended, _row, _size, four_routes, ours, peak_of, products, run_bench, table
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Engine, continuations
 from quadrivium.model import Batch, _Attend, attention, rms_norm, rotate
@@ -191,6 +191,14 @@ def test_parameters_are_matched(sharing):
     size = Size(width=96, layers=2, heads=3)
     target = count(ours(size, "all"))
     assert count(ours(size, sharing, target)) == pytest.approx(target, rel=0.02)
+
+
+def test_every_width_has_whole_heads_and_only_known_cards_a_peak():
+    for width in range(64, 1300, 32):
+        size = _size(BenchConfig(), width)
+        assert size.width % size.heads == 0 and size.width // size.heads in (32, 64)
+    assert peak_of("NVIDIA H200") == peak_of("NVIDIA H100 80GB HBM3") == 989.5e12
+    assert peak_of("NVIDIA H100 PCIe") == peak_of("Some Card") == 0
 
 
 def test_impossible_benches_are_refused():

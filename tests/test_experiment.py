@@ -202,6 +202,15 @@ def test_an_option_added_since_then_counts_as_its_default(stored, config, refuse
         grid.declare(path, config, grid.plain(config))
 
 
+def test_cells_of_processors_and_of_a_gpu_are_not_mixed(tmp_path):
+    """Grids from before it was declared were computed on processors."""
+    path, config = tmp_path / "experiment.json", ExperimentConfig()
+    grid.declare(path, config, grid.plain(config))
+    grid.declare(path, config, grid.plain(config) | {"device": "cpu"})
+    with pytest.raises(RunError, match="another device"):
+        grid.declare(path, config, grid.plain(config) | {"device": "cuda"})
+
+
 def test_cells_that_docs_keep_are_of_the_experiment_that_is_run_today(tmp_path):
     kept = Path(__file__).parents[1] / "docs" / "results" / "small"
     for path in kept.glob("*.json"):

@@ -74,7 +74,7 @@ def test_sequences_end_to_end_cost_what_they_cost_in_buckets(sharing, rng, monke
     model, sequences = tiny(sharing), mixed(rng)
     want, tapped = costs(model, sequences), model(Batch.of(pack(sequences)), tap=2)[1]
     calls = []
-    monkeypatch.setattr(models, "end_to_end", lambda x: True)
+    monkeypatch.setattr(models, "end_to_end", lambda x, head_size: True)
     monkeypatch.setattr(models, "along", lambda *given: calls.append(1) or one_by_one(*given))
     agree(costs(model, sequences), want, 1e-4)
     assert len(calls) == 4
@@ -127,7 +127,7 @@ def test_attention_along_sequences_is_that_in_buckets(sharing, rng, monkeypatch)
         off.append(
             max((a - b).norm() / b.norm() for a, b in zip(got[2], exact[2], strict=True) if b is not None and b.norm() > 0)
         )
-    assert off[0] < max(2 * off[1], 0.05), off
+    assert off[0] < max(2 * off[1], 0.02), off
 
 
 @gpu
@@ -135,6 +135,7 @@ def test_attention_along_sequences_is_that_in_buckets(sharing, rng, monkeypatch)
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_what_is_compiled_for_a_gpu_costs_the_same(sharing, precision, rng):
     """Costs and gradients of batches of three sizes."""
+    torch._dynamo.reset()
     plain, compiled = tiny(sharing).cuda(), tiny(sharing).cuda()
     compile_parts(compiled)
     with torch.autocast("cuda", precision, enabled=precision != torch.float32):
