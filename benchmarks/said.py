@@ -43,9 +43,10 @@ def states(run: Run, questions: list[Question]) -> torch.Tensor:
     found = []
     for ids in run.text.encode_all([q.beginning.rstrip() for q in questions]):
         # The last id of a segment is predicted and not read, so that the state before the end mark is that of the last word.
-        batch, middle = Batch.of(seq.pack([(seq.text(run.text.enclose(ids)),)])), []
-        run.model.states(batch, run.model.config.layers, None, middle)
-        found.append(torch.stack([x[-1] for x in middle]))
+        batch, layers = Batch.of(seq.pack([(seq.text(run.text.enclose(ids)),)])), run.model.config.layers
+        taken: dict[int, torch.Tensor | None] = dict.fromkeys(range(1, layers + 1))
+        run.model.states(batch, layers, None, taken)
+        found.append(torch.stack([x[-1] for x in taken.values()]))
     return torch.stack(found).float()
 
 

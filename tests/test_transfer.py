@@ -38,9 +38,11 @@ def test_a_grid_ends_with_a_verdict_and_goes_on_from_its_cells(finished, data):
     assert {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()} == written
     assert {"t2v", "v2t", "v2v", "t2t", "round-trip"} <= set(found["samples"])
     seen = found["findings"]
-    assert all(seen[k] for k in ("visual_context", "unspoken", "lossy", "round_trip"))
+    assert (
+        seen["visual_context"]["v2v/mine/clips"] and seen["round_trip"]
+    )  # of the few that are held out, no clip has a caption
     page = write_report(out).read_text()
-    assert found["verdict"]["sentence"] in page and "not said by the caption" in page
+    assert found["verdict"]["sentence"] in page and "two redrawings" in page
     assert (
         json.loads((out / "results.json").read_text())["primary"] == json.loads((out / "transfer.json").read_text())["primary"]
     )
