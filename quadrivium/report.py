@@ -47,7 +47,7 @@ def render(found: dict[str, Any]) -> str:
     view = made(found)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    return environment.from_string(_PAGE).render(**view)
+    return environment.from_string(_PAGE).render(**view, words=("reads", "what", "source"))
 
 
 def _number(value: float | None, shape: str = ".4f") -> str:
@@ -68,7 +68,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
         for a, r in arms.items()
     ]
     compared = [
-        [a, g["n"], _number(g["mean"], "+.4f"), f"{_number(g['low'], '+.4f')} to {_number(g['high'], '+.4f')}", _number(g["p"], ".3f"),
+        [a, g["n"], _number(g["mean"], "+.4f"), _ends(g["low"], g["high"], "+.4f"), _number(g["p"], ".3f"),
          _number(g["holm"], ".3f"), _number(g["detectable"])]
         for a, g in gains.items()
     ]  # fmt: skip
@@ -177,7 +177,7 @@ def _endpoints(found: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
     def gain(g: dict[str, Any] | None, shape: str) -> str:
         if g is None:
             return "–"
-        return f"{_number(g['mean'], shape)} ({_number(g['low'], shape)} to {_number(g['high'], shape)})"
+        return _number(g["mean"], shape) + ("" if g["low"] is None else f" ({_ends(g['low'], g['high'], shape)})")
 
     main = [a for a in arms if not a.startswith("text-x")]
     rows = [
@@ -217,10 +217,13 @@ def _findings(found: dict[str, Any]) -> dict[str, Any]:
         for given, r in by.items():
             if given != "0":
                 saved = f"{_number(r['saved'], '.1f')} ± {_number(r['saved_stderr'], '.1f')}"
-                what = f"{given} earlier frames" if given.isdigit() else f"earlier frames, {given}"
-                rows.append(
-                    ["visual context", source.removeprefix("v2v/"), f"bits that {what} save on the last", saved, r["n"]]
+                one = given == "1"
+                what = (
+                    f"{given} earlier frame{'s' * (not one)} save{'s' * one} on the last"
+                    if given.isdigit()
+                    else f"earlier frames save on the last, {given}"
                 )
+                rows.append(["visual context", source.removeprefix("v2v/"), f"bits that {what}", saved, r["n"]])
     for source, r in found.get("unspoken", {}).items():
         rows.append(
             [
@@ -332,6 +335,10 @@ def _alignment(found: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
                  f"{probed['share']:.1%} of the variance of text's; controls are random directions that hold as much. ± standard error.")
     )  # fmt: skip
     return said, sections
+
+
+def _ends(low: float | None, high: float | None, shape: str) -> str:
+    return "–" if low is None else f"{_number(low, shape)} to {_number(high, shape)}"
 
 
 def _interval(mean: float, half: float | None, shape: str = ".4f") -> str:
@@ -474,8 +481,8 @@ pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 <section><h2>{{ s.title }}</h2>
 {{ s.picture | safe }}
 {% if s.note %}<p class="note">{{ s.note }}</p>{% endif %}
-{% if s.rows %}<div class="wide"><table><thead><tr>{% for h in s.head %}<th{% if h == "reads" %} class="words"{% endif %}>{{ h }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in s.rows %}<tr>{% for cell in row %}<td{% if s.head[loop.index0] == "reads" %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% if s.rows %}<div class="wide"><table><thead><tr>{% for h in s.head %}<th{% if h in words %} class="words"{% endif %}>{{ h }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in s.rows %}<tr>{% for cell in row %}<td{% if s.head[loop.index0] in words %} class="words"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endif %}
 </section>
 {% endfor %}
