@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from quadrivium.data.mixture import Mixture, read_documents
-from quadrivium.data.shards import Dataset
+from quadrivium.data.shards import Dataset, SourceData
 from quadrivium.errors import ConfigError, DataError
 from quadrivium.evaluate import token_bits
 from quadrivium.harness import likelihoods
@@ -59,11 +59,9 @@ class EndpointConfig:
     """What is asked of every cell of a grid, besides bits."""
 
     folder: Path | None = None  # holds coda, verbphysics, blimp or some of them; without it nothing is asked
-    tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")
+    tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")  # which of them are asked, where they are in the folder
     limit: int = 500  # questions of each task, a sample
-    concreteness: Path | None = (
-        None  # a table of words and their ratings from 1 to 5, the columns Word and Conc.M, or the first two
-    )
+    concreteness: Path | None = None  # a table of words and ratings from 1 to 5, columns Word and Conc.M, or the first two
 
     def __post_init__(self) -> None:
         if self.limit < 1:
@@ -110,14 +108,10 @@ class Kinds:
     def __init__(self, tokenizer: TextTokenizer, data: Dataset, rated: dict[str, float] | None = None) -> None:
         self.tokenizer, self.rated = tokenizer, rated
         self.words, self.ids = set[str](), set[int]()
-        for source in data.sources:
-            if source.rendered:
-                continue
-            for item in np.flatnonzero((source.frames > 0) & ~source.held).tolist():
-                for which in range(int(source.texts[item])):
-                    ids = source.text(item, which)
-                    self.ids |= set(ids.tolist())
-                    self.words |= {w.group().lower() for w in _letters().finditer(tokenizer.decode(ids))}
+        for source, item, which in _captions(data):
+            ids = source.text(item, which)
+            self.ids |= set(ids.tolist())
+            self.words |= set(_letters().findall(tokenizer.decode(ids).lower()))
 
     def of(self, ids: np.ndarray) -> list[tuple[str, ...]]:
         """Kinds of every id (n,) of a whole document, without marks: a word's ids are all of its kind. What is no word has none."""
@@ -272,14 +266,18 @@ class Trigram:
         return of
 
 
+def _captions(data: Dataset) -> Iterator[tuple[SourceData, int, int]]:
+    """Captions of training items: source, item, and which of its texts."""
+    for source in (s for s in data.sources if not s.rendered):
+        for item in np.flatnonzero((source.frames > 0) & ~source.held).tolist():
+            yield from ((source, item, which) for which in range(int(source.texts[item])))
+
+
 def read_texts(data: Dataset, share: float, seed: int, most: int = MOST) -> Iterator[np.ndarray]:
     """Ids of the text that a grid's cells of a seed read from: a share of the documents, and all captions of training items, in a
     random order, until they are ``most``."""
-    places = []
-    for source in (s for s in data.sources if not s.rendered):
-        told = np.flatnonzero((source.frames > 0) & ~source.held).tolist()
-        places += [(source, item, which) for item in told for which in range(int(source.texts[item]))]
-        places += [(source, item, 0) for item in read_documents(source, share, seed).tolist()]
+    sources = [s for s in data.sources if not s.rendered]
+    places = [*_captions(data), *((s, item, 0) for s in sources for item in read_documents(s, share, seed).tolist())]
     for i in np.random.default_rng(seed).permutation(len(places)).tolist():
         source, item, which = places[i]
         ids = source.text(item, which)
@@ -327,7 +325,8 @@ def measure(
     asked = questions(config)
     if not asked:
         return found
-    said = [tokenizer.decode(ids) for ids in read_texts(data, share, seed)]
+    texts = list(read_texts(data, share, seed))
+    said = [tokenizer.decode(ids) for ids in texts]
     found["tasks"] = {}
     for task, docs in asked.items():
         credit = credits(docs, by_model(model, tokenizer))
@@ -344,22 +343,17 @@ def measure(
             row["strata"] = strata
         found["tasks"][task] = row
     if baselines:
-        texts = (tokenizer.enclose(ids) for ids in read_texts(data, share, seed))
-        counted = Trigram(texts, tokenizer.size) if tokenizer.size <= _PACKED else None
+        counted = Trigram(map(tokenizer.enclose, texts), tokenizer.size) if tokenizer.size <= _PACKED else None
         fresh = Model(model.config, seed).to(next(model.parameters()).device).eval()
         colours = Counter(w for s in said for w in _letters().findall(s.lower()))
-        found["baselines"] = {
-            task: {
-                **(
-                    {"commonest answer": _commonest(docs), "colour of the text": _one_colour(docs, colours)}
-                    if task == "coda"
-                    else {}
-                ),
-                **({"trigram": float(credits(docs, counted.score(tokenizer)).mean())} if counted else {}),
-                "before the first step": float(credits(docs, by_model(fresh, tokenizer)).mean()),
-            }
-            for task, docs in asked.items()
-        }
+        found["baselines"] = {task: {} for task in asked}
+        for task, docs in asked.items():
+            row = found["baselines"][task]
+            if task == "coda":
+                row |= {"commonest answer": _commonest(docs), "colour of the text": _one_colour(docs, colours)}
+            if counted:
+                row["trigram"] = float(credits(docs, counted.score(tokenizer)).mean())
+            row["before the first step"] = float(credits(docs, by_model(fresh, tokenizer)).mean())
     return found
 
 

@@ -24,12 +24,12 @@ from scipy.stats import t as student
 
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture
-from quadrivium.evaluate import bits, captioned, ratio
+from quadrivium.evaluate import bits, captioned, ratio, wrong_source
 from quadrivium.generate import Sampling, generate
 from quadrivium.model import Model
 from quadrivium.pictures import Cell, sheet
 from quadrivium.samples import SOBER, cells, decode
-from quadrivium.sequence import frames, group, text
+from quadrivium.sequence import frames, group, only_wanted, text
 from quadrivium.statistics import plus_minus
 
 
@@ -168,16 +168,15 @@ def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
     caption; and what the caption of an item of another group saves. A row has ``share``, ``wrong`` and their intervals, ``n``, and bits a frame: ``none``, ``told``."""
     if len(items) < 2:
         return {}
-    groups, n = np.array([g for *_, g in items]), len(items)
-    first = [frames(clip[:1], True) for _, clip, _ in items]
-    other = [next((j for k in range(n) if groups[j := (i + n // 2 + k) % n] != groups[i]), None) for i in range(n)]
-    none = bits(model, [(f,) for f in first])
-    told = bits(model, [(text(words), f) for (words, _, _), f in zip(items, first, strict=True)])
+    groups = np.array([g for *_, g in items])
+    given = [(text(words), frames(clip[:1], True)) for words, clip, _ in items]
+    none, told = bits(model, [only_wanted(q) for q in given]), bits(model, given)
     share, interval = _share(none - told, none, groups)
-    row = {"share": share, "interval": interval, "n": n, "none": float(none.mean()), "told": float(told.mean())}
-    some = [i for i, j in enumerate(other) if j is not None]
+    row = {"share": share, "interval": interval, "n": len(items), "none": float(none.mean()), "told": float(told.mean())}
+    swapped = wrong_source(given, groups)
+    some = [i for i, q in enumerate(swapped) if q is not None]
     if some:
-        wrong = bits(model, [(text(items[other[i]][0]), first[i]) for i in some])  # type: ignore[index]
+        wrong = bits(model, [q for q in swapped if q is not None])
         row["wrong"], row["wrong_interval"] = _share(none[some] - wrong, none[some], groups[some])
         row["wrong_n"] = len(some)
     return row
@@ -255,26 +254,36 @@ def context_table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, int]]:
+    """`measure`, all but the visual context, for people: finding, source, what is measured, its value, and items."""
+    made: list[tuple[str, str, str, str, int]] = []
+    for source, row in found["unspoken"].items():
+        value = percent(row["share"], row["interval"])
+        made.append(
+            ("unspoken", source, "of the last frame's bits beside earlier frames, not said by the caption", value, row["n"])
+        )
+        if "still" in row:
+            value = percent(row["still"], row["still_interval"])
+            made.append(("", source, "of what earlier frames save, still saved when the caption is known", value, row["n"]))
+    for source, row in found["lossy"].items():
+        value = percent(row["share"], row["interval"])
+        made.append(("text is lossy", source, "of a first frame's bits, saved by its caption", value, row["n"]))
+        if "wrong" in row:
+            value = percent(row["wrong"], row["wrong_interval"])
+            made.append(("", source, "by the caption of another item", value, row["wrong_n"]))
+    said = {"again": "frame and its redrawing", "draws": "two redrawings", "random": "two frames at random"}
+    for source, row in found["round_trip"].items():
+        for key, what in said.items():
+            value = f"{plus_minus(row[key], row[f'{key}_stderr'], 1)} dB"
+            made.append(("round trip", source, f"frame, caption, frame: {what}", value, row["n"]))
+    return made
+
+
 def table(found: dict[str, Any]) -> str:
     """`measure` as text."""
     lines = [context_table(found["visual_context"])] if found["visual_context"] else []
-    said = {
-        "unspoken": "of a last frame's bits beside its earlier frames, not said by the caption",
-        "lossy": "of a first frame's bits, saved by its caption",
-    }
-    for name, words in said.items():
-        for source, row in found[name].items():
-            lines.append(f"{name}, {source}: {percent(row['share'], row['interval'])} {words} ({row['n']} items)")
-            if "still" in row:
-                still = percent(row["still"], row["still_interval"])
-                lines.append(f"  {still} of what earlier frames save, still saved when the caption is known")
-            if "wrong" in row:
-                lines.append(f"  by the caption of another item: {percent(row['wrong'], row['wrong_interval'])}")
-    for source, row in found["round_trip"].items():
-        of = (plus_minus(row[k], row[f"{k}_stderr"], 1) for k in ("again", "draws", "random"))
-        again, draws, other = of
-        lines.append(f"round trip, {source}: a frame drawn from the model's caption of it is {again} dB from it; two such draws {draws}, "
-                     f"two frames at random {other} ({row['n']} items)")  # fmt: skip
+    for finding, source, what, value, n in rows(found):
+        lines.append(f"{finding:<14}{source:<22.22}{what:<74}{value:>28}{n:>6}")
     return "\n".join(lines)
 
 

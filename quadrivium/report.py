@@ -207,55 +207,22 @@ def _endpoints(found: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
 
 def _findings(found: dict[str, Any]) -> dict[str, Any]:
     """What pictures hold that text does not."""
-    rows = []
+    from quadrivium.findings import rows
 
-    def percent(share: float | None, interval: list[float] | None) -> str:
-        ends = "" if interval is None else f" ({_number(interval[0], '.1%')} to {_number(interval[1], '.1%')})"
-        return _number(share, ".1%") + ends
-
+    shown: list[list] = []
     for source, by in found["visual_context"].items():
         for given, r in by.items():
             if given != "0":
-                saved = f"{_number(r['saved'], '.1f')} ± {_number(r['saved_stderr'], '.1f')}"
-                one = given == "1"
-                what = (
-                    f"{given} earlier frame{'s' * (not one)} save{'s' * one} on the last"
-                    if given.isdigit()
-                    else f"earlier frames save on the last, {given}"
+                before = (
+                    f"{given} earlier frame{'' if given == '1' else 's'}" if given.isdigit() else f"earlier frames, {given}"
                 )
-                rows.append(["visual context", source.removeprefix("v2v/"), f"bits that {what}", saved, r["n"]])
-    for source, r in found.get("unspoken", {}).items():
-        rows.append(
-            [
-                "unspoken",
-                source,
-                "of the last frame's bits beside earlier frames, not said by the caption",
-                percent(r["share"], r["interval"]),
-                r["n"],
-            ]
-        )
-        if "still" in r:
-            what = "of what earlier frames save, still saved when the caption is known"
-            rows.append(["", source, what, percent(r["still"], r["still_interval"]), r["n"]])
-    for source, r in found.get("lossy", {}).items():
-        rows.append(
-            [
-                "text is lossy",
-                source,
-                "of a first frame's bits, saved by its caption",
-                percent(r["share"], r["interval"]),
-                r["n"],
-            ]
-        )
-        if "wrong" in r:
-            rows.append(["", source, "by the caption of another item", percent(r["wrong"], r["wrong_interval"]), r["wrong_n"]])
-    said = {"again": "frame and its redrawing", "draws": "two redrawings", "random": "two frames at random"}
-    for source, r in found.get("round_trip", {}).items():
-        for key, what in said.items():
-            value = f"{_number(r[key], '.1f')} ± {_number(r[f'{key}_stderr'], '.1f')} dB"
-            rows.append(["round trip", source, f"frame, caption, frame: {what}", value, r["n"]])
+                saved = f"{_number(r['saved'], '.1f')} ± {_number(r['saved_stderr'], '.1f')}"
+                shown.append(
+                    ["visual context", source.removeprefix("v2v/"), f"bits of the last frame, saved by {before}", saved, r["n"]]
+                )
+    shown += [[*words, value.replace("-", "−"), n] for *words, value, n in rows(found)]
     note = "By this model's own costs, on held-out items. Intervals: 95 %, over groups; ± standard error. Redrawings: samples/round-trip.png."
-    return _section("What pictures hold that text does not", ["finding", "source", "what", "value", "items"], rows, note=note)
+    return _section("What pictures hold that text does not", ["finding", "source", "what", "value", "items"], shown, note=note)
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
