@@ -292,10 +292,9 @@ def _evaluate() -> Callable[..., Any]:
     ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one, and how much of that the caption says too; for
+        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one, and what its caption leaves unsaid of it; for
         captioned frames what share of their bits the caption saves, and frame -> caption -> frame as pictures, in RUN/samples;
-        how often text and
-        frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
+        how often text and frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
         beside a run without it.
 
         With --lm-eval, lm-evaluation-harness scores the text route in memory instead. Made here: world (world_read, ...), coda,
