@@ -32,8 +32,8 @@ from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig
 from quadrivium.errors import ConfigError, QuadriviumError
 from quadrivium.evaluate import ratio
-from quadrivium.generate import Sampling, generate
-from quadrivium.imagine import Imagining, choose_after, choose_by_sight, imagine
+from quadrivium.generate import Sampling, continuations, generate
+from quadrivium.imagine import Imagining, imagine
 from quadrivium.model import Model
 from quadrivium.text import TextTokenizer
 
@@ -63,7 +63,7 @@ def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress:
     encoded = iter(text.encode_all([told for question in questions for told in question.texts]))
     texts = [[text.enclose(next(encoded)) for _ in question.texts] for question in questions]
     with tqdm(total=len(questions), desc="ask", unit="question", leave=False, disable=not progress) as bar:
-        nats = choose_after(model, [()] * len(texts), texts, progress=bar)
+        nats, _ = continuations(model, [()] * len(texts), texts, progress=bar)
     return _together(nats, len(questions[0].options)) / math.log(2)
 
 
@@ -96,9 +96,8 @@ def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np
     k = len(questions[0].sights)
     encoded = [[text.enclose(ids) for ids in text.encode_all([w for o in q.sights for w in o])] for q in questions]
     with tqdm(total=n * samples, desc="look", unit="clip", leave=False, disable=not progress) as bar:
-        nats = choose_by_sight(
-            model, [clip for row in clips for clip in row], [e for e in encoded for _ in range(samples)], progress=bar
-        )
+        seen = [(seq.frames(clip),) for row in clips for clip in row]
+        nats, _ = continuations(model, seen, [e for e in encoded for _ in range(samples)], progress=bar)
     return _top(_together(nats, k)).reshape(n, samples, k).sum(axis=1)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -126,14 +125,6 @@ class Engine:
         cache.textual = cache.textual.repeat_interleave(times, dim=0)
         self.walks = [replace(walk) for walk in self.walks for _ in range(times)]
         self.rows *= times
-
-    def read(self, texts: Tensor) -> Tensor:
-        """Read the ids ``texts`` (S, n + 1) on, all but the last of each row -> hidden states (S, n, D)."""
-        n = texts.shape[1] - 1
-        arrays = pack([(segment,) for segment in map(text, texts.cpu().numpy())])
-        start = np.array([walk.text(n) for walk in self.walks])
-        arrays["places"] += np.repeat(start, n)[:, None]
-        return self.model(Batch.of(arrays, self.device), self.cache).view(self.rows, n, -1)
 
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
@@ -291,72 +282,98 @@ def continuations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats (n, k) that each of k texts costs after what is given, and whether (n, k) each of its ids was the likeliest.
 
-    texts: ids ``[x_0, x_1, ...]`` of which the first is only read. What is given is read once for its k texts, unless it is so
-    short that reading it k times, packed, is less work than padding them. About ``budget`` positions are computed at a time.
+    texts: ids ``[x_0, x_1, ...]`` of which the first is only read. What is given is read once for its k texts, and so is every
+    beginning that some of them share: they are one sequence, in which a branch sees what leads to it and no other branch.
+    About ``budget`` positions are computed at a time.
     """
     model.eval()
     k = len(texts[0]) if len(texts) else 0
     nats, likeliest = np.zeros((len(given), k)), np.ones((len(given), k), bool)
-    before, longest = [positions_of(g) for g in given], [max(map(len, options)) - 1 for options in texts]
-    packed = [sum(before[i] + len(t) - 1 for t in texts[i]) for i in range(len(given))]
-    order = sorted(range(len(given)), key=lambda i: (before[i], longest[i]))
-    # A cached position costs half as much again as one of a packed first pass.
-    apart = [i for i in order if not before[i] or packed[i] < 1.5 * (before[i] + k * longest[i])]
-    left = {True: apart, False: [i for i in order if i not in set(apart)]}
-    for flat, waiting in left.items():
-        while waiting:
-            rows = [waiting.pop(0)]
-            width, spent = longest[rows[0]], packed[rows[0]]
-            while waiting:
-                width, spent = max(width, longest[waiting[0]]), spent + packed[waiting[0]]
-                if (spent if flat else (len(rows) + 1) * (before[waiting[0]] + k * width)) > budget:
-                    break
-                rows.append(waiting.pop(0))
-            way = _packed if flat else _forked
-            cost, first = way(model, [given[i] for i in rows], [texts[i] for i in rows])
+    trees = [Tree.of(options) for options in texts]
+    size = [positions_of(g) + len(tree.ids) for g, tree in zip(given, trees, strict=True)]
+    rows: list[int] = []
+    order = sorted(range(len(given)), key=size.__getitem__)
+    for i, after in zip(order, [*order[1:], None], strict=True):
+        rows.append(i)
+        if after is None or (len(rows) + 1) * size[after] > budget:
+            cost, first = _branching(model, [given[j] for j in rows], [texts[j] for j in rows], [trees[j] for j in rows])
             nats[rows], likeliest[rows] = cost.reshape(-1, k), first.reshape(-1, k)
             if progress is not None:
                 progress.update(len(rows))
+            rows = []
     return nats, likeliest
 
 
-def _packed(model: Model, given: Seq[Sequence], texts: Seq[Seq[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Costs (n k,) of sequences that are read as they are, what is given anew for every text."""
-    rows = [(*g, text(option, wanted=True)) for g, options in zip(given, texts, strict=True) for option in options]
-    batch = Batch.of(pack(rows), model.embed_text.weight.device)
-    return _costs(model, model(batch).index_select(0, batch.text_at), batch.text_want, batch.text_row, len(rows))
+@dataclass
+class Tree:
+    """Texts as the tree of what they begin with, every branch complete before the next."""
+
+    ids: list[int]  # of every node
+    depth: list[int]
+    until: list[int]  # the first node after all that go on from a node
+    paths: list[list[int]]  # of each text, the nodes that read all its ids but the last
+
+    @classmethod
+    def of(cls, texts: Seq[np.ndarray]) -> Tree:
+        known: dict[tuple[int, int], int] = {}  # the node before, and an id -> a node
+        tree = cls([], [], [], [[] for _ in texts])
+        for row in sorted(range(len(texts)), key=lambda row: texts[row].tolist()):  # texts that begin alike are neighbours
+            node, path = -1, tree.paths[row]
+            for depth, number in enumerate(texts[row][:-1].tolist()):
+                node = known.setdefault((node, number), len(known))
+                path.append(node)
+                if node == len(tree.ids):
+                    tree.ids.append(number)
+                    tree.depth.append(depth)
+                    tree.until.append(0)
+            for node in path:
+                tree.until[node] = len(known)
+        return tree
 
 
-def _forked(model: Model, given: Seq[Sequence], texts: Seq[Seq[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The same, what is given being read once and its cache shared."""
-    device, k, width = model.embed_text.weight.device, len(texts[0]), max(len(t) for options in texts for t in options)
-    engine = Engine(model, given, width)
-    engine.fork(k)
-    ids = np.zeros((len(given) * k, width), np.int64)
-    real = np.zeros((len(given) * k, width - 1), bool)  # what is filled in beyond stands later and is seen by nothing
-    for line, option in enumerate(option for options in texts for option in options):
-        ids[line, : len(option)], real[line, : len(option) - 1] = option, True
-    mask = torch.from_numpy(real).to(device)
-    hidden = engine.read(torch.from_numpy(ids).to(device))[mask]
-    return _costs(model, hidden, torch.from_numpy(ids[:, 1:][real]).to(device), mask.nonzero()[:, 0], len(ids))
+def _branching(
+    model: Model, given: Seq[Sequence], texts: Seq[Seq[np.ndarray]], trees: Seq[Tree]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Costs (n k,) of all texts, and whether all their ids were the likeliest."""
+    device, k = model.embed_text.weight.device, len(texts[0])
+    if not any(tree.ids for tree in trees):  # there is nothing to predict
+        return np.zeros(len(texts) * k), np.ones(len(texts) * k, bool)
+    arrays = pack([(*g, *([text([*tree.ids, 0])] if tree.ids else [])) for g, tree in zip(given, trees, strict=True)])
+    until = np.full(len(arrays["order"]), len(arrays["order"]))
+    at, want, row = [], list[int](), []
+    end = textual = 0  # positions, and those of text, up to the end of a sequence
+    for i, (g, options, tree) in enumerate(zip(given, texts, trees, strict=True)):
+        n = len(tree.ids)
+        end, textual = end + positions_of(g) + n, textual + n + sum(s.positions for s in g if s.modality == "text")
+        nodes = slice(textual - n, textual)
+        arrays["places"][nodes] = (Walk().over(g).end + np.array(tree.depth, np.int64))[:, None]
+        until[nodes] = end - n + np.array(tree.until, np.int64)
+        for j, (option, path) in enumerate(zip(options, tree.paths, strict=True)):
+            at += [textual - n + node for node in path]
+            want += option[1:].tolist()
+            row += [i * k + j] * len(path)
+    batch = Batch.of({**arrays, "until": until}, device)
+    nodes_at, back = torch.unique(torch.tensor(at, dtype=torch.long, device=device), return_inverse=True)
+    hidden = model(batch).index_select(0, nodes_at)
+    return _costs(
+        model, hidden, back, torch.tensor(want, dtype=torch.long), torch.tensor(row, dtype=torch.long), len(texts) * k
+    )
 
 
-def _costs(model: Model, hidden: Tensor, want: Tensor, row: Tensor, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nats of the ids ``want`` (W,) at hidden states (W, D), summed over each of ``rows``; and whether all were the likeliest."""
-    total = torch.zeros(rows, dtype=torch.float64, device=hidden.device)
-    first = torch.ones(rows, dtype=torch.bool, device=hidden.device)
-    for part in range(0, len(hidden), 512):  # logits are the largest array: 512 rows of them at a time
-        at = slice(part, part + 512)
-        logits = model.text_logits(hidden[at]).float()
-        total.index_add_(0, row[at], F.cross_entropy(logits, want[at], reduction="none").double())
-        first[row[at][logits.argmax(-1) != want[at]]] = False
+def _costs(model: Model, hidden: Tensor, at: Tensor, want: Tensor, row: Tensor, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nats of the ids ``want`` (W,) where hidden states (U, D) ``at`` (W,) predict them, summed over each of ``rows``; and whether
+    all were the likeliest."""
+    device, order = hidden.device, at.argsort()
+    at, want, row = at[order], want.to(device)[order], row.to(device)[order]
+    total = torch.zeros(rows, dtype=torch.float64, device=device)
+    first = torch.ones(rows, dtype=torch.bool, device=device)
+    for start in range(0, len(hidden), 512):  # logits are the largest array: 512 rows of them at a time
+        logits = model.text_logits(hidden[start : start + 512]).float()
+        low, high = torch.searchsorted(at, torch.tensor([start, start + 512], device=device)).tolist()
+        here, wanted, rowed = at[low:high] - start, want[low:high], row[low:high]
+        nats = logits.logsumexp(-1)[here] - logits[here, wanted]
+        total.index_add_(0, rowed, nats.double())
+        first[rowed[logits.argmax(-1)[here] != wanted]] = False
     if not torch.isfinite(total).all():
         raise ValueError("the model gives a cost that is not a number")
     return total.cpu().numpy(), first.cpu().numpy()
-
-
-def common(texts: Seq[np.ndarray]) -> int:
-    """How many first ids all texts have in common; one less where one of them is no longer than that."""
-    shortest = min(map(len, texts))
-    same = np.all([t[:shortest] == texts[0][:shortest] for t in texts], axis=0)
-    return int(np.argmin(same)) if not same.all() else shortest - 1

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from quadrivium.generate import Engine, Sampling, common, continuations
+from quadrivium.generate import Engine, Sampling
 from quadrivium.model import Model
-from quadrivium.sequence import Sequence, frames, text
+from quadrivium.sequence import frames, text
 
 
 @dataclass(frozen=True)
@@ -90,27 +90,3 @@ def imagine(
             found[rows] = clips.reshape(len(rows), *shape[1:])
             bar.update(len(rows) * samples)
     return found
-
-
-def choose_by_sight(
-    model: Model, clips: Seq[np.ndarray], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
-) -> np.ndarray:
-    """Nats (n, k) that each of k texts costs after a clip, up to a constant of the clip: what begins alike is read once.
-
-    clips: codes (F, R, C, G), all of one number of frames; texts: k runs of ids ``[end, ..., end]`` for every clip.
-    ``budget`` positions are computed at a time. The constant is the cost of the ids that all k texts begin with.
-    """
-    return choose_after(model, [(frames(clip),) for clip in clips], texts, budget, progress)
-
-
-def choose_after(
-    model: Model, before: Seq[Sequence], texts: Seq[Seq[np.ndarray]], budget: int = 4096, progress: tqdm | None = None
-) -> np.ndarray:
-    """The same after any sequence, or after nothing."""
-    given, rest = [], []
-    for sequence, options in zip(before, texts, strict=True):
-        shared = common(options)
-        # The last common id is read together with what follows it: it predicts where the texts part.
-        given.append((*sequence, *((text(options[0][:shared]),) if shared > 1 else ())))
-        rest.append([option[shared - 1 :] for option in options])
-    return continuations(model, given, rest, budget, progress)[0]

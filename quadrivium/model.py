@@ -189,6 +189,9 @@ class Batch:
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
     own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see
     own_back: Tensor
+    until: Tensor | None = (
+        None  # (N,) where in reading order a position is no longer seen; None: its sequence sees it to the end
+    )
 
     @classmethod
     def of(cls, arrays: dict, device: torch.device | str = "cpu", slack: float = 0.85) -> Batch:
@@ -209,7 +212,9 @@ class Batch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = [v.to(device) for v in value] if isinstance(value, list) else value.to(device)
+            moved[field.name] = (
+                [v.to(device) for v in value] if isinstance(value, list) else value if value is None else value.to(device)
+            )
         return Batch(**moved)
 
     @property
@@ -236,6 +241,22 @@ class Batch:
         textual = self.order < len(self.text)
         counts = [torch.zeros_like(self.lengths).index_add_(0, row, kind.long()) for kind in (textual, ~textual)]
         return Runs.of(torch.cat(counts), self.own_buckets)
+
+    @cached_property
+    def seen(self) -> list[tuple[int, Tensor]]:
+        """For every bucket (S', P), how many columns see all before them in every row, and what the others see: (S', P', P)."""
+        return [self._seen(index) for index in self.buckets]
+
+    @cached_property
+    def own_seen(self) -> list[tuple[int, Tensor]]:
+        return [self._seen(index) for index in self.own_buckets]
+
+    def _seen(self, index: Tensor) -> tuple[int, Tensor]:
+        assert self.until is not None
+        until, width = self.until[index], index.shape[1]
+        plain = int((until >= self.positions).all(0).long().cumprod(0).sum())
+        causal = torch.ones((width, width), dtype=torch.bool, device=index.device).tril()[plain:]
+        return plain, causal & (self.inverse[index[:, plain:]][:, :, None] < until[:, None])
 
     @property
     def attended(self) -> int:
@@ -721,13 +742,20 @@ class Block(nn.Module):
         if cache is not None:
             self._fill(qkv, cache)
         buckets, back = (batch.own_buckets, batch.own_back) if self.own else (batch.buckets, batch.back)
-        if qkv.device.type == "cpu" and max(index.shape[1] for index in buckets) <= 512:  # whose square still fits
+        seen = None if batch.until is None else batch.own_seen if self.own else batch.seen
+        if (
+            seen is None and qkv.device.type == "cpu" and max(index.shape[1] for index in buckets) <= 512
+        ):  # whose square still fits
             return _Attend.apply(qkv, c.heads, c.kv_heads, buckets, back)
         outputs = []
-        for index in buckets:
+        for i, index in enumerate(buckets):
             q, k, v = qkv[index].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)  # (S', H, P, K)
             # Padding stands after the real positions, and nothing looks ahead: the causal rule masks it.
-            outputs.append(attention(q, k, v, causal=True).transpose(1, 2).flatten(0, 1))
+            plain, mask = seen[i] if seen is not None else (index.shape[1], None)
+            heard = attention(q[:, :, :plain], k[:, :, :plain], v[:, :, :plain], causal=True)
+            if mask is not None:
+                heard = torch.cat([heard, attention(q[:, :, plain:], k, v, mask[:, None])], dim=2)
+            outputs.append(heard.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)[back]
 
     def _fill(self, qkv: Tensor, cache: Cache) -> None:
@@ -821,7 +849,7 @@ class Model(nn.Module):
         says is written there."""
         c = self.config
         x, places = self.embed(batch.text, batch.codes, batch.slots), batch.places
-        flat = cache is None and end_to_end(x, c.head_size)
+        flat = cache is None and batch.until is None and end_to_end(x, c.head_size)
         self.padded = not flat
         ordered = flat and c.sharing == "all"
         if ordered:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -116,18 +118,25 @@ def test_a_norm_of_heads_has_a_weight_for_each():
         torch.testing.assert_close(rms_norm(x, weight, 1e-6), twin)
 
 
-@pytest.mark.parametrize("given_frames", [0, 3])
 @pytest.mark.parametrize("sharing", COUNTED)
-def test_texts_that_share_what_is_given_cost_what_each_costs_alone(sharing, given_frames):
-    """After much and after nothing: the two ways, forked and packed, have one result."""
-    rng = np.random.default_rng(7)
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_a_tree_of_texts_costs_what_each_text_costs_alone(sharing, data):
+    """Texts that are equal, that begin alike, that go on from one another, and that
+    have nothing to predict; after frames, text, both and nothing."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     model = ours(TINY, sharing).eval()
-    given = [(frames(rng.integers(0, 40, (given_frames, 2, 2, 1))),) if given_frames else () for _ in range(4)]
-    texts = [[rng.integers(0, 60, rng.integers(2, 6)) for _ in range(3)] for _ in given]
-    nats, likeliest = continuations(model, given, texts, budget=60)
-    for i, options in enumerate(texts):
-        for j, ids in enumerate(options):
-            batch = Batch.of(pack([(*given[i], text(ids, True))]))
+    options = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=3, max_size=3)
+    texts = [[np.array(ids) for ids in data.draw(options)] for _ in range(4)]
+    ways = [(), (frames(rng.integers(0, 40, (3, 2, 2, 1))),), (text(rng.integers(0, 60, 4)),)]
+    before = [sum((ways[i] for i in data.draw(st.sampled_from([[0], [1], [2], [1, 2], [2, 1]]))), ()) for _ in texts]
+    nats, likeliest = continuations(model, before, texts, budget=data.draw(st.sampled_from([20, 60, 4096])))
+    for i, row in enumerate(texts):
+        for j, ids in enumerate(row):
+            if len(ids) == 1:
+                assert nats[i, j] == 0 and likeliest[i, j]
+                continue
+            batch = Batch.of(pack([(*before[i], text(ids, True))]))
             assert nats[i, j] == pytest.approx(model.nats(batch)[0].sum().item(), rel=1e-4)
             logits = model.text_logits(model(batch)[batch.text_at])
             assert likeliest[i, j] == bool((logits.argmax(-1) == batch.text_want).all())

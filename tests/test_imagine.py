@@ -18,7 +18,7 @@ from quadrivium.data.sources import ReadOptions, frames_read
 from quadrivium.data.world import FPS, WorldConfig, make_kinds, simulate
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Engine, Sampling
-from quadrivium.imagine import Imagining, _generators, choose_by_sight, imagine
+from quadrivium.imagine import Imagining, _generators, imagine
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 
@@ -82,21 +82,6 @@ def test_a_model_without_frames_imagines_nothing(rng):
     for wrong in ({"samples": 0}, {"frames": -1}, {"top_p": 0.0}, {"batch": 0}):
         with pytest.raises(ValueError):
             Imagining(**wrong)
-
-
-@pytest.mark.parametrize("budget", [60, 4096])
-@pytest.mark.parametrize("sharing", SHARINGS)
-def test_options_that_share_a_clip_cost_what_each_costs_alone(sharing, budget, rng):
-    model = tiny(sharing)
-    clips = [rng.integers(0, 30, (2, 3, 2, 4)) for _ in range(5)]
-    texts = []
-    for n in (1, 4, 2, 6, 3):
-        begun = [0, *rng.integers(1, 60, n - 1)]
-        texts.append([np.array([*begun, 1 + j, *rng.integers(1, 60, rng.integers(0, 5)), 0]) for j in range(3)])
-    got = choose_by_sight(model, clips, texts, budget)
-    rows = [(seq.frames(c), seq.text(t, True)) for c, three in zip(clips, texts, strict=True) for t in three]
-    want = evaluate.bits(model, rows).reshape(5, 3) * np.log(2)
-    np.testing.assert_allclose(got - got[:, :1], want - want[:, :1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
