@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 HEAD = """# Licences
 
 Quadrivium is Apache-2.0. It installs the packages below and contains none of them. Made by `python docs/licences.py` from the
-metadata of what is installed; *core* is what `pip install quadrivium` brings, the rest comes with the extras that are named.
+metadata of what is installed; *core* is what `pip install -e .` brings, the rest comes with the extras that are named.
 The wheels of `av` and `pillow` bring compiled libraries of their own, whose licences are not in this table: the FFmpeg of the
 tested `av` reports "LGPL version 3 or later" and lies beside x264 and x265, which are GPL-2.0-or-later. Whoever passes those wheels on,
 and not merely their names, has to heed that.

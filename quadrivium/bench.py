@@ -298,7 +298,7 @@ def _built(peer: Peer, size: Size, parameters: int) -> nn.Module | str:
 
 def _absent(peer: Peer, error: ImportError) -> str:
     own = (error.name or "").split(".")[0] == peer.package.replace("-", "_")
-    return "not installed: pip install 'quadrivium[bench]'" if own else f"does not import: {error}"
+    return "not installed: pip install -c constraints.txt -e '.[bench]'" if own else f"does not import: {error}"
 
 
 # --- generation ---
@@ -404,7 +404,12 @@ def _ours_scoring(config: BenchConfig, number: int, folder: Path, device: str) -
         run, requests = _asked(config, device)
     except ImportError:
         yield Case(
-            "score", "ours, in memory", "-", "item", None, note="lm-eval is not installed: pip install 'quadrivium[eval]'"
+            "score",
+            "ours, in memory",
+            "-",
+            "item",
+            None,
+            note="lm-eval is not installed: pip install -c constraints.txt -e '.[eval]'",
         )
         return
     scorer = language_model(run)

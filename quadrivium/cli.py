@@ -638,7 +638,7 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.
             device: auto takes a GPU where there is one; cells share it.
-            small: fewer kinds, three devices, English alone, a third of the work; other options then change this experiment.
+            small: three devices, English alone, most kinds both seen and told, a third of the work; other options then change this experiment.
         """
         print(run.table(run.run_experiment(out, config, seeds, arms, results, workers, device=_device(device))))
         print(f"cells: {results or out / 'results'}; table as JSON: {out / 'results.json'}")
@@ -725,7 +725,7 @@ def _bench() -> Callable[..., Any]:
         Training steps and generation beside x-transformers, torch's own layers, transfusion-pytorch and transformers' Qwen3, at
         equal parameters and positions; forced choice beside lm-eval; prepare; the world; and the rate of the bare matrix
         products, which nothing exceeds. Processor time stands beside seconds: on a busy machine, read that. The other
-        packages are optional: pip install 'quadrivium[bench]'
+        packages are optional: pip install -c constraints.txt -e '.[bench]'
 
         Args:
             out: JSON file to write.

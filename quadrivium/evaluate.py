@@ -289,7 +289,9 @@ def retrieval_table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-READING = "A route uses its source where `held-out` lies below `wrong` (the source of another item) by more than its error."
+READING = (
+    "A route uses its source where `held-out` lies below `wrong` (the source of another item) by more than two standard errors."
+)
 
 
 def table(results: dict[str, dict], streams: bool = True) -> str:

@@ -137,7 +137,7 @@ class ExperimentConfig:
 
 
 def small() -> ExperimentConfig:
-    """The experiment at a third of its cost: fewer kinds, three devices, one language, and what it takes to learn these.
+    """The experiment at a third of its cost: three devices, one language, and what it takes to learn these.
 
     Two thirds of the kinds are both seen and told: the more there are, the more of what is seen crosses over (docs/figures.md). And
     documents are many, or they are learnt by heart.

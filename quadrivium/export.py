@@ -92,7 +92,7 @@ def push(folder: Path, repository: str) -> str:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise RunError("--push needs the hub's client: pip install 'quadrivium[hf]'") from None
+        raise RunError("--push needs the hub's client: pip install -c constraints.txt -e '.[hf]'") from None
     try:
         hub = HfApi()
         hub.create_repo(repository, exist_ok=True, private=True)

@@ -47,7 +47,7 @@ def language_model(run: Run) -> Any:
     try:
         from lm_eval.api.model import TemplateLM
     except ImportError:
-        raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install 'quadrivium[eval]'") from None
+        raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install -c constraints.txt -e '.[eval]'") from None
 
     class InMemory(TemplateLM):
         @property

@@ -46,7 +46,7 @@ def fetch(name: str | Path, patterns: list[str] | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise RunError(f"{name}: no such folder; to take it from the hub, pip install 'quadrivium[hf]'") from None
+        raise RunError(f"{name}: no such folder; to take it from the hub, pip install -c constraints.txt -e '.[hf]'") from None
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns or _FILES))
     except Exception as error:  # network, permission, absence: the library raises many types

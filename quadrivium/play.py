@@ -621,7 +621,7 @@ def application(player: Player, config: WebConfig, folder: Path) -> Guard:
         import gradio as gr
         from fastapi import FastAPI
     except ImportError:
-        raise RunError("the page needs gradio: pip install 'quadrivium[play]'") from None
+        raise RunError("the page needs gradio: pip install -c constraints.txt -e '.[play]'") from None
     blocks = _build(player, folder)
     fonts = ["system-ui", "Hiragino Sans", "Noto Sans JP", "Yu Gothic UI", "sans-serif"]
     theme = gr.themes.Default(

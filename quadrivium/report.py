@@ -1,6 +1,6 @@
 """results.json of `transfer`, `experiment` or `eval` -> one self-contained page: the verdict first, then what it rests on.
 
-Needs matplotlib and jinja2 (`pip install 'quadrivium[report]'`). Pictures are inline SVG whose colours are variables of the page,
+Needs matplotlib and jinja2 (`pip install -c constraints.txt -e '.[report]'`). Pictures are inline SVG whose colours are variables of the page,
 so that one picture serves light, dark and paper. Nothing but the results file is read.
 """
 
@@ -42,7 +42,7 @@ def render(found: dict[str, Any]) -> str:
         import jinja2
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ConfigError("a report needs matplotlib and jinja2: pip install 'quadrivium[report]'") from None
+        raise ConfigError("a report needs matplotlib and jinja2: pip install -c constraints.txt -e '.[report]'") from None
     made = _transfer if found.get("kind") == "transfer" else _experiment if "arms" in found else _run
     view = made(found)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)

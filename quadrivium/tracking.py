@@ -178,7 +178,7 @@ class Tracking:
             if name not in _MAKE:
                 raise ConfigError(f"track {name!r} is unknown; trackers are {', '.join(_MAKE)}")
             if importlib.util.find_spec(name) is None:
-                raise ConfigError(f"--track {name} needs {name}: pip install 'quadrivium[track]'")
+                raise ConfigError(f"--track {name} needs {name}: pip install -c constraints.txt -e '.[track]'")
         self.names, self.run, self.config, self.draw = names, run, config or {}, draw
         self.trackers: dict[str, Tracker] = {}
         self.row: tuple[int, Numbers, Sheets] = (0, {}, {})

@@ -447,7 +447,9 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     assert main(["ask", str(run), str(out / "seed-0" / "data")]) == 2
     assert "no world.json" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'quadrivium[hf]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install -c constraints.txt -e '.[hf]'"
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert words("玉がころがる。")["input_ids"] and model.config.model_type == "qwen3"

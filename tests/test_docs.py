@@ -25,8 +25,8 @@ from .conftest import COLOURS, TINY, ball, write_folder
 from .test_huggingface import bytelevel, theirs
 
 wds = pytest.importorskip("webdataset", reason="webdataset is not installed: pip install webdataset")
-pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'quadrivium[data]'")
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'quadrivium[eval]'")
+pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install -c constraints.txt -e '.[data]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -c constraints.txt -e '.[eval]'")
 import pyarrow as pa  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -225,7 +225,7 @@ def test_the_page_on_formats(here, monkeypatch):
         save_mp4(np.stack([frames[t] for t in range(8)]), Path(f"talks/{i}.mp4"), fps=4)
         Path(f"talks/{i}.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nA ball rolls.\n")
     Path("mixture.toml").write_text(blocks(DOCS / "formats.md", "toml")[0])
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'quadrivium[data]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install -c constraints.txt -e '.[data]'")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "cache")
     load = datasets.load_dataset
     (here / "hub").mkdir()
@@ -236,7 +236,7 @@ def test_the_page_on_formats(here, monkeypatch):
 
 
 def test_the_page_on_watching_a_run(here):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     prepare([write_folder(here / "mine", n=12)], here / "data" / "mine", TINY, progress=False)
     assert run_page(DOCS / "tracking.md") == ["train"] and list(here.glob("runs/mine/tensorboard/events*"))
 

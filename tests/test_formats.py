@@ -33,7 +33,7 @@ from quadrivium.train import TrainConfig, train_routes
 from .conftest import COLOURS, TINY, ball
 
 wds = pytest.importorskip("webdataset", reason="webdataset is not installed: pip install webdataset")
-pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'quadrivium[data]'")
+pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install -c constraints.txt -e '.[data]'")
 import pyarrow as pa  # noqa: E402
 
 # webdataset leaves files to the collector; datasets' pickling of tables warns.
@@ -556,7 +556,7 @@ def test_without_pyarrow_one_sentence_says_what_to_install(tmp_path, monkeypatch
     pq.write_table(pa.table({"text": ["one"]}), tmp_path / "words.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(["prepare", str(tmp_path / "words.parquet"), "--out", str(tmp_path / "out")]) == 2
-    assert "pip install 'quadrivium[data]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[data]'" in capsys.readouterr().err
 
 
 def test_inspect_shows_and_writes_nothing(pages, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from quadrivium.data.shards import write_json
 from quadrivium.data.world import WorldConfig
 from quadrivium.errors import ConfigError, DataError
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'quadrivium[eval]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -c constraints.txt -e '.[eval]'")
 
 # The harness's own libraries warn of each other.
 pytestmark = pytest.mark.filterwarnings(

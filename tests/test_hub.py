@@ -22,8 +22,8 @@ from quadrivium.pictures import save_mp4
 
 from .conftest import COLOURS, ball
 
-datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'quadrivium[data]'")
-pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'quadrivium[data]'")
+datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install -c constraints.txt -e '.[data]'")
+pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install -c constraints.txt -e '.[data]'")
 import pyarrow as pa  # noqa: E402
 
 # datasets' pickling of tables warns, and its streams leave files to the collector.
@@ -188,4 +188,4 @@ def test_what_cannot_be_fetched_is_one_sentence(tmp_path, monkeypatch, capsys):
         assert why in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert main(["prepare", "hf://someone/balls", "--inspect"]) == 2
-    assert "pip install 'quadrivium[data]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[data]'" in capsys.readouterr().err

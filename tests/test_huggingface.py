@@ -28,7 +28,9 @@ from quadrivium.train import TrainConfig, train_routes
 
 from .conftest import TINY
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'quadrivium[hf]'")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed: pip install -c constraints.txt -e '.[hf]'"
+)
 
 FAMILIES = ("qwen3", "qwen2", "llama", "llama3")
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}

@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_in_the_same_place(name, data, tmp_path):
 
 
 def test_what_a_tracker_missed_is_sent_when_the_run_is_resumed(data, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     run = tmp_path / "run"
     plain = tracking._TensorBoard.log
 
@@ -173,7 +173,7 @@ def test_what_a_tracker_missed_is_sent_when_the_run_is_resumed(data, tmp_path, m
 
 
 def test_a_tracker_added_later_gets_the_whole_curve(data, tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     run = tmp_path / "run"
     train(data, run)
     for path in checkpoint.checkpoints(run / "checkpoints")[2:]:
@@ -183,7 +183,7 @@ def test_a_tracker_added_later_gets_the_whole_curve(data, tmp_path):
 
 
 def test_tracking_leaves_the_run_as_it_is(data, tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     train(data, tmp_path / "plain")
     train(data, tmp_path / "tracked", "tensorboard")
     a, b = (checkpoint.latest(tmp_path / n / "checkpoints") for n in ("plain", "tracked"))
@@ -191,7 +191,7 @@ def test_tracking_leaves_the_run_as_it_is(data, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_to_is_one_warning(data, tmp_path, capsys):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("in the way")
     train(data, tmp_path / "run", "tensorboard")
@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_written_to_is_one_warning(data, tmp_path, capsys
 
 
 def test_clocks_that_jump_do_not_turn_lives_round(data, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'quadrivium[track]'")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     run, now = tmp_path / "run", time.time()
     train(data, run, "tensorboard")
     for path in checkpoint.checkpoints(run / "checkpoints")[2:]:
@@ -214,6 +214,6 @@ def test_clocks_that_jump_do_not_turn_lives_round(data, tmp_path, monkeypatch):
 def test_a_tracker_that_is_absent_is_said_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["train", str(data), "--out", str(tmp_path / "run"), "--track", "wandb"]) == 2
-    assert "pip install 'quadrivium[track]'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "pip install -c constraints.txt -e '.[track]'" in capsys.readouterr().err and not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="unknown"):
         train(data, tmp_path / "run", "mlflow")

@@ -48,7 +48,7 @@ def stream(name: str, config: str | None = None, split: str | None = None, rows:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{name}: the hub needs its library: pip install 'quadrivium[data]'") from None
+        raise DataError(f"{name}: the hub needs its library: pip install -c constraints.txt -e '.[data]'") from None
     mark = hashlib.sha256(repr((name, config, split, rows)).encode()).hexdigest()[:12]
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-60:]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "quadrivium" / f"{slug}-{mark}"

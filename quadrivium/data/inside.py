@@ -45,7 +45,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError("parquet and arrow files need pyarrow: pip install 'quadrivium[data]'") from None
+        raise DataError("parquet and arrow files need pyarrow: pip install -c constraints.txt -e '.[data]'") from None
     return pyarrow
 
 
