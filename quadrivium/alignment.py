@@ -373,7 +373,8 @@ def measure(
     named = kind_pairs(run, world) if world else None
     rank = max(1, run.model.config.head_size // 8)
     steps: list[tuple[int, Path | None]] = [] if run.config.get("init") else [(0, None)]
-    steps += [(int(p.name[5:]), p) for p in checkpoint.checkpoints(folder / "checkpoints")]
+    kept = [(int(p.name[5:]), p) for p in checkpoint.checkpoints(run.home / "checkpoints")]
+    steps += [(step, path) for step, path in kept if step <= run.step]  # of a checkpoint, those before it
     rows = []
     with tqdm(total=len(steps) + 13, desc="alignment", unit="pass", disable=not progress) as bar:
         for step, path in steps:

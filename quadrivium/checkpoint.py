@@ -306,7 +306,7 @@ class Run(Trained):
         super().__init__(model, text, visual, step)
 
     def mixture(self, data: Path | None = None, **other: Any) -> Mixture:
-        """The mixture that the run was trained on, without ``begin``, or that of another data folder, with ``other`` fields of its
+        """The mixture that the run was trained on, without ``begin`` and ``source_weights``, which say nothing of held-out items, or that of another data folder, with ``other`` fields of its
         config changed.
 
         Raises ConfigError for an export, which does not know it."""
@@ -318,7 +318,9 @@ class Run(Trained):
             raise RunError(f"{self.folder / 'config.json'}: train: seed is {seed!r}; it is a number that is not negative")
         prepared = Dataset(data or Path(self.config["data"]))
         same_tokenizers(prepared.folder, self.home, self.visual is not None and prepared.has_frames)
-        return Mixture(prepared, replace(config, begin=(), **other), self.text.end, seed, self.patch)
+        return Mixture(
+            prepared, replace(config, **{"begin": (), "source_weights": (), **other}), self.text.end, seed, self.patch
+        )
 
     def _read_export(self, home: Path) -> None:
         """The config of an exported folder, as far as it goes: it says neither what the run was trained on nor how."""

@@ -292,7 +292,7 @@ def _evaluate() -> Callable[..., Any]:
     ) -> None:
         """Held-out bits of every route beside three references: no source, a wrong source, an order-0 coder.
 
-        For clips also what 0, 1, 2, 4, ... earlier frames save on the last one, and what its caption leaves unsaid of it; for
+        For clips also what frames cost after 0, 1, 2, 4, ... earlier ones, and what the caption leaves unsaid of the last one; for
         captioned frames what share of their bits the caption saves, and frame -> caption -> frame as pictures, in RUN/samples;
         how often text and frames find each other by their states, which `train --contrast.weight` teaches; its price is read in the bits of t2t,
         beside a run without it.
@@ -311,7 +311,7 @@ def _evaluate() -> Callable[..., Any]:
             limit: held-out sequences of each route and source.
             lm_eval: tasks or groups of lm-evaluation-harness.
             lm_eval_data: folder that holds coda, verbphysics, blimp or world; for world also the world's own folder.
-            lm_eval_limit: documents of each task, a sample; all, if not given.
+            lm_eval_limit: documents of each task: of those made here a sample, of the harness's own the first; all, if not given.
             alignment: measure the alignment of keys and queries.
             world: for alignment, the folder of the world that the run was trained on: adds its kinds and its facts.
         """
@@ -319,11 +319,19 @@ def _evaluate() -> Callable[..., Any]:
         from quadrivium import findings as finding
         from quadrivium.data.shards import read_json, write_json
 
+        if limit < 1 or (lm_eval_limit is not None and lm_eval_limit < 1):
+            raise ConfigError("--limit and --lm-eval-limit have to be at least 1")
+        if not lm_eval and (lm_eval_data or lm_eval_limit):
+            raise ConfigError("--lm-eval-data and --lm-eval-limit are of --lm-eval; name its tasks, as in --lm-eval coda")
+        if world and not alignment:
+            raise ConfigError("--world is of --alignment; `quadrivium ask` asks a run about its world")
         path = run / "results.json"
         before = read_json(path, "results of quadrivium eval") if path.is_file() else {}
         if lm_eval:
             from quadrivium import harness
 
+            if alignment:
+                raise ConfigError("--alignment and --lm-eval measure apart; ask for one after the other")
             alone = _run(run, device)
             found = harness.scores(alone, lm_eval, lm_eval_data, lm_eval_limit)
             old = before.get("lm_eval", {})
@@ -404,6 +412,8 @@ def _ask() -> Callable[..., Any]:
         from quadrivium.data.world import make_kinds, world_config
         from quadrivium.imagine import Imagining
 
+        if (forget or frames) and not imagine:
+            raise ConfigError("--forget and --frames are of imagined clips; say how many to imagine, as in --imagine 8")
         if each < 1 or imagine < 0:
             raise ConfigError(f"--each must be at least 1 and --imagine not negative, not {each} and {imagine}")
         imagining = Imagining(max(imagine, 1), frames, temperature, forget=forget, seed=seed)
@@ -448,7 +458,7 @@ def _generate() -> Callable[..., Any]:
         video: Path | None = None,
         imagine: bool = False,
         forget: bool = False,
-        n: int = 4,
+        n: int | None = None,
         frames: int = 0,
         sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
         out: Path | None = None,
@@ -473,32 +483,37 @@ def _generate() -> Callable[..., Any]:
             video: clip that is given.
             imagine: draw what --text describes, look at it, and tell.
             forget: while imagining, drop the words after the first frame.
-            n: samples to draw.
+            n: samples to draw, four if not given; of sheets the items of every route, eight if not given.
             frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
             out: folder to write; RUN/samples if not given.
         """
         from quadrivium.ask import frames_of
-        from quadrivium.samples import answer, imagine_aloud, write_samples
+        from quadrivium.samples import SOBER, answer, imagine_aloud, write_samples
 
         folder = out or run / "samples"
         if frames < 0:
             raise ConfigError("--frames has to be at least 1 (0: as in the run's data)")
+        if n is not None and n < 1:
+            raise ConfigError("--n has to be at least 1")
+        if forget and not imagine:
+            raise ConfigError("--forget is of --imagine: it drops the words after the first imagined frame")
         if imagine:
             if image or video or want not in ("samples", "text"):
                 raise ConfigError("--imagine goes from text to text; give --text, and neither --image, --video nor --want")
             if text is None:
                 raise ConfigError('there is nothing to imagine; say it, as in --text "a red ball on a ramp" --imagine')
-            imagine_aloud(_run(run, device), text, n, frames, sampling, folder, forget)
+            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget)
             return
         if want == "samples":
             if text or image or video:
                 raise ConfigError("something is given but nothing is wanted; add --want text, image or video")
             loaded, mixed = _load(run, None, device)
-            for path in write_samples(loaded, mixed, folder):
+            how = SOBER if sampling == Sampling() else sampling
+            for path in write_samples(loaded, mixed, folder, n or 8, how):
                 print(path)
             return
         loaded = _run(run, device)
-        answer(loaded, want, text, image, video, n, frames or frames_of(loaded), sampling, folder)
+        answer(loaded, want, text, image, video, n or 4, frames or frames_of(loaded), sampling, folder)
 
     return generate
 
@@ -526,7 +541,7 @@ def _distil() -> Callable[..., Any]:
             --visual-tokenizer RUN/tokenizers/visual
         quadrivium train data/more --out runs/more --init RUN
 
-        report.json beside it says how often that is what the simulator does. The same command goes on where it was stopped.
+        corpus.report.json beside it says how often that is what the simulator does. The same command goes on where it was stopped.
 
         Args:
             run: run folder that train wrote.
@@ -539,7 +554,7 @@ def _distil() -> Callable[..., Any]:
         described = world_config(world)
         report = distilling.distil(_run(run, device), described, out, config, imagining)
         print(distilling.table(report))
-        print(f"{report['texts']} texts in {out}; judged in {out.with_name('report.json')}")
+        print(f"{report['texts']} texts in {out}; judged in {out.with_suffix('.report.json')}")
         print(
             f"next: quadrivium prepare {world} {out} --out data/{out.stem} --text-tokenizer {run / 'tokenizers' / 'text'} "
             f"--visual-tokenizer {run / 'tokenizers' / 'visual'}\n"

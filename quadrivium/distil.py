@@ -3,7 +3,7 @@
     situations (every ordered pair of kinds x device x language) --imagine--> clips --read off--> votes for an outcome
         --enough samples agree--> several wordings of it, a line each in a .jsonl that `prepare` reads like any text
 
-Nothing but the model decides what is written. The simulator judges afterwards, for ``report.json`` beside the corpus: how
+Nothing but the model decides what is written. The simulator judges afterwards, for ``CORPUS.report.json`` beside the corpus: how
 often what was kept is so, at every level of agreement. What was voted on is kept in a file beside the corpus until
 it is whole, so that the same command goes on where it was stopped.
 """
@@ -53,7 +53,7 @@ class DistilConfig:
 def distil(
     run: Run, world: WorldConfig, out: Path, config: DistilConfig, imagining: Imagining, progress: bool = True
 ) -> dict[str, Any]:
-    """Write the corpus to ``out`` and ``report.json`` beside it; returns the report. Work that is done is not done again.
+    """Write the corpus to ``out`` and its report, .report.json for .jsonl, beside it; returns the report. Work that is done is not done again.
 
     ConfigError where the run has no frames, was trained on another world, or something else stands at ``out``.
     """
@@ -62,7 +62,7 @@ def distil(
     imagining = replace(imagining, frames=imagining.frames or frames_of(run, world))
     check_sight(run, imagining.frames)
     work = _identity(run, world, config, imagining)
-    judged, part = out.with_name("report.json"), out.with_name(f".{out.name}.part")
+    judged, part = out.with_suffix(".report.json"), out.with_name(f".{out.name}.part")
     if out.exists():
         with contextlib.suppress(QuadriviumError):
             if (found := read_json(judged, "a report")).get("identity") == work:

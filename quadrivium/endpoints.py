@@ -33,7 +33,7 @@ from quadrivium.errors import ConfigError, DataError
 from quadrivium.evaluate import token_bits
 from quadrivium.harness import likelihoods
 from quadrivium.model import Model
-from quadrivium.statistics import interval, paired
+from quadrivium.statistics import holm, interval, paired
 from quadrivium.tasks import documents
 from quadrivium.text import TextTokenizer
 
@@ -373,7 +373,8 @@ def _one_colour(docs: Seq[dict[str, Any]], words: Counter[str]) -> float:
 
 
 def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
-    """Of arm -> seed -> cell: ``words``, kind -> bytes, arm -> bits a byte, and what `four` saves over `text` and over `captions`;
+    """Of arm -> seed -> cell: ``words``, kind -> bytes, arm -> bits a byte, and what `four` saves over `text` and over `captions`,
+    with p-values adjusted by Holm over all that is compared here;
     ``tasks``, task -> chance, baselines, arm -> accuracy, `four` minus `captions` and minus `text`, and accuracies by stratum."""
     cells = {arm: {s: c["endpoints"] for s, c in by.items() if "endpoints" in c} for arm, by in found.items()}
     cells = {arm: by for arm, by in cells.items() if by}
@@ -389,7 +390,7 @@ def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
         if not a.keys() & b.keys():
             return None
         gain = paired(a, b) if sign > 0 else paired(b, a)
-        return {"mean": gain.mean, "low": gain.low, "high": gain.high, "n": gain.n}
+        return {"mean": gain.mean, "low": gain.low, "high": gain.high, "n": gain.n, "p": gain.p}
 
     every = next(iter(next(iter(cells.values())).values()))
     words = {}
@@ -407,7 +408,7 @@ def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
         for _, name in STRATA if "strata" in every["tasks"][task] else ():
             asked = {a: [c["tasks"][task]["strata"][name] for c in by.values()] for a, by in cells.items()}
             n = float(np.mean([count for rows in asked.values() for _, count in rows]))
-            means = {a: sum(c for c, _ in rows) / max(sum(k for _, k in rows), 1) for a, rows in asked.items()}
+            means = {a: sum(c for c, _ in rows) / k for a, rows in asked.items() if (k := sum(k for _, k in rows))}
             strata[name] = {"n": n, "arms": means} if n else {"n": 0.0, "arms": {}}
         base = [c["baselines"][task] for c in cells.get("text", {}).values() if "baselines" in c]
         tasks[task] = {
@@ -418,4 +419,8 @@ def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
             "gained": {b: differ(right, b, 1) for b in ("text", "captions")},
             "strata": strata,
         }
+    compared = [g for r in (*words.values(), *tasks.values()) for g in (r.get("saved") or r["gained"]).values() if g]
+    adjusted = holm({str(i): g["p"] for i, g in enumerate(compared)})  # nothing here is the declared endpoint
+    for i, g in enumerate(compared):
+        g["p"] = adjusted[str(i)]
     return {"words": words, "tasks": tasks}

@@ -90,16 +90,26 @@ def ratio(bits: np.ndarray, units: np.ndarray, groups: np.ndarray) -> tuple[floa
 
 
 def wrong_source(sequences: Seq[Sequence], groups: np.ndarray) -> list[Sequence | None]:
-    """Each sequence with the source of another one of another group and, for frames, of the same length; None: none fits."""
+    """Each sequence with the source of another one of another group and, for frames, of the same length; None: none fits.
+
+    One that gives the same, or of which the same is wanted, is no other: equal captions, and frames of equal captions."""
 
     def shape(sequence: Sequence) -> tuple:
         return tuple((s.modality, len(s.data) if s.modality == "frames" else 0) for s in sequence)
 
+    def content(sequence: Sequence, wanted: bool) -> bytes:
+        return b"".join(s.data.tobytes() for s in sequence if s.wanted == wanted)
+
+    shapes = [shape(q) for q in sequences]
+    given, wanted = ([content(q, side) for q in sequences] for side in (False, True))
+
+    def wrong(i: int, j: int) -> bool:
+        return groups[j] != groups[i] and shapes[j] == shapes[i] and given[j] != given[i] and wanted[j] != wanted[i]
+
     out: list[Sequence | None] = []
     n = len(sequences)
     for i, sequence in enumerate(sequences):
-        others = ((i + n // 2 + k) % n for k in range(n))
-        j = next((j for j in others if groups[j] != groups[i] and shape(sequences[j]) == shape(sequence)), None)
+        j = next((j for k in range(n) if wrong(i, j := (i + n // 2 + k) % n)), None)
         out.append(None if j is None else (*(s for s in sequences[j] if not s.wanted), *only_wanted(sequence)))
     return out
 

@@ -43,8 +43,8 @@ from quadrivium.model import ModelConfig, Sharing
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
-from quadrivium.statistics import interval, paired, plus_minus
-from quadrivium.train import TrainConfig, cores, train_routes
+from quadrivium.statistics import holm, interval, paired, plus_minus
+from quadrivium.train import TrainConfig, autocast, cores, train_routes
 from quadrivium.visual import VisualConfig
 
 
@@ -133,7 +133,7 @@ class ExperimentConfig:
     distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
     each: int = 2  # questions for every template, language, device and outcome
     looked: int = 1  # of these, how many are also answered by looking at clips, which takes longer
-    primary: str = "seen facts, direct: four minus captions, paired by seed"
+    primary: str = field(default="seen facts, direct: four minus captions, paired by seed", init=False)  # no option
 
 
 def small() -> ExperimentConfig:
@@ -317,6 +317,7 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     cell |= {
         "device": where,
         "threads": torch.get_num_threads(),
+        "bf16": autocast(schedule.precision, torch.device(device))._enabled,
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__},
     }
     write_json(results / f"{name}-seed-{seed}.json", cell)
@@ -400,6 +401,8 @@ def summary(results: Path) -> dict[str, Any]:
         if pair:
             declared = (arm, base, group) == COMPARISONS[0]
             differences.append({"arm": arm, "base": base, "group": group, "primary": declared, **pair})
+    for i, p in holm({str(i): d["p"] for i, d in enumerate(differences) if not d["primary"]}).items():
+        differences[int(i)]["p"] = p
     harm = _paired(*(_text_bits(cells.get(name, {})) for name in ("distil", "four")))
     if harm:
         harm["harmless"] = not math.isnan(harm["half"]) and harm["difference"] + harm["half"] < HARM
@@ -409,7 +412,24 @@ def summary(results: Path) -> dict[str, Any]:
         "differences": differences,
         "harm": harm,
         "primary": read_json(results / "experiment.json", "an experiment")["primary"],
+        "notes": _notes(cells),
     }
+
+
+def _notes(cells: dict[str, dict[int, dict]]) -> list[str]:
+    """What makes cells differ besides their arms: machines that finished a grid together may not have had all in common."""
+    notes = []
+    for key, what in (("visual_tokenizer", "visual tokenizers"), ("bf16", "precisions"), ("device", "devices")):
+        by: dict[Any, int] = {}
+        for arm in (a for a in cells if ARMS[a].extra != "pages"):  # which has a tokenizer of its own
+            for cell in cells[arm].values():
+                if key in cell:
+                    by[cell[key]] = by.get(cell[key], 0) + 1
+        if len(by) > 1:
+            notes.append(
+                f"These cells come from {len(by)} {what} ({', '.join(map(str, by.values()))} cells), which is in their differences too."
+            )
+    return notes
 
 
 def _accuracies(by_seed: dict[int, dict], group: str, read_out: str) -> dict[int, float]:
@@ -425,7 +445,7 @@ def _paired(values: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
     if not values.keys() & base.keys():
         return {}
     found = paired(values, base)
-    return {"difference": found.mean, "half": found.high - found.mean, "n": found.n}
+    return {"difference": found.mean, "half": found.high - found.mean, "n": found.n, "p": found.p}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -444,18 +464,22 @@ def table(found: dict[str, Any]) -> str:
         bits = (rows.get("bits", {}).get(route) for route in ROUTES)
         shown = "".join(f"{plus_minus(b['mean'], b['half'], 4 if b['mean'] < 1 else 1) if b else '-':>18}" for b in bits)
         lines.append(f"{arm:<16}{shown}{rows['training_seconds'] / 60:>10.1f} min{rows['positions'] / 1e6:>13.2f}M")
-    lines += ["", f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds"]
+    lines += [
+        "",
+        f"chance {found['chance']:.3f}; a dash: the arm cannot be asked so; intervals: 95 %, over seeds; p: by Holm over all but the primary endpoint",
+    ]
     lines += [f"{arm}: {ARMS[arm].says}" for arm in found["arms"]]
     for row in found["differences"]:
         what = f"primary endpoint, {found['primary']}"
         if not row["primary"]:
             what = f"{row['group']} facts, direct: {row['arm']} minus {row['base']}"
-        lines.append(f"{what}: {row['difference']:+.3f} ({_half(row, 3)})")
+        p = "" if row["primary"] or math.isnan(row["p"]) else f"; p {row['p']:.2g}"
+        lines.append(f"{what}: {row['difference']:+.3f} ({_half(row, 3)}{p})")
     if found["harm"]:
         row = found["harm"]
         judged = "harmless" if row["harmless"] else "not shown to be harmless"
         lines.append(f"text after distil: {row['difference']:+.4f} bits a byte ({_half(row, 4)}); {judged} within {HARM}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *found["notes"]])
 
 
 def _half(row: dict[str, Any], digits: int) -> str:

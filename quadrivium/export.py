@@ -29,9 +29,7 @@ WRAPPERS = ("configuration_quadrivium", "modeling_quadrivium", "processing_quadr
 def export_text(run: Run, out: Path) -> None:
     """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours."""
     config = config_of(run.model, run.text.end)
-    load = (
-        f'model = AutoModelForCausalLM.from_pretrained("{out.name}")\ntokenizer = AutoTokenizer.from_pretrained("{out.name}")'
-    )
+    load = f'model = AutoModelForCausalLM.from_pretrained("{out.resolve().name}")\ntokenizer = AutoTokenizer.from_pretrained("{out.resolve().name}")'
     about = f"The text route of a Quadrivium model, as a plain {config['architectures'][0]} that loads without remote code."
     with _new(out) as folder:
         write_atomic(folder / "model.safetensors", save(weights_of(run.model), metadata={"format": "pt"}))
@@ -69,8 +67,8 @@ def export_full(run: Run, out: Path) -> None:
     }
     load = (
         "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{out.name}", trust_remote_code=True)\n'
-        f'processor = AutoProcessor.from_pretrained("{out.name}", trust_remote_code=True)\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{out.resolve().name}", trust_remote_code=True)\n'
+        f'processor = AutoProcessor.from_pretrained("{out.resolve().name}", trust_remote_code=True)\n'
         'given = processor(text="a red ball")\n'
         "pictures = processor.pictures(model.draw(**given, frames_wanted=1))  # uint8 (1, 1, S, S, 3)"
     )

@@ -1,14 +1,15 @@
 """What pictures hold that text does not, in bits and as pictures, on held-out items:
 
-    visual context   what earlier frames save on the last frame of a clip
-    unspoken         of a last frame's bits beside its earlier frames, the share that the caption does not say either; and of what earlier
-                     frames save, the share still saved when the caption is known, in runs that learnt what a frame out of its place costs
+    visual context   what a frame costs after the frames before it, and how much dearer the last one is after these in another order and
+                     after those of another clip
+    unspoken         of a last frame's bits beside its earlier frames, the share that the caption does not say either
     lossy            the share of a first frame's bits that its caption saves
     round trip       frame -> its caption, as the model puts it -> frames drawn from that caption: how like the first they are, beside
                      how like two draws from one caption are, and two frames taken at random
 
 All costs are the model's own, so what it has not learnt to use counts as not there; what it never learnt to price at all would count as
-dear, so only kinds of sequence that the run was trained on are priced. Intervals are 95 %, over groups (a story, a video), which count
+dear, so only kinds of sequence that the run was trained on are priced: a clip is always read from its first frame on, and no frame but
+that one ever stands without those before it. Intervals are 95 %, over groups (a story, a video), which count
 as one draw.
 """
 
@@ -29,7 +30,7 @@ from quadrivium.generate import Sampling, generate
 from quadrivium.model import Model
 from quadrivium.pictures import Cell, sheet
 from quadrivium.samples import SOBER, cells, decode
-from quadrivium.sequence import frames, group, only_wanted, text
+from quadrivium.sequence import frames, only_wanted, text
 from quadrivium.statistics import plus_minus
 
 
@@ -48,7 +49,7 @@ def measure(run: Run, mixture: Mixture, limit: int = 128, pictures: Path | None 
     sheets: list[list[Cell]] = []
     for source, items in told_frames(mixture, limit):
         if source in seen & led:
-            found["unspoken"][source] = unspoken(run.model, items, moved=mixture.config.foresee > 0)
+            found["unspoken"][source] = unspoken(run.model, items)
         if source in seen & drawn:
             found["lossy"][source] = lossy(run.model, items)
         if source in read & drawn:
@@ -77,60 +78,58 @@ def told_frames(mixture: Mixture, limit: int) -> Iterator[tuple[str, list[Told]]
 
 
 def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str, dict]:
-    """What earlier frames save on the last frame of held-out clips: stream -> condition -> a row in bits per frame.
+    """What frames of held-out clips cost after those before them: stream -> condition -> a row in bits per frame.
 
-    Conditions: "0", "1", "2", "4", ... earlier frames, all of them ("F"), all but in shuffled order ("shuffled"), and the
-    earlier frames of another group's clip ("other clip"). Rows have ``bits_per_frame``, ``stderr``, ``n`` and, paired with
-    none given, ``saved`` and ``saved_stderr``. Clips are those of their stream's commonest length F + 1.
+    Conditions: the frame after 0, 1, 2, 4, ... earlier ones, up to the last ("F"); and the last one after these in another order
+    ("shuffled"), and after those of another group's clip ("other clip"). Rows have ``bits_per_frame``, ``stderr``, ``n``; those two
+    also, paired with the right frames, how much ``dearer`` they are and ``dearer_stderr``. Clips are cut as in training, and of
+    their stream's commonest length F + 1.
     """
     found: dict[str, dict] = {}
     for held in mixture.held.values():
         if held.route != "v2v":
             continue
-        clips, groups = [], []
-        for item in held.unit[mixture.held_units(held, 4 * limit), 0]:
-            clips.append(group(held.source.codes(int(item)), mixture.patch))
-            groups.append(int(held.source.group[item]))
+        units = np.array(mixture.held_units(held, 4 * limit))
+        clips = [np.concatenate([s.data for s in mixture.sequence(held, int(unit))]) for unit in units]
         lengths = [len(c) for c in clips if len(c) > 1]
         if not lengths:
             continue
         usual = int(np.bincount(lengths).argmax())
         kept = [i for i, c in enumerate(clips) if len(c) == usual][:limit]
-        clips, of = [clips[i] for i in kept], np.array([groups[i] for i in kept])
+        clips, of = [clips[i] for i in kept], held.source.group[held.unit[units[kept], 0]]
+        last, ones = usual - 1, np.ones(len(of))
+
+        def cost(before: Seq[np.ndarray], wanted: Seq[np.ndarray]) -> np.ndarray:
+            pairs = zip(before, wanted, strict=True)
+            return bits(model, [(*((frames(b),) if len(b) else ()), frames(w[None], wanted=True)) for b, w in pairs])
+
+        rows: dict[str, dict] = {}
+        for k in [k for k in (0, 1, 2, 4, 8, 16) if k < last] + [last]:
+            right = cost([c[:k] for c in clips], [c[k] for c in clips])
+            mean, error = ratio(right, ones, of)
+            rows[str(k)] = {"bits_per_frame": mean, "stderr": error, "n": len(right)}
         other = [next((j for k in range(1, len(of)) if of[j := (i + k) % len(of)] != of[i]), None) for i in range(len(of))]
-        shuffled = [_moved(usual - 1, i) for i in range(len(of))]
-        counts = [k for k in (0, 1, 2, 4, 8, 16) if k < usual - 1] + [usual - 1]
-        given: dict[str, list[np.ndarray | None]] = {str(k): [c[usual - 1 - k : usual - 1] for c in clips] for k in counts}
+        wrong: dict[str, list[np.ndarray | None]] = {"other clip": [None if j is None else clips[j][:last] for j in other]}
         if usual > 2:
-            given["shuffled"] = [c[order] for c, order in zip(clips, shuffled, strict=True)]
-        given["other clip"] = [None if j is None else clips[j][: usual - 1] for j in other]
-        none, rows = np.zeros(0), {}
-        for name, before in given.items():
-            chosen = np.array([b is not None for b in before])
-            sequences = [
-                (*((frames(b),) if len(b) else ()), frames(c[-1:], wanted=True))
-                for b, c in zip(before, clips, strict=True)
-                if b is not None
-            ]
-            if not sequences:
+            wrong = {"shuffled": [c[_moved(last, i)] for i, c in enumerate(clips)], **wrong}
+        for name, before in wrong.items():
+            some = [i for i, b in enumerate(before) if b is not None]
+            if not some:
                 continue
-            cost, one = bits(model, sequences), np.ones(len(sequences))
-            none = cost if name == "0" else none
-            mean, error = ratio(cost, one, of[chosen])
-            rows[name] = {"bits_per_frame": mean, "stderr": error, "n": len(cost)}
-            rows[name]["saved"], rows[name]["saved_stderr"] = ratio(none[chosen] - cost, one, of[chosen])
+            paid = cost([b for b in before if b is not None], [clips[i][last] for i in some])
+            mean, error = ratio(paid, ones[some], of[some])
+            dearer, its = ratio(paid - right[some], ones[some], of[some])
+            rows[name] = {"bits_per_frame": mean, "stderr": error, "n": len(some), "dearer": dearer, "dearer_stderr": its}
         found[held.name] = rows
     return found
 
 
-def unspoken(model: Model, items: Seq[Told], moved: bool = False) -> dict[str, Any]:
+def unspoken(model: Model, items: Seq[Told]) -> dict[str, Any]:
     """Of a last frame's bits beside its earlier frames, the share that the caption leaves: bits(V'|T, V) / bits(V'|V), over captioned clips
     of their commonest length. Empty without clips.
 
-    ``moved``: the run was trained on last frames given without those before them. Then also ``still``, of the bits that earlier frames
-    save, the share still saved when the caption is given too, [bits(V'|T) - bits(V'|T, V)] / [bits(V') - bits(V'|V)]: elsewhere a last
-    frame without its earlier ones is priced as a first one, dear with the caption and without, and this share comes out near 1 whatever
-    was said.
+    Of what earlier frames save, the share that they still save beside the caption would take bits(V'), and no frame but a clip's first is ever
+    read with nothing before it.
 
     A row has ``share`` with its ``interval``, ``n``, and bits a frame: ``seen``, ``both``."""
     lengths = [len(clip) for _, clip, _ in items if len(clip) > 1]
@@ -138,29 +137,12 @@ def unspoken(model: Model, items: Seq[Told], moved: bool = False) -> dict[str, A
         return {}
     usual = int(np.bincount(lengths).argmax())
     kept = [(text(words), clip, g) for words, clip, g in items if len(clip) == usual]
-    groups = np.array([g for *_, g in kept])
-
-    def cost(told: bool, before: bool) -> np.ndarray:
-        skip = 0 if before else usual - 1
-        rows = [
-            (*((words,) if told else ()), *((frames(clip[:-1]),) if before else ()), frames(clip[-1:], True, skip=skip))
-            for words, clip, _ in kept
-        ]
-        return bits(model, rows)
-
-    seen, both = cost(False, True), cost(True, True)
-    share, interval = _share(both, seen, groups)
-    row: dict[str, Any] = {
-        "share": share,
-        "interval": interval,
-        "n": len(kept),
-        "seen": float(seen.mean()),
-        "both": float(both.mean()),
-    }
-    if moved:
-        none, told = cost(False, False), cost(True, False)
-        row["still"], row["still_interval"] = _share(told - both, none - seen, groups)
-    return row
+    seen, both = (
+        bits(model, [(*((words,) if told else ()), frames(clip[:-1]), frames(clip[-1:], True)) for words, clip, _ in kept])
+        for told in (False, True)
+    )
+    share, interval = _share(both, seen, np.array([g for *_, g in kept]))
+    return {"share": share, "interval": interval, "n": len(kept), "seen": float(seen.mean()), "both": float(both.mean())}
 
 
 def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
@@ -205,7 +187,7 @@ def round_trip(
     half = len(items) // 2  # no frame is in two pairs
     pairs = [(i, i + half) for i in range(half) if groups[i] != groups[i + half]]
     kinds["random"] = [psnr(seen[i], seen[j]) for i, j in pairs]
-    row: dict[str, Any] = {"n": len(items)}
+    row: dict[str, Any] = {"n": len(items), "random_n": len(pairs)}
     for name, values in kinds.items():
         of = groups[[i for i, _ in pairs]] if name == "random" else groups
         row[name], row[f"{name}_stderr"] = ratio(np.array(values), np.ones(len(values)), of)
@@ -246,12 +228,18 @@ def context_table(found: dict[str, dict]) -> str:
     """`visual_context` as text: a stream a block, a condition a line."""
     lines = []
     for name, rows in found.items():
-        lines += [f"last frame of {name}, bits", f"  {'earlier frames given':<24}{'held-out':>16}{'saved':>16}{'clips':>7}"]
+        lines += [f"frames of {name}, bits", f"  {'after':<34}{'held-out':>16}{'dearer':>16}{'clips':>7}"]
         for condition, row in rows.items():
             cost = plus_minus(row["bits_per_frame"], row["stderr"], 1)
-            saved = "-" if condition == "0" else plus_minus(row["saved"], row["saved_stderr"], 1)
-            lines.append(f"  {condition:<24}{cost:>16}{saved:>16}{row['n']:>7}")
+            dearer = plus_minus(row["dearer"], row["dearer_stderr"], 1) if "dearer" in row else "-"
+            lines.append(f"  {_after(condition):<34}{cost:>16}{dearer:>16}{row['n']:>7}")
     return "\n".join(lines)
+
+
+def _after(condition: str) -> str:
+    """A condition of `visual_context` in words."""
+    named = {"0": "nothing, a clip's first frame", "1": "1 earlier frame", "shuffled": "these in another order"}
+    return named.get(condition, f"{condition} earlier frames" if condition.isdigit() else "those of another clip")
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, int]]:
@@ -262,9 +250,6 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, int]]:
         made.append(
             ("unspoken", source, "of the last frame's bits beside earlier frames, not said by the caption", value, row["n"])
         )
-        if "still" in row:
-            value = percent(row["still"], row["still_interval"])
-            made.append(("", source, "of what earlier frames save, still saved when the caption is known", value, row["n"]))
     for source, row in found["lossy"].items():
         value = percent(row["share"], row["interval"])
         made.append(("text is lossy", source, "of a first frame's bits, saved by its caption", value, row["n"]))
@@ -275,7 +260,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, int]]:
     for source, row in found["round_trip"].items():
         for key, what in said.items():
             value = f"{plus_minus(row[key], row[f'{key}_stderr'], 1)} dB"
-            made.append(("round trip", source, f"frame, caption, frame: {what}", value, row["n"]))
+            n = row.get("random_n", row["n"] // 2) if key == "random" else row["n"]
+            made.append(("round trip", source, f"frame, caption, frame: {what}", value, n))
     return made
 
 

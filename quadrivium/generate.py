@@ -36,6 +36,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_ids >= 1):
             raise ValueError("temperature is not negative, top_p lies in (0, 1], max_ids is positive")
+        if not 0 <= self.seed < 2**40:
+            raise ValueError(f"seed is {self.seed}; it lies between 0 and 2^40")
 
 
 def draws(count: int, generators: Seq[torch.Generator]) -> Tensor:

@@ -58,7 +58,7 @@ def load(folder: str | PathLike[str], device: str = "auto") -> Quadrivium:
 def draw(
     run: Run, want: str, text: str | None, shown: list[np.ndarray], n: int, frames: int, sampling: Sampling
 ) -> list[seq.Sequence]:
-    """``n`` sequences: text and shown codes (F, R, C, G), given, and after them text or ``frames`` frames, drawn and *wanted*."""
+    """``n`` sequences: what is given (`give`), and after it text or ``frames`` frames, drawn and *wanted*."""
     given = give(run, want, text, shown)
     if want == "text":
         return write(run, [given] * n, sampling)

@@ -30,7 +30,7 @@ from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.sequence import pack
-from quadrivium.train import Computing, TrainConfig, autocast, make_optimizers, shape_on
+from quadrivium.train import Computing, Pairs, TrainConfig, autocast, make_optimizers, shape_on
 
 AROUND = 1_000_000_000  # bytes of the process itself
 CPU, GPU = 24 << 30, 80_000_000_000  # bytes of the two machines that the largest model is computed for
@@ -201,6 +201,7 @@ def dry_run(
     packed = [pack(sequences) for sequences in parts if sequences]
     largest = max(packed, key=lambda arrays: len(arrays["order"]))
     batch, mean = Batch.of(largest), np.mean([len(arrays["order"]) for arrays in packed])
+    pairs = [p.batch.positions for sequences in parts if (p := Pairs.of(sequences, "cpu"))] if shape.contrast.weight else []
     forecast = Forecast(shape, batch, train, computing.recompute)
     found, n = forecast.at(shape), batch.positions
     arrays = [a for s in (*prepared.sources, *mixed.streams, *mixed.held.values()) for a in vars(s).values()]
@@ -220,6 +221,7 @@ def dry_run(
         row("optimizer", found.moments, f"{found.moments / found.parameters:.1f} bytes a parameter"),
         row("activations", found.activations, f"{found.activations / n:,.0f} bytes a position"),
         row("peak", found.peak, "of tensors; Python and libraries come on top"),
+        *([f"contrast reads up to {max(pairs):,} positions more in a step, which are not counted above"] if pairs else []),
         row("data", index, f"of indices, {sum(map(len, prepared.sources)):,} items; ids and codes are mapped, not read"),
         "",
         "largest model of these proportions that trains on such batches (computed):",

@@ -27,7 +27,7 @@ def write_report(results: Path, out: Path | None = None) -> Path:
         raise RunError(f"{path}: holds nothing to show; give the results.json of quadrivium transfer, experiment or eval")
     try:
         page = render(found)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise RunError(
             f"{path}: results of another version, or damaged ({error!r}); run the same experiment command again"
         ) from None
@@ -132,7 +132,8 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         word = "Gain" if low > 0 else "Loss" if high < 0 else "No difference detected"
         said = f"{word}: {found['primary']}: {_number(gain['difference'], '+.3f')} (95 % interval {_number(low, '+.3f')} to {_number(high, '+.3f')})."
     differ = [
-        [d["arm"], d["base"], d["group"], d["n"], _interval(d["difference"], d["half"], "+.3f")] for d in found["differences"]
+        [d["arm"], d["base"], d["group"], d["n"], _interval(d["difference"], d["half"], "+.3f"), _number(d.get("p"), ".2g")]
+        for d in found["differences"]
     ]
     harm = ""
     if row := found["harm"]:
@@ -144,13 +145,13 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         _section("Facts that were only ever seen, asked in text", [], [], _forest(points, "accuracy, direct", found["chance"]),
                  f"The line is chance, {found['chance']:.3f}. Intervals: 95 %, over seeds."),
         _section("Facts, by what was given of their kinds", head, rows),
-        _section("Differences between arms, paired by seed", ["arm", "minus", "facts, direct", "seeds", "difference"], differ, note=harm),
+        _section("Differences between arms, paired by seed", ["arm", "minus", "facts, direct", "seeds", "difference", "p (Holm)"], differ, note=harm),
         _section("Arms and cost", ["arm", "reads", "seconds a cell"], cost),
     ]  # fmt: skip
     return {
         "title": "Can text answer what was only ever seen?",
         "verdict": said,
-        "notes": [],
+        "notes": found.get("notes", []),
         "sections": sections,
         "samples": {},
         "command": None,
@@ -177,7 +178,8 @@ def _endpoints(found: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
     def gain(g: dict[str, Any] | None, shape: str) -> str:
         if g is None:
             return "–"
-        return _number(g["mean"], shape) + ("" if g["low"] is None else f" ({_ends(g['low'], g['high'], shape)})")
+        p = f", p {_number(g['p'], '.2g')}" if g.get("p") is not None else ""
+        return _number(g["mean"], shape) + ("" if g["low"] is None else f" ({_ends(g['low'], g['high'], shape)}{p})")
 
     main = [a for a in arms if not a.startswith("text-x")]
     rows = [
@@ -186,7 +188,7 @@ def _endpoints(found: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
         for kind, r in found["words"].items()
     ]  # fmt: skip
     head = ["kind of word", "bytes", "text", "captions", "four", "four saves over text", "over captions"]
-    note = "Bits per byte. A word came with a frame if it stands in a caption of a picture or clip that was trained on. Intervals: 95 %, over seeds."
+    note = "Bits per byte. A word came with a frame if it stands in a caption of a picture or clip that was trained on. Intervals: 95 %, over seeds; p by Holm over all comparisons of this section and the next."
     sections = [_section("Held-out text by kind of word", head, rows, note=note)]
     for task, r in found["tasks"].items():
         rows = [["chance", "", _number(r["chance"], ".3f"), *[""] * len(r["strata"])]]
@@ -210,16 +212,13 @@ def _findings(found: dict[str, Any]) -> dict[str, Any]:
     from quadrivium.findings import rows
 
     shown: list[list] = []
+    named = {"shuffled": "its earlier frames in another order", "other clip": "the earlier frames of another clip"}
     for source, by in found["visual_context"].items():
-        for given, r in by.items():
-            if given != "0":
-                before = (
-                    f"{given} earlier frame{'' if given == '1' else 's'}" if given.isdigit() else f"earlier frames, {given}"
-                )
-                saved = f"{_number(r['saved'], '.1f')} ± {_number(r['saved_stderr'], '.1f')}"
-                shown.append(
-                    ["visual context", source.removeprefix("v2v/"), f"bits of the last frame, saved by {before}", saved, r["n"]]
-                )
+        for condition, words in named.items():
+            if "dearer" in (r := by.get(condition, {})):
+                value = f"{_number(r['dearer'], '.1f')} ± {_number(r['dearer_stderr'], '.1f')}"
+                what = f"bits by which a last frame is dearer after {words}"
+                shown.append(["visual context", source.removeprefix("v2v/"), what, value, r["n"]])
     shown += [[*words, value.replace("-", "−"), n] for *words, value, n in rows(found)]
     note = "By this model's own costs, on held-out items. Intervals: 95 %, over groups; ± standard error. Redrawings: samples/round-trip.png."
     return _section("What pictures hold that text does not", ["finding", "source", "what", "value", "items"], shown, note=note)

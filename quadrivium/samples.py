@@ -120,7 +120,9 @@ def answer(
     given = give(run, want, prompt, [read(run, p, kind) for p, kind in ((image, "image"), (video, "video")) if p is not None])
     total = count if want == "video" else 1
     wanted = text([0, 0], True) if want == "text" else frames(np.zeros((1, 1, 1, 1)), True)
-    route = route_of((*given, wanted)).replace("tv2t", "v2t")  # a caption that has begun
+    route = route_of(
+        (*(s for s in given if s.modality == "frames" or want != "text"), wanted)
+    )  # its own beginning is no source
     learnt = run.config.get("routes", ROUTES)
     if route not in learnt:
         print(f"note: {run.folder} was trained on {', '.join(learnt)} and never on {route}", file=sys.stderr)
@@ -129,11 +131,7 @@ def answer(
     )
     if want == "text":
         for ids in made:
-            print(
-                f"{prompt or ''}{run.text.decode(ids)}"
-                if len(given) == 1 and given[0].modality == "text"
-                else run.text.decode(ids)
-            )
+            print(f"{prompt or ''}{run.text.decode(ids)}")
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
@@ -159,12 +157,13 @@ def answer(
 
 
 def give(run: Run, want: str, prompt: str | None, shown: Seq[np.ndarray] = ()) -> Sequence:
-    """What is given, as the routes know it: text and then frames (codes (F, R, C, G)). A text that is to go on stays open."""
-    closed = want != "text" or len(shown) > 0
-    if prompt is None or not (closed or run.text.encode(prompt).size):
-        return tuple(frames(codes) for codes in shown)
-    words = text(run.text.document(prompt)) if closed else text([run.text.end, *run.text.encode(prompt)])
-    return (words, *(frames(codes) for codes in shown))
+    """What is given, as the routes know it: a text and then frames (codes (F, R, C, G)); or, where text is wanted, frames and then a
+    text that stays open, to be gone on with."""
+    seen = tuple(frames(codes) for codes in shown)
+    if want != "text":
+        return seen if prompt is None else (text(run.text.document(prompt)), *seen)
+    begun = run.text.encode(prompt or "")
+    return (*seen, text([run.text.end, *begun])) if begun.size else seen
 
 
 def write(run: Run, given: Seq[Sequence], sampling: Sampling, progress: bool = False) -> list[Sequence]:

@@ -34,7 +34,7 @@ from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, unwritten, write_json
 from quadrivium.dist import ALONE, Ranks
-from quadrivium.errors import ConfigError, RunError
+from quadrivium.errors import ConfigError, QuadriviumError, RunError
 from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.muon import Muon, ShardedMuon
@@ -560,6 +560,14 @@ class _Signals:
             signal.signal(number, handler)
 
 
+def _where(data: Path, stored: dict[str, Any]) -> Path:
+    """The data of a run that goes on: where it began, or ``data`` that is the same, so that a folder can be moved."""
+    with contextlib.suppress(QuadriviumError, OSError):
+        if Dataset(data).checksum == stored["shards"]:
+            return data
+    return Path(stored.get("data", data))
+
+
 def train_routes(
     data: Path,
     run: Path,
@@ -597,7 +605,7 @@ def train_routes(
         skip = config.skip_bad_batches  # the one option that can be given later: the message about a bad batch offers it
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
-        data = Path(stored.get("data", data))
+        data = _where(data, stored)
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
         track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():

@@ -82,7 +82,10 @@ class TransferConfig:
     text: float = 0.25  # share of the documents that arms read, D; the ladder then reaches from D/4 to all of them
     limit: int = 400  # held-out windows of text of each source
     endpoints: EndpointConfig = field(default_factory=EndpointConfig)
-    primary: str = "held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0"
+    primary: str = field(  # no option: it is what `verdict` computes
+        default="held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0",
+        init=False,
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.text <= 1 or self.limit < 1 or not self.train.steps:
@@ -96,6 +99,9 @@ class TransferConfig:
                 raise ConfigError(
                     f"--mixture.{name} is set by the arms; choose --arms, or --text for the share of the documents"
                 )
+        for name in ("begin", "rendered"):  # text that waits for frames, or is shown as frames, is another experiment
+            if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
+                raise ConfigError(f"--mixture.{name} would part the arms by more than their names say; leave it out")
 
 
 def possible(data: Dataset, config: TransferConfig) -> dict[str, Arm]:
@@ -134,11 +140,15 @@ def run_transfer(
     """Run the cells that OUT/cells does not hold yet; returns `summary`. ``arms``: all that the data can feed, if empty: the main
     ones on every seed, the rest on the first three. ``budget``: hours, which choose the steps of a new grid."""
     config, out, seeds = config or TransferConfig(), out.resolve(), list(seeds)
+    if budget is not None and not 0 < budget < math.inf:
+        raise ConfigError(f"--budget is {budget:g}; it is a number of hours")
     if workers < 0 or any(seed < 0 for seed in seeds) or not seeds:
         raise ConfigError("workers and seeds are not negative, and there is a seed")
     if (paths[0] / MANIFEST).is_file():
         if len(paths) > 1:
             raise ConfigError(f"{paths[0]} is prepared already; give it alone, or the raw folders")
+        if config.prepare != PrepareConfig():
+            raise ConfigError(f"{paths[0]} is prepared already; --prepare options are of raw folders")
         folder = paths[0].resolve()
     else:
         folder = out / "data"
@@ -185,7 +195,8 @@ def run_transfer(
         name = f"{arm}-seed-{seed}"
         if not (out / "cells" / f"{name}.json").is_file():
             cost = able[arm].share * config.mixture.positions * (config.train.steps or 0)
-            jobs[name] = Job(name, _cell, (out, folder, config, arm, seed, device), (), cost, out / f"seed-{seed}" / arm)
+            arguments = (out, folder, config, arm, seed, device, seed == seeds[0])
+            jobs[name] = Job(name, _cell, arguments, (), cost, out / f"seed-{seed}" / arm)
     if jobs:
         run_jobs(jobs, workers, progress)
     found = summary(out, data, config) | {"command": command}
@@ -228,8 +239,9 @@ def _power(out: Path, n: int) -> str:
     return f"minimal detectable effect of each comparison at 80 % power, in {unit}: {sizes}"
 
 
-def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int, device: str) -> None:
-    """Train one arm on one seed, measure held-out text and the arm's routes, write the cell."""
+def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int, device: str, first: bool) -> None:
+    """Train one arm on one seed, measure held-out text and the arm's routes, write the cell. ``first``: of the seeds, on which what
+    pictures hold is measured."""
     arm, run, began = ARMS[name], out / f"seed-{seed}" / name, time.monotonic()
     mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
@@ -262,21 +274,38 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     asked = endpoints.measure(
         loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, baselines=name == "text"
     )
-    measured = (read_json(path, "a cell of an experiment") for path in (out / "cells").glob("four-seed-*.json"))
-    if name == "four" and not any("findings" in cell for cell in measured):  # of one seed
+    if name == "four" and first:
         shown = _as_they_are(data, config, arm, loaded, seed)
         write_samples(loaded, shown, out / "samples", 4, progress=False)
         found = {"findings": findings.measure(loaded, shown, 128, out / "samples")}
     texts = [s for s in read.streams if s.route == "t2t"]
     taken = [(min(s.length, state["step"] * read.shares[s.name]), s.length) for s in texts if not s.told]
+    frames, captions = _seen(read, state["step"])
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
         "epochs": max(state["step"] * read.shares[s.name] / s.length for s in texts),
         "read": sum(n for n, _ in taken) / sum(length for _, length in taken),  # share of its documents that was read at all
+        "frames": frames, "captions": captions,
         "still_paired": read.still_paired() if arm.scramble == "shuffled" else 0.0,
         "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
         "threads": torch.get_num_threads(), "endpoints": asked, **found,
     })  # fmt: skip
+
+
+def _seen(read: Mixture, steps: int) -> tuple[int, int]:
+    """Frames of the training items, and ids of their captions, that so many steps came to: of each source, by the route that got furthest."""
+    reached: dict[tuple[str, bool], float] = {}
+    for s in read.streams:
+        for captioned in {"t2t": [], "v2v": [False]}.get(s.route, [False, True]):
+            key = (s.source.name, captioned)
+            reached[key] = max(reached.get(key, 0.0), min(1.0, steps * read.shares[s.name] / s.length))
+    frames = captions = 0.0
+    for name, source in {s.source.name: s.source for s in read.streams}.items():
+        mine = np.flatnonzero((source.frames > 0) & ~source.held)
+        told = sum(int(source.text_ids[source.text_first[i] : source.text_first[i] + source.texts[i]].sum()) for i in mine)
+        frames += reached.get((name, False), 0.0) * int(source.frames[mine].sum())
+        captions += reached.get((name, True), 0.0) * told
+    return round(frames), round(captions)
 
 
 def _as_they_are(data: Dataset, config: TransferConfig, arm: Arm, run: Run, seed: int) -> Mixture:
@@ -296,6 +325,8 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         arms[arm] = {"says": ARMS[arm].says, "bits_per_byte": mean, "half": half, "seeds": costs[arm]}
         for key in ("epochs", "positions", "seconds", "read", "still_paired"):
             arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
+    came = [(c["frames"], c["captions"]) for c in found.get("four", {}).values() if "frames" in c]
+    seen = (round(np.mean([f for f, _ in came])), round(np.mean([c for _, c in came]))) if came else (0, 0)
     gains = {
         a: paired(costs[a], costs["four"]) for a in costs if a != "four" and costs[a].keys() & costs.get("four", {}).keys()
     }
@@ -306,7 +337,7 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     return {
         "kind": "transfer", "primary": config.primary, "arms": arms, "gains": rows,
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
-        "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
+        "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, seen, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
         "endpoints": endpoints.summary(found), "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
         "documents": _documents(found), "notes": _notes(arms), "config": grid.plain(config),
@@ -337,16 +368,22 @@ def sentence(judged: Any) -> str:
     if "text" in judged.gains:
         g = judged.gains["text"]
         ends = "one seed, no interval" if math.isnan(g.low) else f"95 % interval {g.low:+.4f} to {g.high:+.4f}, {g.n} seeds"
-        said += f" All routes save {g.mean:+.4f} bits per byte of held-out text over text alone ({ends})."
+        how = (
+            f"save {g.mean:.4f} bits per byte of held-out text over"
+            if g.mean >= 0
+            else f"cost {-g.mean:.4f} bits per byte of held-out text more than"
+        )
+        said += f" All routes {how} text alone ({'saved: ' if g.mean < 0 else ''}{ends})."
     return said
 
 
 def _ladder(
-    costs: dict[str, dict[int, float]], read: dict[str, float], data: Dataset, config: TransferConfig
+    costs: dict[str, dict[int, float]], read: dict[str, float], seen: tuple[int, int], data: Dataset, config: TransferConfig
 ) -> dict[str, Any] | None:
     """The text ladder, and how many ids of text a frame is worth, captions counted as text. None with fewer than three rungs.
 
-    ``read``: arm -> share of its documents that its steps came to. Text that no step read is worth nothing yet."""
+    ``read``: arm -> share of its documents that its steps came to. Text that no step read is worth nothing yet. ``seen``: frames, and ids
+    of captions, that the steps of "four" came to."""
     rungs = {ARMS[a].text: a for a in costs if a == "text" or a.startswith("text-x")}
     if len(rungs) < 3 or "four" not in costs:
         return None
@@ -367,11 +404,9 @@ def _ladder(
     tokens = np.array([amount[x] for x in order]).round()
     table = np.array([[costs[rungs[x]][s] for x in order] for s in seeds])
     found = effective_text(tokens, table, np.array([costs["four"][s] for s in seeds]))
-    captions = frames = 0
-    for s in (s for s in data.sources if config.mixture.rendered or not s.rendered):
-        mine = np.flatnonzero((s.frames > 0) & ~s.held)
-        frames += int(s.frames[mine].sum())
-        captions += sum(int(s.text_ids[s.text_first[i] : s.text_first[i] + s.texts[i]].sum()) for i in mine)
+    frames, captions = seen
+    if not frames:
+        return None
     own = round(ids(config.text) * read["four"]) + captions
     rate = {k: (found[k] - own) / frames for k in ("tokens", "low", "high")}
     return {"tokens": tokens.tolist(), "costs": table.mean(0).tolist(), "four": float(np.mean([costs["four"][s] for s in seeds])),

@@ -200,6 +200,10 @@ def test_a_run_is_measured_from_its_first_step_on_and_shown(seen, capsys):
     assert set(found["steps"][0]["sources"]) == {"kinds", "world/stills"}
     assert found["steps"][0]["sources"]["kinds"]["n"] == 28
     assert set(found["probe"]["zero"]) == {"bits_per_byte", "read", "both", "seen"}
+    half = alignment.measure(
+        run / "checkpoints" / "step-00000002", limit=40, progress=False
+    )  # of a checkpoint, as far as it goes
+    assert [s["step"] for s in half["steps"]] == [0, 2]
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Alignment through training: kinds" in page and "without the visual part" in page and "declared beforehand" in page

@@ -185,6 +185,17 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["generate", "{run}", "--want", "text", "--text", "a", "--top-p", "3"], ["top_p"]),
         (["generate", "{run}", "--want", "image", "--n", "0"], ["at least 1"]),
         (["generate", "{run}", "--imagine"], ["nothing to imagine"]),
+        (["generate", "{run}", "--n", "0"], ["at least 1"]),
+        (["generate", "{run}", "--want", "text", "--forget"], ["--imagine"]),
+        (["generate", "{run}", "--want", "text", "--seed", "99999999999999999999"], ["seed"]),
+        (["eval", "{run}", "--limit", "0"], ["at least 1"]),
+        (["eval", "{run}", "--lm-eval-limit", "3"], ["--lm-eval"]),
+        (["eval", "{run}", "--alignment", "--lm-eval", "coda"], ["apart"]),
+        (["eval", "{run}", "--world", "{tmp}"], ["--alignment"]),
+        (["ask", "{run}", "{tmp}", "--forget"], ["--imagine"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "mine/text", "-1"], ["source weight -1"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "mine/text", "nan"], ["source weight nan"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--balance", "nan"], ["balance"]),
         (["generate", "{run}", "--imagine", "--text", " "], ["nothing to imagine"]),
         (["generate", "{run}", "--imagine", "--text", "a", "--want", "image"], ["from text to text"]),
         (["generate", "{run}", "--imagine", "--text", "a", "--frames", "-1"], ["--frames"]),
@@ -442,7 +453,7 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     assert all(abs(sum(votes) - 2) < 1e-3 for votes in asked["imagine"]["votes"])
     corpus = tmp_path / "corpus.jsonl"
     assert main(["distil", str(run), str(world), "--out", str(corpus), "--limit", "4", "--samples", "2"]) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads(next(tmp_path.glob("*.report.json")).read_text())
     assert report["situations"] == 4 and report["texts"] == len(corpus.read_text().splitlines()) == 4 * report["kept"]
     assert main(["ask", str(run), str(out / "seed-0" / "data")]) == 2
     assert "no world.json" in capsys.readouterr().err

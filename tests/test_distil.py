@@ -75,9 +75,14 @@ def test_what_enough_samples_agree_on_is_written_as_text_that_prepare_reads(run,
     right = np.mean([q.answer == 2 for q in kept])
     assert report["precision"] == pytest.approx(right) == report["by_device"]["ramp"]["precision"]
     assert report["by_confidence"]["0.500"]["n"] == len(kept) and report["by_device"]["table"]["precision"] is None
-    assert json.loads((tmp_path / "report.json").read_text())["kept"] == len(kept)
+    assert json.loads(next(tmp_path.glob("*.report.json")).read_text())["kept"] == len(kept)
     assert "confidence 1.000" in table(report)
     assert not list(tmp_path.glob(".*"))
+    again = DistilConfig(wordings=1)
+    distil(run, WORLD, tmp_path / "other.jsonl", again, IMAGINING, progress=False)  # two in a folder do not meet
+    assert distil(run, WORLD, tmp_path / "corpus.jsonl", DistilConfig(wordings=3), IMAGINING, progress=False) == json.loads(
+        json.dumps(report)
+    )
 
 
 def test_the_simulator_selects_nothing(run, tmp_path, monkeypatch):

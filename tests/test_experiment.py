@@ -27,6 +27,7 @@ from quadrivium.imagine import Imagining
 from quadrivium.model import FORM, ModelConfig
 from quadrivium.prepare import PrepareConfig
 from quadrivium.sequence import ROUTES
+from quadrivium.statistics import holm, paired
 from quadrivium.train import TrainConfig
 from quadrivium.visual import VisualConfig
 
@@ -271,6 +272,39 @@ def test_the_oracle_reads_every_seen_fact_and_nothing_else():
     assert len(texts) == len(known) * len(world.languages) * 4
     assert all(any(name in text for name in names) for text in texts)
     assert not any(name in text for text in texts for name in others)
+
+
+def cell(arm, seed, seen, looks="a"):
+    facts = {g: {"direct": {"all": {"accuracy": seen, "chance": 1 / 3}}} for g in GROUPS}
+    return {"arm": arm, "seed": seed, "facts": facts, "routes": {}, "seconds": 1.0, "training_seconds": 1.0, "positions": 1,
+            "visual_tokenizer": looks}  # fmt: skip
+
+
+def test_what_was_not_declared_is_corrected_for_its_number_and_what_differs_besides_is_said(tmp_path):
+    draw = np.random.default_rng(0)
+    level = {"text": 0.34, "captions": 0.36, "four": 0.7, "four-more": 0.74, "distil": 0.8}
+    for arm, mean in level.items():
+        for seed in range(3):
+            write_json(tmp_path / f"{arm}-seed-{seed}.json", cell(arm, seed, mean + 0.1 * draw.random()))
+    write_json(tmp_path / "experiment.json", {"primary": "four minus captions"})
+    found = summary(tmp_path)
+    pairs = {(d["arm"], d["base"], d["group"]): d for d in found["differences"]}
+    raw = {
+        k: paired(
+            *({s: read_cells(tmp_path)[a][s]["facts"][k[2]]["direct"]["all"]["accuracy"] for s in range(3)} for a in k[:2])
+        ).p
+        for k in pairs
+    }
+    first = next(k for k, d in pairs.items() if d["primary"])
+    assert pairs[first]["p"] == pytest.approx(raw[first])
+    others = holm({str(k): p for k, p in raw.items() if k != first})
+    assert all(pairs[k]["p"] == pytest.approx(others[str(k)]) for k in pairs if k != first)
+    assert any(pairs[k]["p"] > 1.5 * raw[k] for k in pairs if k != first)
+    assert not found["notes"] and "; p " in table(found)
+    write_json(tmp_path / "four-seed-1.json", cell("four", 1, 0.7, looks="b"))
+    assert "2 visual tokenizers (14, 1 cells)" in summary(tmp_path)["notes"][0] and "visual tokenizers" in table(
+        summary(tmp_path)
+    )
 
 
 def test_summaries_need_a_finished_cell(tmp_path):

@@ -249,6 +249,39 @@ def test_published_interleaved_layouts(row, pictures):
     assert [f[:2] for f in found] == [("p0.png", ("One.",)), ("p1.png", ("Two.",))]
 
 
+def test_rows_that_speak_of_one_picture_are_one_group(pictures):
+    """Directly or by way of others, so that neither a picture nor a text lands on both sides of the held-out split."""
+    rows = [
+        {"id": "a", "content": [{"image": "p0.png"}, {"text": "One."}]},
+        {
+            "id": "b",
+            "content": [{"text": "Two."}, {"image": "p1.png"}, {"text": "Three."}, {"image": "./p0.png"}, {"text": "Four."}],
+        },
+        {"id": "c", "image": ["p1.png", "p2.png"], "conversations": [{"from": "human", "value": "Compare."}]},
+        {"id": "d", "content": [{"text": "Apart."}]},
+        {"id": "e", "image": ["p3.png"], "conversations": [{"from": "human", "value": "Alone."}]},
+    ]
+    found, problems = told(pictures, rows)
+    groups = {group for _, texts, group in found if texts[0] not in ("Apart.", "Alone.")}
+    assert len(groups) == 1 and len(found) == 8 and not problems
+    assert {texts[0]: group for _, texts, group in found}["Apart."] == "d"
+    named, _ = told(pictures, [rows[0] | {"story": "s"}, rows[1] | {"group": "", "story": "t"}])
+    assert {group for *_, group in named} == {"s", "t"}  # a row's own name for its group counts
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        ({"images": ["p0.png", None], "texts": [None, "One.", "lost"]}, "2 images and 3 texts"),
+        ({"text_list": ["One."], "image_info": [{"image_name": "p0.png"}]}, "matched_text_index"),
+        ({"text_list": ["One."], "image_info": [{"image_name": "p0.png", "matched_text_index": 1}]}, "matched_text_index"),
+    ],
+)
+def test_parts_that_belong_to_nothing_are_said(row, why, pictures):
+    found, problems = told(pictures, [row])
+    assert not found and why in problems[0].reason
+
+
 def test_a_last_picture_is_told_by_what_stands_before(pictures):
     found, _ = told(pictures, [{"content": [{"text": "Look:"}, {"image": "p0.png"}]}])
     assert [f[:2] for f in found] == [("p0.png", ("Look:",))]

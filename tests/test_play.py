@@ -605,7 +605,7 @@ def test_without_gradio_there_is_a_sentence(run, player, monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    with pytest.raises(RunError, match=r"quadrivium\[play\]"):
+    with pytest.raises(RunError, match=r"\[play\]"):
         application(player, WebConfig(), tmp_path)
 
 

@@ -172,6 +172,26 @@ def test_csv_metadata(tmp_path: Path) -> None:
     assert [(i.key, i.texts) for i in source.items] == [("a.png", ("two\nlines, quoted",)), ("b.png", ())]
 
 
+def test_cells_beyond_the_first_row_cost_their_row(tmp_path: Path) -> None:
+    """An unquoted comma or a tab in a text would move the rest of it into another column, or away."""
+    put(
+        tmp_path,
+        metadata_dot_csv='file_name,text\na.png,a red ball, on a ramp\nb.png,"a red ball, on a ramp"\n',
+        a_dot_png=b"x",
+        b_dot_png=b"x",
+    )
+    put(tmp_path / "words", c_dot_tsv="text\tgroup\na first part\tand a second\tg\nwhole\th\n")
+    (media,), (words,) = scan(tmp_path / "metadata.csv", OPTIONS), scan(tmp_path / "words", OPTIONS)
+    assert [i.key for i in media.items] == ["b.png"] and "more cells" in media.problems[0].reason
+    assert [(i.texts, i.group) for i in words.items] == [(("whole",), "h")] and "more cells" in words.problems[0].reason
+
+
+def test_an_empty_group_leaves_the_story(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{i}.png", "text": "t", "group": empty, "story": 0} for i, empty in enumerate(("", None))]
+    listed(tmp_path, rows, **{f"{i}_dot_png": save(picture(), "PNG") for i in range(2)})
+    assert [i.group for i in scan(tmp_path, OPTIONS)[0].items] == ["0", "0"]
+
+
 def test_names_of_a_mixed_folder(tmp_path: Path) -> None:
     root = tmp_path / "mix"
     row = json.dumps({"file_name": "x.png", "text": "t"})

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from quadrivium.data.mixture import MixtureConfig
+from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.model import ModelConfig
+from quadrivium.prepare import PrepareConfig
 from quadrivium.report import write_report
 from quadrivium.train import TrainConfig
-from quadrivium.transfer import TransferConfig, _ladder, _power, measure_speed, possible, run_transfer, table
+from quadrivium.transfer import TransferConfig, _ladder, _power, _seen, measure_speed, possible, run_transfer, table
 
 SMALL = TransferConfig(
     model=ModelConfig(layers=1, width=16, heads=1),
@@ -81,6 +82,7 @@ def test_cells_of_data_that_has_changed_are_not_mixed_in(finished, data, tmp_pat
 
 @pytest.mark.parametrize("wrong", [
     {"mixture": MixtureConfig(captions=True)}, {"mixture": MixtureConfig(routes=("t2t",))}, {"mixture": MixtureConfig(text=0.5)},
+    {"mixture": MixtureConfig(begin=(("mine", 3),))}, {"mixture": MixtureConfig(rendered=True)},
     {"train": TrainConfig(steps=5, tokens=9)}, {"train": TrainConfig(steps=5, minutes=1)}, {"train": TrainConfig()},
 ])  # fmt: skip
 def test_options_that_would_undo_the_design_are_refused(wrong):
@@ -88,10 +90,24 @@ def test_options_that_would_undo_the_design_are_refused(wrong):
         TransferConfig(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"seeds": (-1,)}, {"seeds": ()}])
-def test_a_grid_that_cannot_be_is_refused(wrong, data, tmp_path):
-    with pytest.raises(ConfigError, match="not negative"):
+@pytest.mark.parametrize("wrong, why", [({"workers": -1}, "not negative"), ({"seeds": (-1,)}, "not negative"), ({"seeds": ()}, "a seed"),
+                                        ({"budget": float("nan")}, "hours"), ({"budget": float("inf")}, "hours")])  # fmt: skip
+def test_a_grid_that_cannot_be_is_refused(wrong, why, data, tmp_path):
+    with pytest.raises(ConfigError, match=why):
         run_transfer([data], tmp_path, SMALL, **wrong, progress=False)
+    with pytest.raises(ConfigError, match="prepared already"):
+        run_transfer([data], tmp_path, replace(SMALL, prepare=PrepareConfig(vocab=999)), progress=False)
+
+
+def test_a_grid_goes_on_where_its_data_was_moved_to(finished, data, tmp_path):
+    out, there = tmp_path / "out", tmp_path / "data"
+    shutil.copytree(finished[0], out)
+    shutil.copytree(data, there)
+    (out / "cells" / "text-seed-0.json").unlink()
+    config = json.loads((out / "seed-0" / "text" / "config.json").read_text())
+    (out / "seed-0" / "text" / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "gone")}))
+    run_transfer([there], out, SMALL, seeds=(0,), arms=ARMS, workers=1, progress=False)
+    assert (out / "cells" / "text-seed-0.json").read_text()
 
 
 def test_text_that_no_step_came_to_is_worth_nothing_in_the_ladder(data):
@@ -103,10 +119,22 @@ def test_text_that_no_step_came_to_is_worth_nothing_in_the_ladder(data):
         "four": {0: 1.76, 1: 1.75},
     }
     config = replace(SMALL, text=1.0)
-    whole, half = (_ladder(costs, {a: 1.0 if a != "text" else x for a in costs}, prepared, config) for x in (1.0, 0.75))
+    whole, half = (
+        _ladder(costs, {a: 1.0 if a != "text" else x for a in costs}, (157, 300), prepared, config) for x in (1.0, 0.75)
+    )
+    rate = whole["tokens_per_frame"]["tokens"]
+    assert rate == pytest.approx((whole["effective"]["tokens"] - whole["read"]) / 157) and whole["captions"] == 300
     assert half["tokens"][:2] == whole["tokens"][:2] and half["tokens"][2] == pytest.approx(0.75 * whole["tokens"][2], abs=1)
     few = {"text-x0.25": 0.5, "text-x0.5": 0.25, "text": 0.125, "four": 1.0}  # every rung read the same amount
-    assert _ladder(costs, few, prepared, config) is None
+    assert _ladder(costs, few, (157, 300), prepared, config) is None
+
+
+def test_frames_that_no_step_came_to_are_not_counted(data):
+    prepared = Dataset(data)
+    mixed = Mixture(prepared, SMALL.mixture, 0, 0, 2)
+    every = sum(int(s.frames[~s.held].sum()) for s in prepared.sources)
+    assert _seen(mixed, 10**6)[0] == every and _seen(mixed, 0) == (0, 0)
+    assert 0 < _seen(mixed, 2)[0] < every
 
 
 def test_the_ladder_has_five_rungs_where_the_text_allows(data):

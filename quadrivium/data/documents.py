@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,26 @@ def is_documents(file: Path, options: ReadOptions, limits: Limits) -> bool:
     return False
 
 
+class _Together:
+    """Rows that speak of one picture, directly or by way of others, are one group."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+
+    def first(self, name: str) -> str:
+        while (parent := self.parent.setdefault(name, name)) != name:
+            self.parent[name] = self.parent[parent]
+            name = self.parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        """The group of ``other`` becomes that of ``one``."""
+        self.parent[self.first(other)] = self.first(one)
+
+
 def list_documents(source: Source, files: list[Path], options: ReadOptions, limits: Limits) -> None:
     """Fill a source with the pictures and texts of document files, in their order."""
+    together, begin = _Together(), len(source.items)
     for file in files:
         name = os.path.relpath(file, source.path)
         try:
@@ -52,19 +71,25 @@ def list_documents(source: Source, files: list[Path], options: ReadOptions, limi
                     if not isinstance(row, dict):
                         raise ItemError(row if isinstance(row, str) else "is not a JSON object")
                     told = _conversation(row, limits) if isinstance(row.get("conversations"), list) else _told(row, limits)
-                    named = str(row.get("id") or key)
-                    for part, (media, text) in enumerate(told):
-                        _add(source, file, f"{key}.{part}" if len(told) > 1 else key, row, named, media, text)
+                    media = [f"\0picture {os.path.normpath(m)}" for m, _ in told if m]
+                    about = media[0] if media and "conversations" in row else f"\0row {row.get('id') or key}"
+                    for other in media:
+                        together.join(about, other)
+                    for part, (shown, text) in enumerate(told):
+                        _add(source, file, f"{key}.{part}" if len(told) > 1 else key, _group(row, about), shown, text)
                 except (ItemError, RecursionError) as error:
                     source.refuse(key, error)
         except DataError as error:
             source.refuse(name, error)
+    for i, item in enumerate(source.items[begin:], begin):
+        if item.group.startswith("\0"):  # and was not named by the row itself, in which it cannot stand
+            source.items[i] = replace(item, group=together.first(item.group).partition(" ")[2])
 
 
-def _add(source: Source, file: Path, key: str, row: dict[str, Any], named: str, media: str, text: str) -> None:
+def _add(source: Source, file: Path, key: str, group: str, media: str, text: str) -> None:
     texts = (text,) if text else ()
     if not media:
-        source.items.append(Item(source.name, key, _group(row, named), "text", texts, file))
+        source.items.append(Item(source.name, key, group, "text", texts, file))
         return
     kind = _kind(media)
     try:
@@ -72,8 +97,7 @@ def _add(source: Source, file: Path, key: str, row: dict[str, Any], named: str, 
             raise ItemError(f"{media!r:.60} names no picture or video")
         folder = source.path if os.path.exists(source.path / media) else source.path / "images"
         place = _locate(source.path, os.path.relpath(folder / media, source.path))
-        about = os.path.normpath(media) if "conversations" in row else named
-        source.items.append(Item(source.name, key, _group(row, about), kind, texts, place))
+        source.items.append(Item(source.name, key, group, kind, texts, place))
     except ItemError as error:
         source.refuse(f"{key} ({media})", error)
 
@@ -122,11 +146,15 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     elif isinstance(row.get("text_list"), list):
         listed = row.get("image_info")
         info = [i for i in listed if isinstance(i, dict)] if isinstance(listed, list) else []
+        if any(i.get("matched_text_index") not in range(len(row["text_list"])) for i in info):
+            raise ItemError("image_info has a picture whose matched_text_index is that of no text in text_list")
         for index, text in enumerate(row["text_list"]):
             yield from (("image", i.get("image_name")) for i in info if i.get("matched_text_index") == index)
             yield "text", text
     elif isinstance(row.get("images"), list) and isinstance(row.get("texts"), list):
-        for image, text in zip(row["images"], row["texts"], strict=False):
+        if len(row["images"]) != len(row["texts"]):
+            raise ItemError(f"has {len(row['images'])} images and {len(row['texts'])} texts; write null where one is missing")
+        for image, text in zip(row["images"], row["texts"], strict=True):
             yield from ((kind, value) for kind, value in (("image", image), ("text", text)) if value is not None)
     else:
         raise ItemError("has none of conversations, content, text_list, or images with texts")

@@ -61,6 +61,11 @@ class MixtureConfig:
         for name, low in (("positions", 1), ("context", 2), ("frames", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
+        for name, factor in self.source_weights:
+            if not 0 <= factor < float("inf"):
+                raise ConfigError(f"source weight {factor} of {name}: a factor that is not negative")
+        if not 0 <= self.balance < float("inf"):
+            raise ConfigError(f"balance is {self.balance}; it is a power, and not negative")
         for name, step in self.begin:
             if step < 0:
                 raise ConfigError(f"begin is {step} for {name}; the first step is 0")

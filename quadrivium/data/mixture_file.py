@@ -101,7 +101,7 @@ class MixtureFile:
                 raise ConfigError(f"{self.path} and {option} both say what is mixed; say it in one of the two")
         factors, names = [], sorted({stream.partition("/")[2] for stream in streams})
         for name, entry in self.sources.items():
-            mine = [n for n in names if n == name or n.startswith(f"{name}/")]
+            mine = [n for n in names if n in (name, f"{name}, rendered") or n.startswith(f"{name}/")]
             if not mine:
                 known = ", ".join(names)
                 raise ConfigError(

@@ -375,6 +375,9 @@ def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
         raise DataError(f"{one_line(file)} cannot be read: {error.strerror}") from error
 
 
+_SURPLUS = "has more cells than the first row names; quote a cell that holds the separator, or take it out"
+
+
 def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered rows of a .jsonl, .csv or .tsv file as dictionaries; rows that cannot be parsed become problems.
 
@@ -387,7 +390,11 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
         csv.field_size_limit(min(limits.row_bytes, 2**31 - 1))  # the module's own limit is shorter than a long description
         reader = csv.DictReader(line for _, line in lines)
         try:
-            yield from ((reader.line_num, row) for row in reader)
+            for row in reader:
+                if None in row:
+                    source.refuse(f"{where}:{reader.line_num}", _SURPLUS)
+                else:
+                    yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{one_line(file)}: line {reader.line_num} is not CSV ({error}); mend it") from error
         return
@@ -403,6 +410,8 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
             cells = line.rstrip("\n").split("\t")
             if number == 1 and any(_CAPTION.fullmatch(cell.strip()) for cell in cells):
                 header = [cell.strip() for cell in cells]
+            elif header is not None and len(cells) > len(header):
+                source.refuse(f"{where}:{number}", _SURPLUS)
             else:
                 yield number, {"text": cells} if header is None else dict(zip(header, cells, strict=False))
             continue
@@ -434,8 +443,8 @@ def _texts(row: dict[str, Any], limits: Limits) -> tuple[str, ...]:
 
 
 def _group(row: dict[str, Any], key: str) -> str:
-    value = row.get("group", row.get("story"))
-    return key if value is None or value == "" else _sound(str(value))
+    named = (row.get(column) for column in ("group", "story"))
+    return next((_sound(str(value)) for value in named if value is not None and value != ""), key)
 
 
 def _sound(text: str) -> str:
