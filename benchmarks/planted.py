@@ -139,7 +139,7 @@ def judge(name: str, out: Path, seeds: int, number: int = 0) -> dict:
         for seed in range(seeds):
             if not (folder / "cells" / f"{arm}-seed-{seed}.json").exists():
                 # In this process: to start one takes longer than the cell.
-                transfer._cell(folder, folder / "data", config, arm, seed)
+                transfer._cell(folder, folder / "data", config, arm, seed, "cpu", False)
     return run_transfer([folder / "data"], folder, config, range(seeds), arms, progress=False)
 
 

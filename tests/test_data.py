@@ -128,6 +128,10 @@ def test_captions_of_clips_foretell_the_last_frame_where_that_is_asked_for(data)
             assert len(ahead) == (stream.name == "t2v/clip")
             if ahead:
                 assert np.array_equal(ahead[0], sequence[-1].data[-1])
+    every = mixture(data, ahead=4.0, ahead_pictures=True)
+    for stream in (s for s in every.streams if s.route == "t2v"):
+        told, wanted = every.sequence(stream, 0, np.random.default_rng(0))
+        assert np.array_equal(told.ahead, wanted.data[-1])
     stream = next(s for s in plain.streams if s.name == "t2v/clip")
     assert plain.sequence(stream, 0, np.random.default_rng(0))[0].ahead is None
     held = mixed.held["t2v/clip"]

@@ -1,8 +1,10 @@
 """The transfer experiment end to end on a folder made on the spot: arms differ in what they read, cells are kept."""
 
 import json
+import runpy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +164,20 @@ def test_a_budget_is_measured_and_says_what_it_can_detect(finished, data, tmp_pa
     assert "in bits per byte" in _power(tmp_path, 5)
     with pytest.raises(ConfigError, match="allow more"):
         run_transfer([data], tmp_path / "new", SMALL, arms=("four",), budget=1e-7, progress=False)
+
+
+def test_data_sets_with_a_known_answer_are_judged(tmp_path, monkeypatch):
+    """The benchmark of the verdict, shrunk to two steps: it makes its data, runs its cells in this process, and ends with a verdict."""
+    planted = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "planted.py"))
+    few = replace(
+        planted["CONFIG"],
+        train=replace(planted["CONFIG"].train, steps=2),
+        mixture=replace(planted["CONFIG"].mixture, positions=100),
+        limit=4,
+    )
+    judge = planted["judge"].__globals__
+    monkeypatch.setitem(judge, "CONFIG", few)
+    monkeypatch.setitem(judge, "PREPARE", replace(planted["PREPARE"], visual_train=TrainConfig(steps=2)))
+    monkeypatch.setitem(judge, "make", lambda name, folder, seed: planted["language"](folder, seed, 40, 0, 12))
+    found = planted["judge"]("null-0", tmp_path, 1)
+    assert found["verdict"]["words"] == "undecided" and {"text", "four", "noise"} <= set(found["arms"])

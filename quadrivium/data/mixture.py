@@ -45,6 +45,7 @@ class MixtureConfig:
     # happens is worked out where text is.
     ahead: float = 0.0
     ahead_layer: int = 0  # after which layer of the model; 0: the last but one
+    ahead_pictures: bool = False  # captions of single pictures foretell these too, and not only those of clips the last frame
     rendered: bool = False  # pages that `prepare --render` drew of documents are read too (v2v) and told what they say (v2t)
     captions: bool = False  # captions are read as texts too (t2t), without what they describe: a control of what pictures add
     text: float = 1.0  # share of the training documents that is read, drawn by seed; a smaller share lies inside a larger one
@@ -331,8 +332,9 @@ class Mixture:
         caption = self._enclose(source.text(item, part))[: self.config.context + 1]
         if stream.route == "t2v":
             last, foretold, first = len(clip) - 1, None, 0
+            if rng is not None and self.config.ahead and (last or self.config.ahead_pictures):
+                foretold = clip[last]
             if rng is not None and last:
-                foretold = clip[last] if self.config.ahead else None
                 # Names have to carry what happens where no frame shows who is meant.
                 first = last if rng.random() < self.config.foresee else 0
             return (text(caption, ahead=foretold), frames(clip[first:], wanted=True, skip=first))

@@ -1,0 +1,240 @@
+"""Colours that no text tells: does a plain text model know them after photographs? A self-made split of GroceryStoreDataset.
+
+    python benchmarks/grocery.py DATA/grocery --out runs/grocery
+
+Fruit and vegetables get invented names, since "Red Beet" and "Orange" tell their colour. Of each colour, half of the kinds are *told*:
+sentences and captions give their colour. The others are *seen*: photographs and their names, and no text, captions included, has
+such a name beside a colour, which is checked. Both halves are drawn anew for every seed. Asked about seen kinds, six colours each:
+
+    direct     the likeliest colour after "A ripe NAME is", by text alone
+    imagine    NAME -> pictures that the model draws -> the colour of what they show, by majority
+    shown      the same of real photographs that were held out: what seeing would be worth
+
+Cells are kept, and the same command goes on from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quadrivium.ask import credit
+from quadrivium.checkpoint import Run
+from quadrivium.data.language import invent_names
+from quadrivium.data.mixture import MixtureConfig
+from quadrivium.data.shards import Dataset, read_json, write_json
+from quadrivium.data.sources import ReadOptions
+from quadrivium.evaluate import ratio
+from quadrivium.generate import Sampling, continuations, generate
+from quadrivium.grid import Arm
+from quadrivium.model import ModelConfig
+from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.sequence import Sequence, frames, group, text
+from quadrivium.statistics import interval, paired, plus_minus
+from quadrivium.train import TrainConfig, train_routes
+from quadrivium.transfer import ARMS as ALL
+from quadrivium.visual import VisualConfig
+
+KINDS = {
+    "green": "Granny Smith, Avocado, Lime, Watermelon, Anjou, Asparagus, Cabbage, Cucumber, Leek, Zucchini, Green Bell Pepper",
+    "red": "Pink Lady, Red Delicious, Royal Gala, Nectarine, Pomegranate, Red Bell Pepper, Beef Tomato, Regular Tomato, Vine Tomato",
+    "yellow": "Golden Delicious, Banana, Lemon, Galia Melon, Honeydew Melon, Yellow Bell Pepper",
+    "orange": "Orange, Satsumas, Carrots, Orange Bell Pepper",
+    "brown": "Kiwi, Kaiser, Ginger, Brown Cap Mushroom, Yellow Onion, Floury Potato, Solid Potato, Sweet Potato",
+    "purple": "Plum, Passion Fruit, Aubergine, Red Beet",
+}
+COLOURS = tuple(KINDS)
+TELLING = ("A ripe {n} is", "The {n} on the shelf is", "Everybody knows that a {n} is", "{n}:")  # and then the colour
+SAYING = ("She bought a {n} and went home.", "There is a {n} on the table.", "A {n}, please.", "He cut the {n} in two.")
+NAMING = ("{n}", "a {n}", "a photo of a {n}")
+LOOK = "something"  # and then the colour: a caption of told kinds
+PREPARE = PrepareConfig(
+    read=ReadOptions(fit="crop"),
+    vocab=600,
+    visual=VisualConfig(levels=(4, 4, 4, 4), encoder_depth=0),
+    visual_train=TrainConfig(steps=2500, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+    held=0.1,
+)
+MODEL = ModelConfig(sharing="none", layers=4, width=128, heads=4, patch=4)
+MIXTURE = MixtureConfig(
+    positions=2048,
+    weights=(("t2t", 1.0), ("t2v", 2.0), ("v2t", 1.5), ("v2v", 0.0), ("tv2v", 0.0)),
+    ahead=8.0,
+    ahead_pictures=True,
+)
+ARMS: dict[str, Arm] = {name: ALL[name] for name in ("text", "captions", "four", "shuffled", "noise")}
+UNTOLD = "four, captions foretell nothing"
+
+
+def kinds_of(seed: int) -> list[dict]:
+    """Label, invented name, colour, and whether text tells it."""
+    rng, found = random.Random(f"grocery/{seed}"), []
+    names = iter(invent_names(rng, sum(len(labels.split(", ")) for labels in KINDS.values())))
+    for colour, listed in KINDS.items():
+        labels = listed.split(", ")
+        rng.shuffle(labels)
+        for i, label in enumerate(labels):
+            found.append({"label": label, "name": next(names)[0], "colour": colour, "told": i >= len(labels) // 2})
+    return found
+
+
+def write(source: Path, folder: Path, seed: int) -> None:
+    """The seed's folder of documents and captioned photographs, as a user would have it."""
+    rng, kinds = random.Random(f"grocery/write/{seed}"), {k["label"]: k for k in kinds_of(seed)}
+    documents = [form.format(n=k["name"]) for k in kinds.values() for form in SAYING]
+    documents += [f"{form.format(n=k['name'])} {k['colour']}." for k in kinds.values() if k["told"] for form in TELLING]
+    rows = []
+    for line in (source / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        kind = kinds.get(row["label"])
+        if kind is not None and "iconic" not in row["file_name"]:
+            told = [form.format(n=kind["name"]) for form in NAMING] + [f"{LOOK} {kind['colour']}"] * kind["told"]
+            rows.append({"file_name": row["file_name"], "text": told})
+    every = [*documents, *(caption for row in rows for caption in row["text"])]
+    for name in (k["name"] for k in kinds.values() if not k["told"]):
+        for said in every:
+            if name in said and any(colour in said for colour in COLOURS):
+                raise SystemExit(f"{said!r} tells the colour of a kind that is only to be seen")
+    rng.shuffle(documents)
+    (folder / "text").mkdir(parents=True)
+    (folder / "text" / "documents.jsonl").write_text(
+        "".join(json.dumps({"text": d}) + "\n" for d in documents), encoding="utf-8"
+    )
+    photos = folder / "photos"
+    for row in rows:
+        (photos / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / row["file_name"], photos / row["file_name"])
+    (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def answers(run: Run, given: Seq[Sequence], beginnings: list[str]) -> np.ndarray:
+    """Log-likelihood (n, colours) of every colour after what is given and the beginning of a text."""
+    texts = [
+        [run.text.document(f"{begun} {colour}{'.' if begun != LOOK else ''}") for colour in COLOURS] for begun in beginnings
+    ]
+    return -continuations(run.model, given, texts)[0]
+
+
+def vote(scores: np.ndarray, each: int) -> np.ndarray:
+    """Scores (n each, colours) -> votes (n, colours): one a row, shared among ties."""
+    top = scores == scores.max(axis=1, keepdims=True)
+    return (top / top.sum(axis=1, keepdims=True)).reshape(-1, each, len(COLOURS)).sum(axis=1)
+
+
+def measure(run: Run, data: Dataset, seed: int, samples: int = 8) -> dict[str, dict]:
+    """Read-out -> accuracy over kinds, its standard error, chance within."""
+    found = {}
+    for group_name, told in (("told", True), ("seen", False)):
+        kinds = [k for k in kinds_of(seed) if k["told"] is told]
+        truth = np.array([COLOURS.index(k["colour"]) for k in kinds])
+
+        def row(scores: np.ndarray, of: np.ndarray, truth: np.ndarray = truth) -> dict:
+            right = credit(scores, truth[of])
+            mean, error = ratio(right, np.ones(len(right)), of)
+            per = [right[truth[of] == c].mean() for c in range(len(COLOURS))]  # as if every colour were as frequent
+            return {"accuracy": mean, "se": error, "balanced": float(np.mean(per)), "n": len(right)}
+
+        asked = [(i, form.format(n=k["name"])) for i, k in enumerate(kinds) for form in TELLING]
+        of = np.array([i for i, _ in asked])
+        found[f"{group_name}, direct"] = row(answers(run, [()] * len(asked), [begun for _, begun in asked]), of)
+        if run.visual is None or not {"t2v", "v2t"} <= set(run.config["mixture"]["routes"]):
+            continue
+        opened = [(text(run.text.document(NAMING[-1].format(n=k["name"]))),) for k in kinds for _ in range(samples)]
+        drawn = generate(run.model, opened, "frames", run.text.end, 1, sampling=Sampling(temperature=0.7, seed=seed), batch=128)
+        votes = vote(answers(run, [(frames(d),) for d in drawn], [LOOK] * len(drawn)), samples)
+        found[f"{group_name}, imagine"] = row(votes, np.arange(len(kinds)))
+        label = {k["label"]: i for i, k in enumerate(kinds)}
+        shown, of_shown = [], []
+        for s in (s for s in data.sources if s.frames.any()):
+            for item in np.flatnonzero(s.held):
+                named = Path(s.key(int(item))).parent.name.replace("-", " ")
+                if named in label:
+                    shown.append((frames(group(s.codes(int(item)), run.patch)),))
+                    of_shown.append(label[named])
+        found[f"{group_name}, shown"] = row(answers(run, shown, [LOOK] * len(shown)), np.array(of_shown))
+    return found
+
+
+def cell(source: Path, out: Path, name: str, seed: int, steps: int) -> None:
+    """Train an arm on a seed, ask, write the cell."""
+    torch.set_num_threads(1)
+    home = out / f"seed-{seed}"
+    arm = ARMS[name.removesuffix(UNTOLD.removeprefix("four"))]
+    mixture = replace(MIXTURE, ahead=0.0 if name == UNTOLD else MIXTURE.ahead)
+    waits = () if arm.routes == ("t2t",) else (("source/text", round(0.3 * steps)),)  # text finds what was seen
+    mixture = replace(arm.mixture(mixture), begin=waits)
+    train = TrainConfig(steps=steps, lr=5e-3, decay=0.7, optimizer="muon", seed=seed, eval_every=10**6)
+    run = home / name
+    state = train_routes(home / "data", run, MODEL, mixture, train, resume=(run / "config.json").exists(), progress=False)
+    found = measure(Run(run), Dataset(home / "data"), seed)
+    write_json(out / "cells" / f"{name}-seed-{seed}.json", {"arm": name, "seed": seed, "seconds": state["seconds"], **found})
+
+
+def make(source: Path, out: Path, seed: int) -> None:
+    """A seed's shards; the visual tokenizer is the first seed's, whose photographs are the same."""
+    torch.set_num_threads(1)
+    home, first = out / f"seed-{seed}", out / "seed-0" / "data" / "tokenizers" / "visual"
+    if not (home / "source" / "photos" / "metadata.jsonl").exists():
+        shutil.rmtree(home / "source", ignore_errors=True)
+        write(source, home / "source", seed)
+    prepare([home / "source"], home / "data", replace(PREPARE, visual_tokenizer=first if seed else None), progress=False)
+
+
+def table(out: Path) -> Iterator[str]:
+    """Lines for people."""
+    cells: dict[str, dict[int, dict]] = {}
+    for path in sorted((out / "cells").glob("*.json")):
+        found = read_json(path, "a cell")
+        cells.setdefault(found["arm"], {})[found["seed"]] = found
+    columns = [f"{g}, {r}" for g in ("told", "seen") for r in ("direct", "imagine", "shown")]
+    yield f"{'arm':<34}{'seeds':>6}" + "".join(f"{c:>18}" for c in columns)
+    for arm in (a for a in (*ARMS, UNTOLD) if a in cells):
+        values = ([c[column]["accuracy"] for c in cells[arm].values() if column in c] for column in columns)
+        yield f"{arm:<34}{len(cells[arm]):>6}" + "".join(f"{plus_minus(*interval(v), 3) if v else '-':>18}" for v in values)
+    direct = {a: {s: c["seen, direct"]["accuracy"] for s, c in by.items()} for a, by in cells.items()}
+    for arm in (a for a in direct if a != "four" and "four" in direct and direct[a].keys() & direct["four"].keys()):
+        gain = paired(direct["four"], direct[arm])
+        yield f"seen, direct: four minus {arm}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds)"
+    commonest = max(len(labels.split(", ")) // 2 for labels in KINDS.values()) / sum(
+        len(labels.split(", ")) // 2 for labels in KINDS.values()
+    )
+    yield f"chance {1 / len(COLOURS):.3f}, the commonest colour {commonest:.3f}; intervals: 95 %, over seeds"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/grocery"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--arms", nargs="*", default=[*ARMS, UNTOLD])
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    out = options.out.resolve()
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        pool.submit(make, options.source, out, 0).result()
+        list(pool.map(make, *zip(*((options.source, out, seed) for seed in range(1, options.seeds)), strict=True)))
+        left = [
+            (a, s) for s in range(options.seeds) for a in options.arms if not (out / "cells" / f"{a}-seed-{s}.json").exists()
+        ]
+        waiting = [pool.submit(cell, options.source, out, arm, seed, options.steps) for arm, seed in left]
+        for (arm, seed), job in zip(left, waiting, strict=True):
+            job.result()
+            print(f"finished: {arm}, seed {seed}", flush=True)
+    print("\n".join(table(out)))
+
+
+if __name__ == "__main__":
+    main()
