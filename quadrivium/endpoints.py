@@ -3,7 +3,7 @@
     words    held-out text, priced by kind of word: whether the word ever stood in a caption, and so came with a frame; and, with a table
              of ratings, how concrete it is (Brysbaert et al. 2014, https://doi.org/10.3758/s13428-013-0403-5)
     tasks    forced choice on files of the user's: colours of things (``coda``), comparisons of things (``verbphysics``), grammar, which is
-             to show harm (``blimp``); `tasks.documents` says how they are asked. Split by how often the fact stands in the text of the
+             to show harm (``blimp``), and questions of the user's own (``own``); `tasks.documents` says how they are asked. Split by how often the fact stands in the text of the
              grid, its share of the documents and all captions: in sentences that hold the thing and its colour, or both things
 
 Beside them stand baselines that cost nothing: chance; of colours the commonest answer, and the colour that the text names most, neither
@@ -60,6 +60,9 @@ class EndpointConfig:
 
     folder: Path | None = None  # holds coda, verbphysics, blimp or some of them; without it nothing is asked
     tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")  # which of them are asked, where they are in the folder
+    questions: Path | None = (
+        None  # a .jsonl of your own questions, a row each: {"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}
+    )
     limit: int = 500  # questions of each task, a sample
     concreteness: Path | None = None  # a table of words and ratings from 1 to 5, columns Word and Conc.M, or the first two
 
@@ -71,10 +74,12 @@ class EndpointConfig:
 
     def declared(self) -> dict[str, Any]:
         """What a grid declares of it: files by what is in them. Raises DataError where they cannot be read."""
-        asked = questions(self)
+        asked = {task: docs for task, docs in questions(self).items() if task != "own"}
+        mine = documents.own(self.questions) if self.questions else None
         said = [json.dumps(asked) if asked else None, json.dumps(ratings(self.concreteness)) if self.concreteness else None]
         folder, rated = (None if s is None else hashlib.sha256(s.encode()).hexdigest() for s in said)
-        return {"folder": folder, "tasks": list(self.tasks), "limit": self.limit, "concreteness": rated}
+        known = None if mine is None else hashlib.sha256(json.dumps(mine).encode()).hexdigest()
+        return {"folder": folder, "tasks": list(self.tasks), "questions": known, "limit": self.limit, "concreteness": rated}
 
 
 # ---- kinds of words ----------------------------------------------------------------------------------------------------
@@ -172,16 +177,18 @@ def by_word(model: Model, mixture: Mixture, kinds: Kinds, limit: int) -> dict[st
 
 def questions(config: EndpointConfig) -> dict[str, list[dict[str, Any]]]:
     """Task -> its documents, a sample of them; tasks whose files are not in the folder are left out. Raises DataError where none is."""
-    if config.folder is None:
-        return {}
     found: dict[str, list[dict[str, Any]]] = {}
+    if config.questions is not None:
+        found["own"] = documents.own(config.questions)[: config.limit]
+    if config.folder is None:
+        return found
     missing = []
     for task in config.tasks:
         try:
             found[task] = documents.of(task, str(config.folder))[: config.limit]
         except DataError as error:
             missing.append(str(error))
-    if not found:
+    if not found.keys() - {"own"}:
         raise DataError("; ".join(missing))
     return found
 

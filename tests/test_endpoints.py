@@ -192,16 +192,53 @@ def test_who_knows_is_right_and_a_tie_is_chance(asked):
         EndpointConfig(tasks=())
 
 
+@pytest.mark.parametrize("line, why", [
+    ('{"choices": ["a", "b"]}', "answer"), ('{"choices": ["a", "b"], "answer": 2}', "place of one"), ('{"choices": ["a"], "answer": 0}', "at least two"),
+    ('{"choices": ["a", "a"], "answer": 0}', "different"), ('{"choices": ["a", " "], "answer": 0}', "empty"), ("[]", "line 2"), ("{", "line 2"),
+    ('{"choices": ["a", "b"], "answer": true}', "place of one"), ('{"choices": ["a", "b"], "answer": 0, "fact": [[]]}', "empty"),
+    ('{"choices": ["a", "b"], "answer": 0}', "name all or none"),
+])  # fmt: skip
+def test_a_question_that_is_none_is_said_with_its_line(line, why, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        '{"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1, "fact": ["lemon", ["yellow", "gold"]]}\n' + line
+    )
+    with pytest.raises(DataError, match=rf"mine\.jsonl.*{why}"):
+        questions(EndpointConfig(questions=path))
+
+
+def test_questions_of_ones_own_are_asked_as_they_stand(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"choices": [f"{thing} is {c}." for c in ("red", "yellow", "blue")], "answer": i % 3, "fact": [thing, "red"]}
+        for i, thing in enumerate("abcdef")
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    docs = questions(EndpointConfig(questions=path))["own"]
+    right = {row["choices"][row["answer"]] for row in rows}
+    assert credits(docs, lambda pairs: [float(choice in right) for _, choice in pairs]).tolist() == [1] * 6
+    assert times(docs, ["a is red. b is red. b, red"]) == [{"a": 1, "b": 2}.get(d["choices"][0][0], 0) for d in docs]
+    declared = EndpointConfig(questions=path).declared()
+    path.write_text("\n".join(map(json.dumps, rows[1:])))
+    assert declared["questions"] and EndpointConfig(questions=path).declared()["questions"] != declared["questions"]
+
+
 def test_a_grid_asks_and_its_report_shows(data, asked, tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"choices": ["The ball is red.", "The ball is blue."], "answer": 1}\n')
     small = TransferConfig(
         model=ModelConfig(layers=1, width=32, heads=2), mixture=MixtureConfig(positions=200, context=32), limit=6,
-        train=replace(TransferConfig().train, steps=2), endpoints=EndpointConfig(folder=asked, limit=4),
+        train=replace(TransferConfig().train, steps=2), endpoints=EndpointConfig(folder=asked, questions=mine, limit=4),
     )  # fmt: skip
     found = run_transfer(
         [data], tmp_path / "grid", small, seeds=(0, 1), arms=("text", "captions", "four"), workers=1, progress=False
     )
     tasks, words = found["endpoints"]["tasks"], found["endpoints"]["words"]
-    assert set(tasks) == {"coda", "verbphysics"} and tasks["coda"]["chance"] == pytest.approx(1 / 11)
+    assert (
+        set(tasks) == {"own", "coda", "verbphysics"}
+        and tasks["own"]["chance"] == 0.5
+        and tasks["coda"]["chance"] == pytest.approx(1 / 11)
+    )
     assert set(tasks["coda"]["baselines"]) == {"commonest answer", "colour of the text", "trigram", "before the first step"}
     assert tasks["coda"]["gained"]["captions"]["n"] == 2 and set(tasks["coda"]["arms"]) == {"text", "captions", "four"}
     assert sum(s["n"] for s in tasks["coda"]["strata"].values()) == 4

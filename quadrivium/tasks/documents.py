@@ -146,6 +146,35 @@ def _blimp_files(root: Path) -> Iterable[tuple[str, list[str]]]:
             yield path.stem, path.read_text(encoding="utf-8").splitlines()
 
 
+def own(path: Path) -> list[dict[str, Any]]:
+    """Questions of a user's file, a row each: ``choices``, whole sentences, ``answer``, the place of the right one from 0, and, to be split by
+    how often the fact stands in the text, ``fact``, its parts, each a word or several wordings of it. Raises DataError naming the line."""
+    docs = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable file of questions ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            choices, answer = [str(c) for c in row["choices"]], row["answer"]
+            fact = [[str(w) for w in (part if isinstance(part, list) else [part])] for part in row.get("fact") or []]
+            if type(answer) is not int or not 0 <= answer < len(choices) or len(set(choices)) < max(2, len(choices)):
+                raise ValueError("answer is the place of one of at least two different choices")
+            if not all(fact) or not all(c.strip() for c in choices):
+                raise ValueError("a choice, or a part of the fact, is empty")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f'{path}: line {number} is no question ({error}); expected {{"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}}'
+            ) from None
+        docs.append({**_document(f"own {number} {choices}", [choices], answer), "fact": fact})
+    if len({bool(doc["fact"]) for doc in docs}) > 1:
+        raise DataError(f"{path}: some questions name their fact and some do not; name all or none")
+    return _shuffled(docs)
+
+
 def world(folder: str = "", group: str = "seen", each: int = 4, **_: Any) -> dict[str, Any]:
     """What happens when two kinds meet? As `quadrivium ask` asks it, in text alone."""
     config = world_config(_find(folder, "world", "world.json"))
