@@ -10,7 +10,9 @@ such a name beside a colour, which is checked. Both halves are drawn anew for ev
     imagine    NAME -> pictures that the model draws -> the colour of what they show, by majority
     shown      the same of real photographs that were held out: what seeing would be worth
 
-Cells are kept, and the same command goes on from them.
+Accuracy is the mean over colours, so that whoever ignores the name gets one in six, whatever colour is the commonest. The endpoint is
+direct, `four` minus `captions`. Where frames are read, documents wait for 30 % of the steps, as in `quadrivium experiment`; `noise` and
+`shuffled` wait as long as `four` does. Cells are kept, and the same command goes on from them.
 """
 
 from __future__ import annotations
@@ -21,13 +23,10 @@ import random
 import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from quadrivium.ask import credit
 from quadrivium.checkpoint import Run
@@ -35,13 +34,14 @@ from quadrivium.data.language import invent_names
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, write_json
 from quadrivium.data.sources import ReadOptions
+from quadrivium.errors import RunError
 from quadrivium.evaluate import ratio
 from quadrivium.generate import Sampling, continuations, generate
-from quadrivium.grid import Arm
+from quadrivium.grid import Arm, Job, plain, run_jobs
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.sequence import Sequence, frames, group, text
-from quadrivium.statistics import interval, paired, plus_minus
+from quadrivium.statistics import holm, interval, paired, plus_minus
 from quadrivium.train import TrainConfig, train_routes
 from quadrivium.transfer import ARMS as ALL
 from quadrivium.visual import VisualConfig
@@ -73,8 +73,10 @@ MIXTURE = MixtureConfig(
     ahead=8.0,
     ahead_pictures=True,
 )
-ARMS: dict[str, Arm] = {name: ALL[name] for name in ("text", "captions", "four", "shuffled", "noise")}
-UNTOLD = "four, captions foretell nothing"
+ARMS: dict[str, tuple[Arm, bool]] = {  # and whether captions foretell
+    **{name: (ALL[name], True) for name in ("text", "captions", "four", "shuffled", "noise")},
+    "four, captions foretell nothing": (ALL["four"], False),
+}
 
 
 def kinds_of(seed: int) -> list[dict]:
@@ -166,24 +168,23 @@ def measure(run: Run, data: Dataset, seed: int, samples: int = 8) -> dict[str, d
     return found
 
 
-def cell(source: Path, out: Path, name: str, seed: int, steps: int) -> None:
+def cell(out: Path, name: str, seed: int, steps: int) -> None:
     """Train an arm on a seed, ask, write the cell."""
-    torch.set_num_threads(1)
-    home = out / f"seed-{seed}"
-    arm = ARMS[name.removesuffix(UNTOLD.removeprefix("four"))]
-    mixture = replace(MIXTURE, ahead=0.0 if name == UNTOLD else MIXTURE.ahead)
+    home, (arm, foretells) = out / f"seed-{seed}", ARMS[name]
+    mixture = MIXTURE if foretells else replace(MIXTURE, ahead=0.0, ahead_pictures=False)
     waits = () if arm.routes == ("t2t",) else (("source/text", round(0.3 * steps)),)  # text finds what was seen
     mixture = replace(arm.mixture(mixture), begin=waits)
     train = TrainConfig(steps=steps, lr=5e-3, decay=0.7, optimizer="muon", seed=seed, eval_every=10**6)
     run = home / name
     state = train_routes(home / "data", run, MODEL, mixture, train, resume=(run / "config.json").exists(), progress=False)
+    if not state["finished"]:
+        raise RunError(f"{run} was stopped; the same command goes on")
     found = measure(Run(run), Dataset(home / "data"), seed)
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {"arm": name, "seed": seed, "seconds": state["seconds"], **found})
 
 
-def make(source: Path, out: Path, seed: int) -> None:
+def make(out: Path, source: Path, seed: int) -> None:
     """A seed's shards; the visual tokenizer is the first seed's, whose photographs are the same."""
-    torch.set_num_threads(1)
     home, first = out / f"seed-{seed}", out / "seed-0" / "data" / "tokenizers" / "visual"
     if not (home / "source" / "photos" / "metadata.jsonl").exists():
         shutil.rmtree(home / "source", ignore_errors=True)
@@ -199,17 +200,20 @@ def table(out: Path) -> Iterator[str]:
         cells.setdefault(found["arm"], {})[found["seed"]] = found
     columns = [f"{g}, {r}" for g in ("told", "seen") for r in ("direct", "imagine", "shown")]
     yield f"{'arm':<34}{'seeds':>6}" + "".join(f"{c:>18}" for c in columns)
-    for arm in (a for a in (*ARMS, UNTOLD) if a in cells):
-        values = ([c[column]["accuracy"] for c in cells[arm].values() if column in c] for column in columns)
+    for arm in (a for a in ARMS if a in cells):
+        values = ([c[column]["balanced"] for c in cells[arm].values() if column in c] for column in columns)
         yield f"{arm:<34}{len(cells[arm]):>6}" + "".join(f"{plus_minus(*interval(v), 3) if v else '-':>18}" for v in values)
-    direct = {a: {s: c["seen, direct"]["accuracy"] for s, c in by.items()} for a, by in cells.items()}
-    for arm in (a for a in direct if a != "four" and "four" in direct and direct[a].keys() & direct["four"].keys()):
-        gain = paired(direct["four"], direct[arm])
-        yield f"seen, direct: four minus {arm}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds)"
-    commonest = max(len(labels.split(", ")) // 2 for labels in KINDS.values()) / sum(
-        len(labels.split(", ")) // 2 for labels in KINDS.values()
-    )
-    yield f"chance {1 / len(COLOURS):.3f}, the commonest colour {commonest:.3f}; intervals: 95 %, over seeds"
+    direct = {a: {s: c["seen, direct"]["balanced"] for s, c in by.items()} for a, by in cells.items()}
+    gains = {
+        a: paired(direct["four"], direct[a])
+        for a in ARMS
+        if a != "four" and direct.get(a, {}).keys() & direct.get("four", {}).keys()
+    }
+    adjusted = holm({a: g.p for a, g in gains.items() if a != "captions"})
+    for arm, gain in gains.items():
+        p = f"p {adjusted[arm]:.2g} by Holm" if arm in adjusted else "the endpoint"
+        yield f"seen, direct: four minus {arm}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; {p})"
+    yield f"whoever ignores the name: {1 / len(COLOURS):.3f}; intervals: 95 %, over seeds"
 
 
 def main() -> None:
@@ -218,21 +222,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/grocery"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--arms", nargs="*", default=[*ARMS, UNTOLD])
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    out = options.out.resolve()
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        pool.submit(make, options.source, out, 0).result()
-        list(pool.map(make, *zip(*((options.source, out, seed) for seed in range(1, options.seeds)), strict=True)))
-        left = [
-            (a, s) for s in range(options.seeds) for a in options.arms if not (out / "cells" / f"{a}-seed-{s}.json").exists()
-        ]
-        waiting = [pool.submit(cell, options.source, out, arm, seed, options.steps) for arm, seed in left]
-        for (arm, seed), job in zip(left, waiting, strict=True):
-            job.result()
-            print(f"finished: {arm}, seed {seed}", flush=True)
+    out, source = options.out.resolve(), options.source.resolve()
+    declared = {
+        "steps": options.steps,
+        "kinds": KINDS,
+        **{k: plain(v) for k, v in (("model", MODEL), ("mixture", MIXTURE), ("prepare", PREPARE))},
+    }
+    if (out / "grocery.json").exists() and read_json(out / "grocery.json", "a benchmark") != declared:
+        raise SystemExit(f"{out} holds cells of another size; choose another --out")
+    write_json(out / "grocery.json", declared)
+    jobs = {}
+    for seed in range(options.seeds):
+        name = f"shards-seed-{seed}"
+        jobs[name] = Job(name, make, (out, source, seed), ("shards-seed-0",) if seed else (), 2e5)
+        for arm in options.arms:
+            if not (out / "cells" / f"{arm}-seed-{seed}.json").exists():
+                cost = ARMS[arm][0].share * MIXTURE.positions * options.steps
+                of = f"{arm}-seed-{seed}"
+                jobs[of] = Job(of, cell, (out, arm, seed, options.steps), (name,), cost, out / f"seed-{seed}" / arm)
+    run_jobs(jobs, options.workers, progress=True)
     print("\n".join(table(out)))
 
 

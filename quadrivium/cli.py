@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -508,7 +508,9 @@ def _generate() -> Callable[..., Any]:
             if text or image or video:
                 raise ConfigError("something is given but nothing is wanted; add --want text, image or video")
             loaded, mixed = _load(run, None, device)
-            how = SOBER if sampling == Sampling() else sampling
+            default = Sampling()
+            said = {f.name: value for f in fields(Sampling) if (value := getattr(sampling, f.name)) != getattr(default, f.name)}
+            how = replace(SOBER, **said)
             for path in write_samples(loaded, mixed, folder, n or 8, how):
                 print(path)
             return

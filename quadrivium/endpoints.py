@@ -205,8 +205,7 @@ def credits(docs: Seq[dict[str, Any]], score: Callable[[list[tuple[str, str]]], 
 def by_model(model: Model, tokenizer: TextTokenizer) -> Callable[[list[tuple[str, str]]], list[float]]:
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         ids = [([tokenizer.end, *tokenizer.encode(a).tolist()], tokenizer.encode(b).tolist()) for a, b in pairs]
-        some = (ids[i : i + 256] for i in range(0, len(ids), 256))  # what has one context in common is computed together
-        return [value for part in some for value, _ in likelihoods(model, part)]
+        return [value for value, _ in likelihoods(model, ids)]
 
     return score
 

@@ -421,7 +421,7 @@ def _notes(cells: dict[str, dict[int, dict]]) -> list[str]:
     notes = []
     for key, what in (("visual_tokenizer", "visual tokenizers"), ("bf16", "precisions"), ("device", "devices")):
         by: dict[Any, int] = {}
-        for arm in (a for a in cells if ARMS[a].extra != "pages"):  # which has a tokenizer of its own
+        for arm in (a for a in cells if key != "visual_tokenizer" or ARMS[a].extra != "pages"):  # which has its own
             for cell in cells[arm].values():
                 if key in cell:
                     by[cell[key]] = by.get(cell[key], 0) + 1

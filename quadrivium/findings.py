@@ -8,8 +8,8 @@
                      how like two draws from one caption are, and two frames taken at random
 
 All costs are the model's own, so what it has not learnt to use counts as not there; what it never learnt to price at all would count as
-dear, so only kinds of sequence that the run was trained on are priced: a clip is always read from its first frame on, and no frame but
-that one ever stands without those before it. Intervals are 95 %, over groups (a story, a video), which count
+dear, so only kinds of sequence that the run was trained on are priced: frames are read from the first of a clip, or of its window, on, and
+without a caption no other stands without those before it. Intervals are 95 %, over groups (a story, a video), which count
 as one draw.
 """
 
@@ -108,7 +108,18 @@ def visual_context(model: Model, mixture: Mixture, limit: int = 128) -> dict[str
             right = cost([c[:k] for c in clips], [c[k] for c in clips])
             mean, error = ratio(right, ones, of)
             rows[str(k)] = {"bits_per_frame": mean, "stderr": error, "n": len(right)}
-        other = [next((j for k in range(1, len(of)) if of[j := (i + k) % len(of)] != of[i]), None) for i in range(len(of))]
+        n = len(of)
+        other = [
+            next(
+                (
+                    j
+                    for k in range(1, n)
+                    if of[j := (i + k) % n] != of[i] and not np.array_equal(clips[j][:last], clips[i][:last])
+                ),
+                None,
+            )
+            for i in range(n)
+        ]
         wrong: dict[str, list[np.ndarray | None]] = {"other clip": [None if j is None else clips[j][:last] for j in other]}
         if usual > 2:
             wrong = {"shuffled": [c[_moved(last, i)] for i, c in enumerate(clips)], **wrong}

@@ -294,7 +294,7 @@ def continuations(
     trees = [Tree.of(options) for options in texts]
     size = [positions_of(g) + len(tree.ids) for g, tree in zip(given, trees, strict=True)]
     rows: list[int] = []
-    order = sorted(range(len(given)), key=size.__getitem__)
+    order = sorted((i for i, tree in enumerate(trees) if tree.ids), key=size.__getitem__)  # in the others nothing is predicted
     for i, after in zip(order, [*order[1:], None], strict=True):
         rows.append(i)
         if after is None or (len(rows) + 1) * size[after] > budget:
@@ -303,6 +303,8 @@ def continuations(
             if progress is not None:
                 progress.update(len(rows))
             rows = []
+    if progress is not None:
+        progress.update(len(given) - len(order))
     return nats, likeliest
 
 
@@ -338,9 +340,7 @@ def _branching(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Costs (n k,) of all texts, and whether all their ids were the likeliest."""
     device, k = model.embed_text.weight.device, len(texts[0])
-    if not any(tree.ids for tree in trees):  # there is nothing to predict
-        return np.zeros(len(texts) * k), np.ones(len(texts) * k, bool)
-    arrays = pack([(*g, *([text([*tree.ids, 0])] if tree.ids else [])) for g, tree in zip(given, trees, strict=True)])
+    arrays = pack([(*g, text([*tree.ids, 0])) for g, tree in zip(given, trees, strict=True)])
     until = np.full(len(arrays["order"]), len(arrays["order"]))
     at, want, row = [], list[int](), []
     end = textual = 0  # positions, and those of text, up to the end of a sequence
@@ -349,12 +349,13 @@ def _branching(
         end, textual = end + positions_of(g) + n, textual + n + sum(s.positions for s in g if s.modality == "text")
         nodes = slice(textual - n, textual)
         arrays["places"][nodes] = (Walk().over(g).end + np.array(tree.depth, np.int64))[:, None]
-        until[nodes] = end - n + np.array(tree.until, np.int64)
+        last = np.array(tree.until, np.int64)
+        until[nodes] = np.where(last < n, end - n + last, len(until))  # what all that follow see is an ordinary position
         for j, (option, path) in enumerate(zip(options, tree.paths, strict=True)):
             at += [textual - n + node for node in path]
             want += option[1:].tolist()
             row += [i * k + j] * len(path)
-    batch = Batch.of({**arrays, "until": until}, device)
+    batch = Batch.of({**arrays, **({"until": until} if (until < len(until)).any() else {})}, device)
     nodes_at, back = torch.unique(torch.tensor(at, dtype=torch.long, device=device), return_inverse=True)
     hidden = model(batch).index_select(0, nodes_at)
     return _costs(

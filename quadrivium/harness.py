@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from quadrivium.model import Model
 from quadrivium.sequence import text
 
 TASKS = Path(__file__).parent / "tasks"
+AT_ONCE = 512
 
 
 def likelihoods(
@@ -24,17 +26,21 @@ def likelihoods(
 ) -> list[tuple[float, bool]]:
     """Natural log-likelihood of ids that follow ids, and whether each of them was the likeliest. No context is empty.
 
-    A context that several pairs have, as the answers to a question do, is read once for them.
+    A context that several pairs have, as the answers to a question do, is read once for them: for ``AT_ONCE`` ids of theirs, since
+    what is read together takes memory by its square, and sentences without a context all have the same.
     """
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-    sharing: dict[tuple[int, ...], list[int]] = {}
-    for i, (context, _) in enumerate(pairs):
-        sharing.setdefault(tuple(context), []).append(i)
+    sharing: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    told: Counter[tuple[int, ...]] = Counter()
+    for i, (context, more) in enumerate(pairs):
+        before = tuple(context)
+        sharing.setdefault((before, told[before] // AT_ONCE), []).append(i)
+        told[before] += len(more)
     with tqdm(total=len(sharing), desc="lm-eval", unit="context", disable=not progress) as bar:
         for k in sorted({len(answers) for answers in sharing.values()}):
-            here = {context: answers for context, answers in sharing.items() if len(answers) == k}
-            given = [(text(context),) if len(context) > 1 else () for context in here]
-            texts = [[np.array([context[-1], *pairs[i][1]]) for i in answers] for context, answers in here.items()]
+            here = {key: answers for key, answers in sharing.items() if len(answers) == k}
+            given = [(text(context),) if len(context) > 1 else () for context, _ in here]
+            texts = [[np.array([context[-1], *pairs[i][1]]) for i in answers] for (context, _), answers in here.items()]
             costs = continuations(model, given, texts, budget, bar)
             for answers, nats, likeliest in zip(here.values(), *costs, strict=True):
                 for i, cost, first in zip(answers, nats, likeliest, strict=True):

@@ -255,7 +255,8 @@ class Batch:
         assert self.until is not None
         until, width = self.until[index], index.shape[1]
         plain = int((until >= self.positions).all(0).long().cumprod(0).sum())
-        causal = torch.ones((width, width), dtype=torch.bool, device=index.device).tril()[plain:]
+        column = torch.arange(width, device=index.device)
+        causal = column <= column[plain:, None]
         return plain, causal & (self.inverse[index[:, plain:]][:, :, None] < until[:, None])
 
     @property
@@ -752,10 +753,10 @@ class Block(nn.Module):
             q, k, v = qkv[index].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)  # (S', H, P, K)
             # Padding stands after the real positions, and nothing looks ahead: the causal rule masks it.
             plain, mask = seen[i] if seen is not None else (index.shape[1], None)
-            heard = attention(q[:, :, :plain], k[:, :, :plain], v[:, :, :plain], causal=True)
-            if mask is not None:
-                heard = torch.cat([heard, attention(q[:, :, plain:], k, v, mask[:, None])], dim=2)
-            outputs.append(heard.transpose(1, 2).flatten(0, 1))
+            parts = [attention(q[:, :, :plain], k[:, :, :plain], v[:, :, :plain], causal=True)] if plain else []
+            if mask is not None and mask.shape[1]:
+                parts.append(attention(q[:, :, plain:], k, v, mask[:, None]))
+            outputs.append(torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)[back]
 
     def _fill(self, qkv: Tensor, cache: Cache) -> None:

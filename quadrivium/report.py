@@ -132,7 +132,14 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         word = "Gain" if low > 0 else "Loss" if high < 0 else "No difference detected"
         said = f"{word}: {found['primary']}: {_number(gain['difference'], '+.3f')} (95 % interval {_number(low, '+.3f')} to {_number(high, '+.3f')})."
     differ = [
-        [d["arm"], d["base"], d["group"], d["n"], _interval(d["difference"], d["half"], "+.3f"), _number(d.get("p"), ".2g")]
+        [
+            d["arm"],
+            d["base"],
+            d["group"],
+            d["n"],
+            _interval(d["difference"], d["half"], "+.3f"),
+            "" if d["primary"] else _number(d.get("p"), ".2g"),
+        ]
         for d in found["differences"]
     ]
     harm = ""

@@ -563,7 +563,7 @@ class _Signals:
 def _where(data: Path, stored: dict[str, Any]) -> Path:
     """The data of a run that goes on: where it began, or ``data`` that is the same, so that a folder can be moved."""
     with contextlib.suppress(QuadriviumError, OSError):
-        if Dataset(data).checksum == stored["shards"]:
+        if Dataset(data).checksum == stored.get("shards"):
             return data
     return Path(stored.get("data", data))
 
@@ -606,6 +606,8 @@ def train_routes(
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         data = _where(data, stored)
+        if ranks.first and str(data.resolve()) != stored.get("data"):  # what is asked of the run later looks there
+            write_json(path, {**stored, "data": str(data.resolve())})
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
         track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():

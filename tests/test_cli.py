@@ -196,6 +196,7 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "mine/text", "-1"], ["source weight -1"]),
         (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "mine/text", "nan"], ["source weight nan"]),
         (["train", "{data}", "--out", "{tmp}/r", "--balance", "nan"], ["balance"]),
+        (["train", "{data}", "--out", "{tmp}/r", "--ahead-pictures"], ["ahead"]),
         (["generate", "{run}", "--imagine", "--text", " "], ["nothing to imagine"]),
         (["generate", "{run}", "--imagine", "--text", "a", "--want", "image"], ["from text to text"]),
         (["generate", "{run}", "--imagine", "--text", "a", "--frames", "-1"], ["--frames"]),

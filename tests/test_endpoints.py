@@ -194,7 +194,9 @@ def test_who_knows_is_right_and_a_tie_is_chance(asked):
 
 @pytest.mark.parametrize("line, why", [
     ('{"choices": ["a", "b"]}', "answer"), ('{"choices": ["a", "b"], "answer": 2}', "place of one"), ('{"choices": ["a"], "answer": 0}', "at least two"),
-    ('{"choices": ["a", "a"], "answer": 0}', "different"), ('{"choices": ["a", " "], "answer": 0}', "empty"), ("[]", "line 2"), ("{", "line 2"),
+    ('{"choices": ["a", "a"], "answer": 0}', "different"), ('{"choices": ["a", " "], "answer": 0}', "empty"), ("[]", "line 2"),
+    ('{"choices": "ab", "answer": 0}', "lists"), ('{"choices": ["a", null], "answer": 0}', "no text"), ('{"choices": ["a", "b"], "answer": 0, "fact": "lemon"}', "lists"),
+     ("{", "line 2"),
     ('{"choices": ["a", "b"], "answer": true}', "place of one"), ('{"choices": ["a", "b"], "answer": 0, "fact": [[]]}', "empty"),
     ('{"choices": ["a", "b"], "answer": 0}', "name all or none"),
 ])  # fmt: skip

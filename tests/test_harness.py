@@ -6,11 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from quadrivium import harness
 from quadrivium.cli import main
 from quadrivium.config import to_dict
 from quadrivium.data.shards import write_json
 from quadrivium.data.world import WorldConfig
 from quadrivium.errors import ConfigError, DataError
+from quadrivium.generate import continuations
+from quadrivium.model import Model, ModelConfig
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -c constraints.txt -e '.[eval]'")
 
@@ -163,3 +166,22 @@ def test_what_is_missing_is_said(run, questions, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(harness, "manager", lambda names, folder: index)  # to list the harness's own 10,000 takes seconds
     assert main(["eval", str(run), "--lm-eval", "world_sen"]) == 2
     assert "world_seen" in capsys.readouterr().err
+
+
+def test_many_sentences_without_a_context_are_read_in_parts(monkeypatch):
+    """They all go on from the end mark, and what is read together takes memory by its square."""
+    rng, model = np.random.default_rng(0), Model(ModelConfig(vocab=60, layers=1, width=32, heads=2)).eval()
+    pairs = [([0], rng.integers(1, 60, rng.integers(1, 6)).tolist()) for _ in range(40)]
+    whole = harness.likelihoods(model, pairs)
+    longest = []
+    monkeypatch.setattr(harness, "AT_ONCE", 20)
+    monkeypatch.setattr(
+        harness,
+        "continuations",
+        lambda m, given, texts, *more: (
+            longest.append(max(sum(map(len, t)) for t in texts)) or continuations(m, given, texts, *more)
+        ),
+    )
+    parts = harness.likelihoods(model, pairs)
+    assert max(longest) < 40 and [first for _, first in parts] == [first for _, first in whole]
+    np.testing.assert_allclose([value for value, _ in parts], [value for value, _ in whole], rtol=1e-4)

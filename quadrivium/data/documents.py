@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -71,7 +72,7 @@ def list_documents(source: Source, files: list[Path], options: ReadOptions, limi
                     if not isinstance(row, dict):
                         raise ItemError(row if isinstance(row, str) else "is not a JSON object")
                     told = _conversation(row, limits) if isinstance(row.get("conversations"), list) else _told(row, limits)
-                    media = [f"\0picture {os.path.normpath(m)}" for m, _ in told if m]
+                    media = [f"\0picture {_below(source, m)}" for m, _ in told if m]
                     about = media[0] if media and "conversations" in row else f"\0row {row.get('id') or key}"
                     for other in media:
                         together.join(about, other)
@@ -84,6 +85,17 @@ def list_documents(source: Source, files: list[Path], options: ReadOptions, limi
     for i, item in enumerate(source.items[begin:], begin):
         if item.group.startswith("\0"):  # and was not named by the row itself, in which it cannot stand
             source.items[i] = replace(item, group=together.first(item.group).partition(" ")[2])
+    sizes = Counter(item.group for item in source.items[begin:])
+    if sizes and (most := max(sizes.values())) > max(20, len(source.items[begin:]) / 5):
+        share = most / len(source.items[begin:])
+        source.notes.append(
+            f"{share:.0%} of the items are one group (they share pictures), which is held out as a whole or not at all"
+        )
+
+
+def _below(source: Source, media: str) -> str:
+    """Where a picture lies below the source's folder: as it is named, or in images."""
+    return os.path.normpath(media if os.path.exists(source.path / media) else os.path.join("images", media))
 
 
 def _add(source: Source, file: Path, key: str, group: str, media: str, text: str) -> None:
@@ -95,8 +107,7 @@ def _add(source: Source, file: Path, key: str, group: str, media: str, text: str
     try:
         if kind is None:
             raise ItemError(f"{media!r:.60} names no picture or video")
-        folder = source.path if os.path.exists(source.path / media) else source.path / "images"
-        place = _locate(source.path, os.path.relpath(folder / media, source.path))
+        place = _locate(source.path, _below(source, media))
         source.items.append(Item(source.name, key, group, kind, texts, place))
     except ItemError as error:
         source.refuse(f"{key} ({media})", error)

@@ -74,6 +74,8 @@ class MixtureConfig:
             raise ConfigError(f"foresee is {self.foresee}; it is a share, from 0 to 1")
         if not 0 <= self.ahead < float("inf"):
             raise ConfigError(f"ahead is {self.ahead}; it is a weight, and not negative")
+        if self.ahead_pictures and not self.ahead:
+            raise ConfigError("ahead_pictures foretells nothing without a weight; set ahead too")
         if self.ahead_layer < 0:
             raise ConfigError(f"ahead_layer is {self.ahead_layer}; it is a layer from 1 on (0: the last but one)")
         if self.frames == 1:
@@ -303,6 +305,13 @@ class Mixture:
             stream = max((s for s in self.streams if step >= self.begin[s.name]), key=lambda s: self.shares[s.name])
             found = [(stream, *stream.at(self.seed, self._place(stream, step)))]
         return found
+
+    def came_to(self, stream: Stream, steps: int) -> np.ndarray:
+        """Units of a stream that the first so many steps read, each once."""
+        low, high = self._place(stream, 0), self._place(stream, steps)
+        if high - low >= stream.length:
+            return np.arange(len(stream.unit))
+        return np.unique(np.array([unit for unit, _ in stream.read(self.seed, low, high)], np.int64))
 
     def _place(self, stream: Stream, step: int) -> int:
         """Where a step begins on a stream's tape. A phase of its own, so that streams with long units do not all fire at step 0."""

@@ -391,7 +391,7 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
         reader = csv.DictReader(line for _, line in lines)
         try:
             for row in reader:
-                if None in row:
+                if any(cell.strip() for cell in row.pop(None, None) or []):
                     source.refuse(f"{where}:{reader.line_num}", _SURPLUS)
                 else:
                     yield reader.line_num, row
@@ -410,7 +410,7 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
             cells = line.rstrip("\n").split("\t")
             if number == 1 and any(_CAPTION.fullmatch(cell.strip()) for cell in cells):
                 header = [cell.strip() for cell in cells]
-            elif header is not None and len(cells) > len(header):
+            elif header is not None and any(cell.strip() for cell in cells[len(header) :]):
                 source.refuse(f"{where}:{number}", _SURPLUS)
             else:
                 yield number, {"text": cells} if header is None else dict(zip(header, cells, strict=False))

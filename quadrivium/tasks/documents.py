@@ -151,7 +151,7 @@ def own(path: Path) -> list[dict[str, Any]]:
     how often the fact stands in the text, ``fact``, its parts, each a word or several wordings of it. Raises DataError naming the line."""
     docs = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable file of questions ({error})") from None
     for number, line in enumerate(lines, 1):
@@ -159,11 +159,15 @@ def own(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            choices, answer = [str(c) for c in row["choices"]], row["answer"]
-            fact = [[str(w) for w in (part if isinstance(part, list) else [part])] for part in row.get("fact") or []]
+            choices, answer, fact = row["choices"], row["answer"], row.get("fact") or []
+            if not isinstance(choices, list) or not isinstance(fact, list):
+                raise ValueError("choices and fact are lists")
+            fact = [part if isinstance(part, list) else [part] for part in fact]
+            if not all(isinstance(word, str) for words in (choices, *fact) for word in words):
+                raise ValueError("a choice, or a part of the fact, is no text")
             if type(answer) is not int or not 0 <= answer < len(choices) or len(set(choices)) < max(2, len(choices)):
                 raise ValueError("answer is the place of one of at least two different choices")
-            if not all(fact) or not all(c.strip() for c in choices):
+            if not all(fact) or not all(any(map(str.isalnum, word)) for words in (choices, *fact) for word in words):
                 raise ValueError("a choice, or a part of the fact, is empty")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
