@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -295,7 +296,7 @@ def continuations(
     size = [positions_of(g) + len(tree.ids) for g, tree in zip(given, trees, strict=True)]
     rows: list[int] = []
     order = sorted((i for i, tree in enumerate(trees) if tree.ids), key=size.__getitem__)  # in the others nothing is predicted
-    for i, after in zip(order, [*order[1:], None], strict=True):
+    for i, after in itertools.zip_longest(order, order[1:]):
         rows.append(i)
         if after is None or (len(rows) + 1) * size[after] > budget:
             cost, first = _branching(model, [given[j] for j in rows], [texts[j] for j in rows], [trees[j] for j in rows])
