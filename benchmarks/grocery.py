@@ -37,9 +37,11 @@ from quadrivium.data.sources import ReadOptions
 from quadrivium.errors import RunError
 from quadrivium.evaluate import ratio
 from quadrivium.generate import Sampling, continuations, generate
-from quadrivium.grid import Arm, Job, plain, run_jobs
+from quadrivium.grid import Arm, Job, finished, plain, run_jobs
 from quadrivium.model import ModelConfig
+from quadrivium.pictures import Cell, sheet
 from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.samples import decode
 from quadrivium.sequence import Sequence, frames, group, text
 from quadrivium.statistics import holm, interval, paired, plus_minus
 from quadrivium.train import TrainConfig, train_routes
@@ -168,6 +170,26 @@ def measure(run: Run, data: Dataset, seed: int, samples: int = 8) -> dict[str, d
     return found
 
 
+def picture(out: Path, samples: int = 6, seed: int = 0) -> None:
+    """What the arm `four` draws from the names of seen kinds, two of every colour, and what it says of them: colours.png."""
+    if not finished(out / f"seed-{seed}" / "four"):
+        return
+    run, rows = Run(out / f"seed-{seed}" / "four"), list[list[Cell]]()
+    seen = [k for k in kinds_of(seed) if not k["told"]]
+    chosen = [k for colour in COLOURS for k in [k for k in seen if k["colour"] == colour][:2]]
+    for kind in chosen:
+        given = [(text(run.text.document(NAMING[-1].format(n=kind["name"]))),)] * samples
+        drawn = generate(run.model, given, "frames", run.text.end, 1, sampling=Sampling(temperature=0.7, seed=seed))
+        direct = answers(run, [()], [TELLING[0].format(n=kind["name"])])[0]
+        votes = vote(answers(run, [(frames(d),) for d in drawn], [LOOK] * samples), samples)[0]
+        said = f"by text alone: {COLOURS[int(direct.argmax())]}. Of its own pictures: {COLOURS[int(votes.argmax())]}"
+        rows.append(
+            [f"{kind['name']} ({kind['label']}, {kind['colour']})", np.concatenate([decode(run, d) for d in drawn]), said]
+        )
+    heads = ("name (what it is, its colour: told to nobody)", "drawn from the name", "the colour, asked")
+    sheet(rows, heads, "Kinds whose colour was only ever seen", scale=1).save(out / "colours.png")
+
+
 def cell(out: Path, name: str, seed: int, steps: int) -> None:
     """Train an arm on a seed, ask, write the cell."""
     home, (arm, foretells) = out / f"seed-{seed}", ARMS[name]
@@ -212,7 +234,8 @@ def table(out: Path) -> Iterator[str]:
     adjusted = holm({a: g.p for a, g in gains.items() if a != "captions"})
     for arm, gain in gains.items():
         p = f"p {adjusted[arm]:.2g} by Holm" if arm in adjusted else "the endpoint"
-        yield f"seen, direct: four minus {arm}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; {p})"
+        ends = f"{gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; {p}" if gain.n > 1 else "one seed, no interval"
+        yield f"seen, direct: four minus {arm}: {gain.mean:+.3f} ({ends})"
     yield f"whoever ignores the name: {1 / len(COLOURS):.3f}; intervals: 95 %, over seeds"
 
 
@@ -244,6 +267,7 @@ def main() -> None:
                 of = f"{arm}-seed-{seed}"
                 jobs[of] = Job(of, cell, (out, arm, seed, options.steps), (name,), cost, out / f"seed-{seed}" / arm)
     run_jobs(jobs, options.workers, progress=True)
+    picture(out)
     print("\n".join(table(out)))
 
 
