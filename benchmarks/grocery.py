@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quadrivium.ask import credit
+from quadrivium.ask import credit, top
 from quadrivium.checkpoint import Run
 from quadrivium.data.language import invent_names
 from quadrivium.data.mixture import MixtureConfig
@@ -132,8 +132,7 @@ def answers(run: Run, given: Seq[Sequence], beginnings: list[str]) -> np.ndarray
 
 def vote(scores: np.ndarray, each: int) -> np.ndarray:
     """Scores (n each, colours) -> votes (n, colours): one a row, shared among ties."""
-    top = scores == scores.max(axis=1, keepdims=True)
-    return (top / top.sum(axis=1, keepdims=True)).reshape(-1, each, len(COLOURS)).sum(axis=1)
+    return top(scores).reshape(-1, each, len(COLOURS)).sum(axis=1)
 
 
 def measure(run: Run, data: Dataset, seed: int, samples: int = 8) -> dict[str, dict]:

@@ -43,16 +43,15 @@ def credit(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
     A score that is not a number is an error, never a wrong answer.
     """
-    top = _top(scores)
-    return top[np.arange(len(scores)), answers]
+    return top(scores)[np.arange(len(scores)), answers]
 
 
-def _top(scores: np.ndarray) -> np.ndarray:
+def top(scores: np.ndarray) -> np.ndarray:
     """(..., k) -> (..., k): 1 at the highest score of each row, shared equally among ties."""
     if np.isnan(scores).any():
         raise ValueError(f"scores of {int(np.isnan(scores).any(axis=-1).sum())} questions are not numbers")
-    top = scores == scores.max(axis=-1, keepdims=True)
-    return top / top.sum(axis=-1, keepdims=True)
+    best = scores == scores.max(axis=-1, keepdims=True)
+    return best / best.sum(axis=-1, keepdims=True)
 
 
 def score(model: Model, text: TextTokenizer, questions: Seq[Question], progress: bool = False) -> np.ndarray:
@@ -98,7 +97,7 @@ def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np
     with tqdm(total=n * samples, desc="look", unit="clip", leave=False, disable=not progress) as bar:
         seen = [(seq.frames(clip),) for row in clips for clip in row]
         nats, _ = continuations(model, seen, [e for e in encoded for _ in range(samples)], progress=bar)
-    return _top(_together(nats, k)).reshape(n, samples, k).sum(axis=1)
+    return top(_together(nats, k)).reshape(n, samples, k).sum(axis=1)
 
 
 def read_options(run: Run) -> ReadOptions:

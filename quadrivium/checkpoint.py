@@ -306,8 +306,8 @@ class Run(Trained):
         super().__init__(model, text, visual, step)
 
     def mixture(self, data: Path | None = None, **other: Any) -> Mixture:
-        """The mixture that the run was trained on, without ``begin`` and ``source_weights``, which say nothing of held-out items, or that of another data folder, with ``other`` fields of its
-        config changed.
+        """The mixture that the run was trained on, or that of another data folder, with ``other`` fields of its config changed.
+        Without ``begin`` and ``source_weights``, which say nothing of held-out items.
 
         Raises ConfigError for an export, which does not know it."""
         if "mixture" not in self.config:

@@ -74,12 +74,10 @@ class EndpointConfig:
 
     def declared(self) -> dict[str, Any]:
         """What a grid declares of it: files by what is in them. Raises DataError where they cannot be read."""
-        asked = {task: docs for task, docs in questions(self).items() if task != "own"}
-        mine = documents.own(self.questions) if self.questions else None
-        said = [json.dumps(asked) if asked else None, json.dumps(ratings(self.concreteness)) if self.concreteness else None]
-        folder, rated = (None if s is None else hashlib.sha256(s.encode()).hexdigest() for s in said)
-        known = None if mine is None else hashlib.sha256(json.dumps(mine).encode()).hexdigest()
-        return {"folder": folder, "tasks": list(self.tasks), "questions": known, "limit": self.limit, "concreteness": rated}
+        asked = questions(self)
+        said = [asked.pop("own", None), asked or None, ratings(self.concreteness) if self.concreteness else None]
+        own, folder, rated = (None if s is None else hashlib.sha256(json.dumps(s).encode()).hexdigest() for s in said)
+        return {"folder": folder, "tasks": list(self.tasks), "questions": own, "limit": self.limit, "concreteness": rated}
 
 
 # ---- kinds of words ----------------------------------------------------------------------------------------------------

@@ -744,9 +744,8 @@ class Block(nn.Module):
             self._fill(qkv, cache)
         buckets, back = (batch.own_buckets, batch.own_back) if self.own else (batch.buckets, batch.back)
         seen = None if batch.until is None else batch.own_seen if self.own else batch.seen
-        if (
-            seen is None and qkv.device.type == "cpu" and max(index.shape[1] for index in buckets) <= 512
-        ):  # whose square still fits
+        longest = max(index.shape[1] for index in buckets)
+        if seen is None and qkv.device.type == "cpu" and longest <= 512:  # whose square still fits
             return _Attend.apply(qkv, c.heads, c.kv_heads, buckets, back)
         outputs = []
         for i, index in enumerate(buckets):

@@ -368,13 +368,14 @@ def sentence(judged: Any) -> str:
     said = words[0].upper() + words[1:] + (f" ({judged.why})" if judged.why else "") + "."
     if "text" in judged.gains:
         g = judged.gains["text"]
-        ends = "one seed, no interval" if math.isnan(g.low) else f"95 % interval {g.low:+.4f} to {g.high:+.4f}, {g.n} seeds"
+        low, high = (g.low, g.high) if g.mean >= 0 else (-g.high, -g.low)
+        ends = "one seed, no interval" if math.isnan(low) else f"95 % interval {low:+.4f} to {high:+.4f}, {g.n} seeds"
         how = (
             f"save {g.mean:.4f} bits per byte of held-out text over"
             if g.mean >= 0
             else f"cost {-g.mean:.4f} bits per byte of held-out text more than"
         )
-        said += f" All routes {how} text alone ({'saved: ' if g.mean < 0 else ''}{ends})."
+        said += f" All routes {how} text alone ({ends})."
     return said
 
 
