@@ -77,7 +77,7 @@ MIXTURE = MixtureConfig(
 )
 ARMS: dict[str, tuple[Arm, bool]] = {  # and whether captions foretell
     **{name: (ALL[name], True) for name in ("text", "captions", "four", "shuffled", "noise")},
-    "four, captions foretell nothing": (ALL["four"], False),
+    "no-ahead": (ALL["four"], False),  # captions foretell nothing
 }
 
 

@@ -158,7 +158,8 @@ def unspoken(model: Model, items: Seq[Told]) -> dict[str, Any]:
 
 def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
     """The share of a frame's bits that its caption saves, [bits(V) - bits(V|T)] / bits(V), of first frames of what is also read without a
-    caption; and what the caption of an item of another group saves. A row has ``share``, ``wrong`` and their intervals, ``n``, and bits a frame: ``none``, ``told``."""
+    caption; what the caption of an item of another group saves, and how much more the own one does. A row has ``share``, ``wrong``, ``own`` and their intervals,
+    ``n``, and bits a frame: ``none``, ``told``."""
     if len(items) < 2:
         return {}
     groups = np.array([g for *_, g in items])
@@ -171,6 +172,7 @@ def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
     if some:
         wrong = bits(model, [q for q in swapped if q is not None])
         row["wrong"], row["wrong_interval"] = _share(none[some] - wrong, none[some], groups[some])
+        row["own"], row["own_interval"] = _share(wrong - told[some], none[some], groups[some])
         row["wrong_n"] = len(some)
     return row
 
@@ -267,12 +269,15 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, int]]:
         if "wrong" in row:
             value = percent(row["wrong"], row["wrong_interval"])
             made.append(("", source, "by the caption of another item", value, row["wrong_n"]))
+        if "own" in row:
+            value = percent(row["own"], row["own_interval"])
+            made.append(("", source, "more by its own than by that of another item", value, row["wrong_n"]))
     said = {"again": "frame and its redrawing", "draws": "two redrawings", "random": "two frames at random"}
     for source, row in found["round_trip"].items():
         for key, what in said.items():
             value = f"{plus_minus(row[key], row[f'{key}_stderr'], 1)} dB"
             n = row.get("random_n", row["n"] // 2) if key == "random" else row["n"]
-            made.append(("round trip", source, f"frame, caption, frame: {what}", value, n))
+            made.append(("round trip", source, f"frame, caption, frame: {what}, ± standard error", value, n))
     return made
 
 

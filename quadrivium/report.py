@@ -14,6 +14,7 @@ from typing import Any
 
 from quadrivium.data.shards import read_json, write_atomic
 from quadrivium.errors import ConfigError, RunError
+from quadrivium.statistics import worth
 
 # Drawn in these colours, shown in the page's: name of the variable -> stand-in.
 _INK = {"ink": "#010203", "soft": "#040506", "mark": "#070809"}
@@ -82,11 +83,9 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
         _section("Arms", ["arm", "reads", "seeds", "bits per byte", "epochs of text", "seconds a cell"], rows),
     ]  # fmt: skip
     if ladder:
-        rate, bound = ladder["tokens_per_frame"], ladder["effective"]
-        said = " ".join(filter(None, [bound["tokens_bound"], _number(rate["tokens"], "+.2f")]))
-        ends = " to ".join(" ".join(filter(None, [bound[f"{k}_bound"], _number(rate[k], "+.2f")])) for k in ("low", "high"))
+        said = worth(ladder).replace("-", "−")
         sections.insert(1, _section("What a frame is worth", [], [], _curve(ladder),
-            f"A frame is worth {said} ids of text (95 % interval {ends}): {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
+            f"{said[0].upper() + said[1:]}: {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
             f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
     if routes:
         sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes))
@@ -142,10 +141,11 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         ]
         for d in found["differences"]
     ]
-    harm = ""
-    if row := found["harm"]:
-        judged = "harmless" if row["harmless"] else "not shown to be harmless"
-        harm = f"Held-out text after distil: {_interval(row['difference'], row['half'], '+.4f')} bits a byte, {judged}."
+    harm = " ".join(
+        f"Held-out text, distil minus {row['base']}: {_interval(row['difference'], row['half'], '+.4f')} bits a byte, "
+        f"{'harmless' if row['harmless'] else 'not shown to be harmless'}."
+        for row in found["harm"]
+    )
     head = ["arm", "seeds", *(g if o == "direct" else f"{g}, {o}" for g, o in columns), "text, bits per byte"]
     cost = [[a, ARMS[a].says if a in ARMS else "", _number(r["seconds"], ",.0f")] for a, r in arms.items()]
     sections = [

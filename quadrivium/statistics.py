@@ -158,7 +158,7 @@ def _fit(tokens: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     sl, sll, sul = costs.sum(1)[:, None], (costs**2).sum(1)[:, None], costs @ u.T  # (M, 1), (M, 1), (M, G)
     scale = (n * sul - su * sl) / (n * suu - su**2)
     floor = (sl - scale * su) / n
-    flat, bare = scale < 0, floor < 0
+    flat, bare = scale < 1e-9, floor < 0  # less than rounding is no fall
     scale = np.where(flat, 0.0, np.where(bare, sul / suu, scale))
     floor = np.where(flat, sl / n, np.where(bare, 0.0, floor))
     error = sll - 2 * (floor * sl + scale * sul) + n * floor**2 + 2 * floor * scale * su + scale**2 * suu
@@ -167,14 +167,15 @@ def _fit(tokens: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return floor[rows, best], scale[rows, best], _EXPONENTS[best]
 
 
-def _invert(tokens: np.ndarray, costs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The amount of text (M,) at which each ladder (M, R) reaches its target (M,), cut off at the ends of the ladder."""
+def _invert(tokens: np.ndarray, costs: np.ndarray, target: np.ndarray, flat: float) -> np.ndarray:
+    """The amount of text (M,) at which each ladder (M, R) reaches its target (M,), cut off at the ends of the ladder; ``flat`` where
+    the ladder does not fall, which tells nothing."""
     floor, scale, exponent = _fit(tokens, costs)
     rest = (target - floor) / np.maximum(scale, 1e-300)
     with np.errstate(over="ignore", divide="ignore"):
         reached = _unit(tokens) * np.where(rest > 0, rest, np.nan) ** (-1 / exponent)
     # Below the floor no amount of text is enough: the upper end, beyond which nothing was measured.
-    return np.clip(np.where(rest > 0, reached, np.inf), tokens.min(), tokens.max())
+    return np.where(scale > 0, np.clip(np.where(rest > 0, reached, np.inf), tokens.min(), tokens.max()), flat)
 
 
 def effective_text(
@@ -184,27 +185,44 @@ def effective_text(
 
     The interval is a parametric bootstrap over seeds: means of the seeds' (ladder, target) vectors are drawn from their
     multivariate t-distribution, which gives the exact t-interval wherever the answer is linear in them, and the curve is
-    fitted again each time. Nothing is extrapolated: a number at an end of the ladder is only a bound, and says so.
+    fitted again each time. Nothing is extrapolated: a number at an end of the ladder is only a bound, and says so. A ladder that
+    does not fall is one on which more text saves nothing; a drawn one that does not could stand for any amount.
 
-    Returns ``tokens``, ``low``, ``high`` (nan for one seed), each with ``*_bound`` "", "at least" or "at most"; ``curve``; ``n``.
+    Raises ValueError where the mean ladder does not fall. Returns ``tokens``, ``low``, ``high`` (nan for one seed), each with ``*_bound`` "", "at least" or "at most"; ``curve``; ``n``.
     """
     tokens, costs, target = np.asarray(tokens, float), np.atleast_2d(np.asarray(costs, float)), np.asarray(target, float)
     curve = fit_ladder(tokens, costs.mean(0))
+    if not curve.scale > 0:
+        raise ValueError("more text saves nothing on this ladder, so nothing can be expressed in text")
     found: dict[str, Any] = {"n": len(target), "curve": asdict(curve)}
-    values = {"tokens": float(_invert(tokens, costs.mean(0)[None], target.mean(keepdims=True))[0])}
+    values = {"tokens": float(_invert(tokens, costs.mean(0)[None], target.mean(keepdims=True), math.nan)[0])}
     if len(target) > 1:
         x = np.concatenate([costs, target[:, None]], axis=1)  # (S, R + 1)
         n, rng = len(x), np.random.default_rng(0)
         spread = rng.standard_normal((draws, n)) @ (x - x.mean(0)) / math.sqrt(n * (n - 1))
         drawn = x.mean(0) + spread / np.sqrt(rng.chisquare(n - 1, (draws, 1)) / (n - 1))
-        ends = np.quantile(_invert(tokens, drawn[:, :-1], drawn[:, -1]), [(1 - level) / 2, (1 + level) / 2])
-        values |= {"low": float(ends[0]), "high": float(ends[1])}
+        for name, end, share in (("low", tokens.min(), (1 - level) / 2), ("high", tokens.max(), (1 + level) / 2)):
+            values[name] = float(np.quantile(_invert(tokens, drawn[:, :-1], drawn[:, -1], end), share))
     else:
         values |= {"low": math.nan, "high": math.nan}
     for name, value in values.items():
         bound = "at least" if value >= tokens.max() else "at most" if value <= tokens.min() else ""
         found |= {name: value, f"{name}_bound": bound}
     return found
+
+
+def worth(ladder: dict[str, Any]) -> str:
+    """What a frame is worth in text, and its interval, with bounds named as such, in words."""
+    rate, bounds = ladder["tokens_per_frame"], ladder["effective"]
+    value, low, high = (
+        " ".join(filter(None, [bounds[f"{k}_bound"], f"{rate[k]:+.2f}"]))
+        if rate[k] is not None and not math.isnan(rate[k])
+        else ""
+        for k in ("tokens", "low", "high")
+    )
+    return f"a frame is worth {value} ids of text" + (
+        f" (95 % interval {low} to {high})" if low and high else " (one seed, no interval)"
+    )
 
 
 # ---- the verdict --------------------------------------------------------------------------------------------------
@@ -217,7 +235,7 @@ class Verdict:
     words: str
     why: str
     gains: dict[str, Contrast]  # other arm -> its cost minus that of "four"
-    detectable: float  # smallest gain that every comparison would have found with `POWER`
+    detectable: float  # the largest of what each comparison, taken singly, would have found with `POWER`; all at once need more
 
 
 def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = tuple(CONTROLS)) -> Verdict:
@@ -248,8 +266,9 @@ def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = 
     if len(gains) <= len(controls) or any(g.n < 2 for g in gains.values()) or min(shared, default=2) < 2:
         return Verdict("undecided", "an interval takes at least two seeds of each arm", gains, least)
     if not gains["text"].above:
-        worse = gains["text"].high < 0
-        return Verdict(NONE, "text is worse with pictures than alone" if worse else "", gains, least)
+        worse = [arm for arm in ("text", *controls) if gains[arm].high < 0]
+        said = f"all routes are shown to be worse than {', '.join(worse)}" if worse else ""
+        return Verdict(NONE, said, gains, least)
     if all(g.above for g in gains.values()):
         return Verdict(VISUAL, "", gains, least)
     for arm in sorted(controls, key=("text-equal", "captions", "shuffled", "noise").index):

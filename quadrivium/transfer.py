@@ -36,7 +36,19 @@ from quadrivium.grid import Job, run_jobs, without
 from quadrivium.model import Model, ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import write_samples
-from quadrivium.statistics import CONTROLS, VISUAL, detectable, effective_text, holm, interval, paired, plus_minus, verdict
+from quadrivium.statistics import (
+    CONTROLS,
+    VISUAL,
+    detectable,
+    effective_text,
+    fit_ladder,
+    holm,
+    interval,
+    paired,
+    plus_minus,
+    verdict,
+    worth,
+)
 from quadrivium.train import RouteTask, TrainConfig, autocast, cores, shape_on, train_routes
 
 
@@ -382,7 +394,8 @@ def sentence(judged: Any) -> str:
 def _ladder(
     costs: dict[str, dict[int, float]], read: dict[str, float], seen: tuple[int, int], data: Dataset, config: TransferConfig
 ) -> dict[str, Any] | None:
-    """The text ladder, and how many ids of text a frame is worth, captions counted as text. None with fewer than three rungs.
+    """The text ladder, and how many ids of text a frame is worth, captions counted as text. None with fewer than three rungs,
+    and where more text saves nothing.
 
     ``read``: arm -> share of its documents that its steps came to. Text that no step read is worth nothing yet. ``seen``: frames, and ids
     of captions, that the steps of "four" came to."""
@@ -405,10 +418,10 @@ def _ladder(
         return None
     tokens = np.array([amount[x] for x in order]).round()
     table = np.array([[costs[rungs[x]][s] for x in order] for s in seeds])
-    found = effective_text(tokens, table, np.array([costs["four"][s] for s in seeds]))
     frames, captions = seen
-    if not frames:
+    if not frames or not fit_ladder(tokens, table.mean(0)).scale > 0:
         return None
+    found = effective_text(tokens, table, np.array([costs["four"][s] for s in seeds]))
     own = round(ids(config.text) * read["four"]) + captions
     rate = {k: (found[k] - own) / frames for k in ("tokens", "low", "high")}
     return {"tokens": tokens.tolist(), "costs": table.mean(0).tolist(), "four": float(np.mean([costs["four"][s] for s in seeds])),
@@ -442,9 +455,6 @@ def table(found: dict[str, Any]) -> str:
         )
         lines.append(f"{arm:<14}{len(row['seeds']):>6}{cost:>20}{gain:>30}{row['epochs']:>8.1f}")
     if found["ladder"]:
-        rate, bound = found["ladder"]["tokens_per_frame"], found["ladder"]["effective"]["tokens_bound"]
-        lines.append(
-            f"a frame is worth {bound + ' ' if bound else ''}{rate['tokens']:+.2f} ids of text ({rate['low']:+.2f} to {rate['high']:+.2f})"
-        )
+        lines.append(worth(found["ladder"]))
     lines += found["notes"]
     return "\n".join([*lines, "", *(f"{a}: {r['says']}" for a, r in found["arms"].items())])

@@ -134,6 +134,7 @@ def test_a_caption_saves_bits_of_its_own_frame_and_not_of_anothers(monkeypatch):
     priced(monkeypatch, price)
     row = findings.lossy(None, items)
     assert row["share"] == pytest.approx(0.3) and row["wrong"] == pytest.approx(-0.1) and row["n"] == 6
+    assert row["own"] == pytest.approx(0.4) and row["own_interval"][0] > 0  # told apart by pairs
     alone = findings.lossy(None, items_of([1, 1, 1]))
     assert "wrong" not in alone and alone["interval"] is None
 

@@ -43,7 +43,7 @@ TRANSFER = {
     "command": "quadrivium transfer mine --out there",
 }  # fmt: skip
 FACTS = {g: {"direct": {"accuracy": 0.5, "half": 0.1, "n": 5}} for g in ("read", "seen", "both", "neither")}
-WORLD = {"chance": 1 / 3, "differences": [], "harm": {}, "primary": "seen, direct", "arms": {"four": {"seeds": [0], "facts": FACTS, "seconds": 3.0,
+WORLD = {"chance": 1 / 3, "differences": [], "harm": [], "primary": "seen, direct", "arms": {"four": {"seeds": [0], "facts": FACTS, "seconds": 3.0,
          "bits": {"t2t": {"mean": 1.0, "half": None}}}}}  # fmt: skip
 
 
@@ -75,8 +75,10 @@ def test_a_page_is_written_from_the_file_alone_and_needs_nothing_else(tmp_path):
 )
 def test_an_experiment_is_rendered_with_its_facts(gain, half, words):
     row = {"arm": "four", "base": "captions", "group": "seen", "primary": True, "difference": gain, "half": half, "n": 5}
-    page = render({**WORLD, "differences": [row], "harm": {"difference": 0.01, "half": half, "n": 5, "harmless": False}})
-    assert "+0.0100" in page and "not shown to be harmless" in page
+    page = render(
+        {**WORLD, "differences": [row], "harm": [{"base": "four", "difference": 0.01, "half": half, "n": 5, "harmless": False}]}
+    )
+    assert "distil minus four: +0.0100" in page and "not shown to be harmless" in page
     assert words in page and "0.500 ± 0.100" in page and "0.333" in page and "± +" not in page  # a half width has no sign
 
 

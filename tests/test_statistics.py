@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from quadrivium.statistics import (
     CAPTION,
     COMPUTE,
+    CONTROLS,
     NONE,
     VISUAL,
     Curve,
@@ -21,6 +22,7 @@ from quadrivium.statistics import (
     paired,
     power,
     verdict,
+    worth,
 )
 
 ARMS = ("text", "text-equal", "captions", "four", "shuffled", "noise")
@@ -116,7 +118,9 @@ def test_a_gain_of_any_frames_at_all_is_called_regularisation(arms):
 
 def test_harm_is_said():
     found = verdict(experiment(np.random.default_rng(0), {"four": -0.2}))
-    assert (found.words, found.why) == (NONE, "text is worse with pictures than alone")
+    assert (found.words, found.why) == (NONE, f"all routes are shown to be worse than text, {', '.join(CONTROLS)}")
+    found = verdict(experiment(np.random.default_rng(0), {"captions": 0.2}))  # a control may gain what pictures do not
+    assert found.words == NONE and "shown to be worse than" in found.why and "captions" in found.why
 
 
 def test_a_verdict_waits_for_its_arms_and_seeds():
@@ -198,6 +202,26 @@ def test_nothing_is_extrapolated():
         assert RUNGS.min() <= found["low"] <= found["high"] <= RUNGS.max()
     beyond = effective_text(RUNGS, TRUE(RUNGS)[None], np.array([TRUE.floor - 0.1]))  # no amount of text costs so little
     assert beyond["tokens_bound"] == "at least"
+
+
+def test_a_ladder_that_does_not_fall_gives_no_rate():
+    """Where more text saves nothing, no amount of it stands for anything: an error, and never a bound that looks like a finding."""
+    for costs in (np.full(5, 2.0), 2.0 + 0.01 * np.arange(5)):
+        with pytest.raises(ValueError, match="saves nothing"):
+            effective_text(RUNGS, costs[None], np.array([2.1]))
+    rng = np.random.default_rng(0)  # falls in the mean by less than it scatters: drawn ladders that rise widen the interval
+    costs = 2.0 - 0.001 * np.arange(5) + rng.normal(0, 0.01, (3, 1)) * np.arange(5)
+    found = effective_text(RUNGS, costs - costs.mean(0) + 2.0 - 0.001 * np.arange(5), np.array([1.998, 1.9981, 1.9979]))
+    assert (found["low_bound"], found["high_bound"]) == ("at most", "at least")
+
+
+def test_what_a_frame_is_worth_is_said_with_its_bounds():
+    ladder = {"tokens_per_frame": {"tokens": -1.0, "low": -2.0, "high": 5.0},
+              "effective": {"tokens_bound": "", "low_bound": "at most", "high_bound": "at least"}}  # fmt: skip
+    assert worth(ladder) == "a frame is worth -1.00 ids of text (95 % interval at most -2.00 to at least +5.00)"
+    for unknown in (math.nan, None):  # from memory, and from a file
+        ladder["tokens_per_frame"] |= {"low": unknown, "high": unknown}
+        assert worth(ladder) == "a frame is worth -1.00 ids of text (one seed, no interval)"
 
 
 def test_a_ladder_needs_three_rungs():
