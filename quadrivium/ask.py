@@ -115,7 +115,9 @@ def frames_of(run: Run, world: WorldConfig | None = None) -> int:
         read = clip_frames(world, read_options(run))
     else:
         with contextlib.suppress(QuadriviumError, OSError, KeyError):
-            counts = np.concatenate([source.frames for source in Dataset(Path(run.config["data"])).sources])
+            counts = np.concatenate(
+                [source.frames for source in Dataset(Path(run.config["data"])).sources if not source.rendered]
+            )
             read = int(np.bincount(counts[counts > 1]).argmax()) if (counts > 1).any() else read
     limit = int(run.config.get("mixture", {}).get("frames", 0))
     return min(read, limit) if limit else read

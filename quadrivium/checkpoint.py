@@ -31,7 +31,18 @@ from torch import Tensor, nn
 
 from quadrivium.config import from_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset, read_json, sha256, sync, tensor_shapes, to_json, unwritten, write_atomic, write_json
+from quadrivium.data.shards import (
+    Dataset,
+    alive,
+    read_json,
+    sha256,
+    sync,
+    tensor_shapes,
+    to_json,
+    unwritten,
+    write_atomic,
+    write_json,
+)
 from quadrivium.dist import like, whole
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Model, ModelConfig
@@ -59,8 +70,12 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(f"{folder} is in use by another process; wait for it or choose another folder") from None
         except OSError as error:
             raise RunError(f"{folder} cannot be locked ({error.strerror}); choose a folder on another disk") from None
-        for part in [*folder.glob(".*.[0-9]*.part"), *folder.glob("checkpoints/.step-*.part")]:
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        for part in folder.glob("checkpoints/.step-*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+        for part in folder.glob(".*.[0-9]*.part"):  # others write here without the lock, as eval does
+            pid = part.name.split(".")[-2]
+            if pid.isdigit() and not alive(int(pid)):
+                part.unlink(missing_ok=True)
         yield  # the system lets go of the lock when the process ends, however it ends
 
 
@@ -87,6 +102,7 @@ def save(
         for name, p in named(model, optimizer):
             for field, value in optimizer.state.get(p, {}).items():
                 moments[f"{key}|{name}|{field}"] = torch.as_tensor(value)
+    tensors, moments = _aligned(tensors), _aligned(moments)  # one order on all ranks
     if not first:
         for tensor in (*tensors.values(), *moments.values()):
             whole(tensor)
@@ -118,10 +134,14 @@ def save(
     return final
 
 
+def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In an order in which each can be written where a file is aligned for it."""
+    return dict(sorted(tensors.items(), key=lambda entry: -entry[1].element_size()))
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file, in which every tensor is gathered, moved to memory and written before the next."""
     header, end = {}, 0
-    tensors = dict(sorted(tensors.items(), key=lambda entry: -entry[1].element_size()))  # so that all are aligned
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
@@ -176,6 +196,8 @@ def weights(run: Path) -> Path:
         raise RunError(f"{run}: this checkpoint is damaged; give another one, or the run's folder for its newest whole one")
     path = run if given else latest(run / "checkpoints")
     if path is None:
+        if checkpoints(run / "checkpoints"):
+            raise RunError(f"{run}: every checkpoint is damaged; put a whole one back, or train again into another folder")
         raise RunError(f"{run}: no complete checkpoint here; train it with quadrivium train --out {run} --resume")
     return path / _WEIGHTS
 
@@ -203,12 +225,13 @@ def load(path: Path, model: nn.Module, optimizers: Optimizers | None = None) -> 
     return read_json(path / _STATE, "a checkpoint")
 
 
-def load_weights(path: Path, model: nn.Module, prefix: str = "", fresh: str = "") -> None:
+def load_weights(path: Path, model: nn.Module, prefix: str = "", fresh: tuple[str, ...] = ()) -> None:
     """Fill a model from a safetensors file, whose names may begin with ``prefix``. Raises RunError when names or shapes differ,
     before memory is taken for them. ``fresh``: how names begin that may stand in the model alone, and keep their values then."""
     own = model.state_dict()
-    if fresh and not any(name.startswith(prefix + fresh) for name in tensor_shapes(path)):
-        own = {name: value for name, value in own.items() if not name.startswith(fresh)}
+    for start in fresh:
+        if not any(name.startswith(prefix + start) for name in tensor_shapes(path)):
+            own = {name: value for name, value in own.items() if not name.startswith(start)}
     check_shapes(path, {prefix + name: tuple(value.shape) for name, value in own.items()})
     try:
         found = {name.removeprefix(prefix): value for name, value in load_file(path).items()}

@@ -46,17 +46,18 @@ class Ranks:
         """Go on when every rank has come so far."""
         self.sum([0.0])
 
-    def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
-        """Leave this rank its rows of the weights. ``blocks`` are gathered one at a time, all other weights once a step."""
+    def shard(self, model: nn.Module, blocks: Iterable[nn.Module], device: str = "cpu") -> nn.Module:
+        """Leave this rank its rows of the weights, on ``device``. ``blocks`` are gathered one at a time, all other weights once a
+        step. A model larger than a GPU has to come in memory: each block goes to the GPU when it is cut."""
         if self.world == 1:
-            return model
+            return model.to(device)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
             raise ConfigError(f"torch {torch.__version__} cannot train on many ranks here; it needs 2.13 or later")
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing here writes into
-        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world,))
+        mesh = init_device_mesh(torch.device(device).type, (self.world,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -93,8 +94,13 @@ ALONE = Ranks()
 
 def device_of(name: str) -> str:
     """The device that is meant: auto is a GPU where there is one, else the processor. Raises ConfigError where the GPU is absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch sees no GPU here; use device cpu")
+    if name != "auto":
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ConfigError(f"device {name!r} is unknown; use auto, cpu or cuda") from None
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device {name}: torch sees {torch.cuda.device_count() or 'no'} GPU here; use device cpu")
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 

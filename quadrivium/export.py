@@ -29,13 +29,16 @@ WRAPPERS = ("configuration_quadrivium", "modeling_quadrivium", "processing_quadr
 def export_text(run: Run, out: Path) -> None:
     """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours."""
     config = config_of(run.model, run.text.end)
-    load = f'model = AutoModelForCausalLM.from_pretrained("{out.resolve().name}")\ntokenizer = AutoTokenizer.from_pretrained("{out.resolve().name}")'
+    load = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{out.resolve().name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{out.resolve().name}")'
+    )
     about = f"The text route of a Quadrivium model, as a plain {config['architectures'][0]} that loads without remote code."
     with _new(out) as folder:
         write_atomic(folder / "model.safetensors", save(weights_of(run.model), metadata={"format": "pt"}))
         write_json(folder / "config.json", config)
         _words(run, folder)
-        load = f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{load}"
         _card(run, folder, out.name, about, load, "text-generation")
 
 
@@ -123,7 +126,7 @@ def _words(run: Run, out: Path) -> None:
     write_json(out / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
     run.text.save(out, opened=True)
     names: dict[str, Any] = dict.fromkeys(("eos_token", "bos_token", "pad_token"), run.text.end_name)
-    names |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    names |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "padding_side": "left"}
     write_json(out / "tokenizer_config.json", names)
 
 

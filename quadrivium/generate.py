@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -75,8 +75,9 @@ class Recording:
         """Called twice before it is recorded, so that calling it again has to change nothing."""
         self.inputs = [t.clone() for t in inputs]
         self.graph = torch.cuda.CUDAGraph()
+        device = self.inputs[0].device  # which need not be the one that this thread uses otherwise
         # Other threads may use the GPU meanwhile: what reads the next batch, or another visitor's pictures.
-        with self._one_at_a_time:
+        with self._one_at_a_time, torch.cuda.device(device):
             aside = _aside(torch.cuda.current_device())
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -97,6 +98,29 @@ class Recording:
 def _aside(device: int) -> torch.cuda.Stream:
     """The stream on which a GPU's steps are recorded: one, since libraries keep memory for every stream that they meet."""
     return torch.cuda.Stream(device)
+
+
+class _AsItLies(contextlib.AbstractContextManager):
+    """Products by MKL. The switch is one for the whole process, so the first of several threads turns it and the last turns it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, "highest"
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("highest")
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                torch.set_float32_matmul_precision(self.before)
+
+
+_AS_IT_LIES = _AsItLies()
 
 
 class Engine:
@@ -168,16 +192,9 @@ class Engine:
 
         return run
 
-    @contextlib.contextmanager
-    def _few(self) -> Iterator[None]:
+    def _few(self) -> contextlib.AbstractContextManager[None]:
         """MKL multiplies a few rows with a matrix as it lies; oneDNN, which `train.tune` chooses, first lays it out anew."""
-        before = torch.get_float32_matmul_precision()
-        if self.rows <= 4 and self.device.type == "cpu":
-            torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        return _AS_IT_LIES if self.rows <= 4 and self.device.type == "cpu" else contextlib.nullcontext()
 
     def text(
         self, first: Tensor, end: int, sampling: Sampling, generators: Seq[torch.Generator], bar: tqdm | None = None

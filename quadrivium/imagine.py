@@ -10,6 +10,8 @@ frames and no earlier text (v2t), so nothing but the picture carries what the an
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -44,9 +46,9 @@ class Imagining:
         return Sampling(self.temperature, self.top_p, self.seed)
 
 
-def _generators(opening: np.ndarray, samples: int, seed: int) -> list[torch.Generator]:
+def _generators(opening: np.ndarray, samples: Iterable[int], seed: int) -> list[torch.Generator]:
     """A generator for every sample: a function of the text, the sample and the seed, never of the place in a batch."""
-    digests = (hashlib.sha256(f"{seed} {j} ".encode() + opening.astype(np.int64).tobytes()).digest() for j in range(samples))
+    digests = (hashlib.sha256(f"{seed} {j} ".encode() + opening.astype(np.int64).tobytes()).digest() for j in samples)
     return [torch.Generator().manual_seed(int.from_bytes(d[:7], "little")) for d in digests]
 
 
@@ -61,7 +63,7 @@ def imagine(
     forget: bool = False,
     progress: bool = False,
 ) -> np.ndarray:
-    """Draw ``samples`` clips of ``count`` frames for each opening, about ``batch`` clips at a time.
+    """Draw ``samples`` clips of ``count`` frames for each opening, at most ``batch`` clips at a time.
 
     openings: ids ``[end, x_1, ..., x_n, end]`` of closed captions.
     Returns codes (n, samples, F, R, C, G). Each text is read once; sample j of an opening is the same whatever else is drawn.
@@ -75,18 +77,19 @@ def imagine(
     found = np.empty(shape, np.int64)
     # Neighbours of nearly equal length waste no columns of the cache, and equal ones need no mask.
     order = sorted(range(len(openings)), key=lambda i: len(openings[i]))
-    at_once = max(1, batch // samples)
+    each = min(samples, batch)  # samples of an opening at once
+    at_once = batch // each
     with tqdm(total=len(order) * samples, desc="imagine", unit="clip", leave=False, disable=not progress) as bar:
-        for begin in range(0, len(order), at_once):
-            rows = order[begin : begin + at_once]
-            generators = [g for i in rows for g in _generators(openings[i], samples, sampling.seed)]
+        for begin, sample in itertools.product(range(0, len(order), at_once), range(0, samples, each)):
+            rows, some = order[begin : begin + at_once], range(sample, min(sample + each, samples))
+            generators = [g for i in rows for g in _generators(openings[i], some, sampling.seed)]
             first = 1 if forget else count
             engine = Engine(model, [(text(openings[i]),) for i in rows], first * per_frame)
-            engine.fork(samples)
+            engine.fork(len(some))
             clips = engine.frames(first, sampling, generators)
             if forget and count > 1:
                 engine = Engine(model, [(frames(clip),) for clip in clips], (count - 1) * per_frame)
                 clips = np.concatenate([clips, engine.frames(count - 1, sampling, generators)], axis=1)
-            found[rows] = clips.reshape(len(rows), *shape[1:])
-            bar.update(len(rows) * samples)
+            found[rows, some.start : some.stop] = clips.reshape(len(rows), len(some), *shape[2:])
+            bar.update(len(rows) * len(some))
     return found

@@ -1,12 +1,11 @@
 """Quadrivium as a library: a run, loaded, in a few calls; what `import quadrivium` offers.
 
 A picture is a path, a PIL image or an array uint8 (H, W, 3); a video is a path or frames uint8 (F, H, W, 3). They are read as
-the run's data was: turned, flattened on white, made square, and of a video its first clip. Shape letter: S side of a frame.
+the run's data was: turned, flattened on white, made square. Of a video file its first clip is read, of an array all of it. Shape letter: S side of a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -64,6 +63,17 @@ def draw(
         return write(run, [given] * n, sampling)
     made = generate(run.model, [given] * n, "frames", run.text.end, frames, sampling)
     return [(*given, seq.frames(codes, wanted=True)) for codes in made]
+
+
+def _pictures(media: Any, kind: str) -> list[Image.Image]:
+    """The frames of what is given as an image or a video in memory. Raises ConfigError for anything else."""
+    if kind == "image" and isinstance(media, Image.Image):
+        return [media]
+    shape = "(H, W, 3)" if kind == "image" else "(F, H, W, 3), F at least 1"
+    array = np.asarray(media)
+    if array.dtype != np.uint8 or array.ndim != (3 if kind == "image" else 4) or array.shape[-1] != 3 or not array.size:
+        raise ConfigError(f"{kind} is {array.dtype} {array.shape}; give a path or an array uint8 {shape}")
+    return [Image.fromarray(one) for one in (array[None] if kind == "image" else array)]
 
 
 class Quadrivium:
@@ -146,8 +156,8 @@ class Quadrivium:
     ) -> list[Imagined]:
         """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame."""
         self._check_sight()
-        if n < 1 or not text.strip():
-            raise ConfigError("n is at least 1, and there is a text to imagine")
+        if n < 1 or (frames is not None and frames < 1) or not text.strip():
+            raise ConfigError("n and frames are at least 1, and there is a text to imagine")
         run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
         return [
             Imagined(
@@ -170,12 +180,8 @@ class Quadrivium:
 
     def _shown(self, image: Picture | None, video: Video | None) -> list[np.ndarray]:
         """Codes (F, R, C, G) of what is shown."""
-        read_them: list[tuple[Any, str, Callable[[Any], list[Any]]]] = [
-            (image, "image", lambda one: [one]),
-            (video, "video", list),
-        ]
         found = []
-        for media, kind, frames_in in read_them:
+        for media, kind in ((image, "image"), (video, "video")):
             if media is None:
                 continue
             self._check_sight()
@@ -184,7 +190,7 @@ class Quadrivium:
                 continue
             options, visual = read_options(self._run), self._run.visual
             assert visual is not None
-            pictures = [one if isinstance(one, Image.Image) else Image.fromarray(one) for one in frames_in(media)]
+            pictures = _pictures(media, kind)
             codes = visual.encode(np.stack([fitted(picture, options) for picture in pictures]))
             found.append(seq.group(codes, self._run.patch))
         return found

@@ -103,6 +103,11 @@ def count(shape: ModelConfig, batch: Batch, train: TrainConfig, recompute: bool 
     return Counted(sum(p.numel() for p in model.parameters()), weights, gradients, moments, activations, update)
 
 
+def _deep(shape: ModelConfig, layers: int) -> ModelConfig:
+    """The shape with another number of layers, in half of which a contrast then looks."""
+    return replace(shape, layers=layers, contrast=replace(shape.contrast, layer=0))
+
+
 class Forecast:
     """What models of one family take on one batch: the given shape with other numbers of layers and other widths."""
 
@@ -118,20 +123,19 @@ class Forecast:
         """The member of the family with ``k`` key/value heads: width, feed-forward size and layers grow in proportion."""
         c = self.shape
         return replace(
-            c,
+            _deep(c, max(1, round(c.layers * k / c.kv_heads))),
             kv_heads=k,
             heads=c.heads // c.kv_heads * k,
             width=max(8, 8 * round(c.width * k / c.kv_heads / 8)),
             hidden=max(8, 8 * round(c.hidden * k / c.kv_heads / 8)),
             code_width=max(4, 4 * round(c.code_width * k / c.kv_heads / 4)),
-            layers=max(1, round(c.layers * k / c.kv_heads)),
         )
 
     def at(self, shape: ModelConfig) -> Counted:
         """What a member of the family takes: counted where it has few layers, otherwise extended from 2 and 3 of them."""
         if shape.layers <= 3:
             return self._count(shape)
-        two, three = (self._count(replace(shape, layers=n)) for n in (2, 3))
+        two, three = (self._count(_deep(shape, n)) for n in (2, 3))
         more = shape.layers - 3
         values = {name: b + more * (b - a) for name, a, b in _pairs(two, three)}
         return Counted(**{**values, "update": three.update})
@@ -142,7 +146,7 @@ class Forecast:
         s, wide = shape.width / self.shape.width, self.scaled(2 * self.shape.kv_heads)
         spent = []
         for layers in (2, 3):
-            narrow, broad = replace(self.shape, layers=layers), replace(wide, layers=layers)
+            narrow, broad = _deep(self.shape, layers), _deep(wide, layers)
             a, b = (self._count(x).activations - self._casts(self._empty(x)[2]) for x in (narrow, broad))
             spent.append(a + (b - a) * (s - 1) / (wide.width / self.shape.width - 1))
         activations = spent[0] + (spent[1] - spent[0]) * (shape.layers - 2) + self._casts(matrices)
@@ -165,7 +169,7 @@ class Forecast:
 
     def _static(self, shape: ModelConfig) -> tuple[int, int, int]:
         """Parameters, bytes of moments, and numbers in the blocks' matrices."""
-        two, three = (self._empty(replace(shape, layers=n)) for n in (2, 3))
+        two, three = (self._empty(_deep(shape, n)) for n in (2, 3))
         p, m, n = (a + (shape.layers - 2) * (b - a) for a, b in zip(two, three, strict=True))
         return p, m, n
 

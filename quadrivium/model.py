@@ -62,6 +62,7 @@ except ImportError:
 
 FORM = 3  # raised where equal options make other cells of experiments than before, which do not mix. 3: the world's second form
 Sharing = Literal["all", "attention", "none", "cross"]
+_POSITIVE = ("layers", "width", "heads", "head_size", "code_width")
 AXES = 3  # time, row, column
 
 
@@ -130,8 +131,12 @@ class ModelConfig:
     def _check(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (value < 0 or (value == 0 and field.name in ("layers", "width", "heads"))):
+            if field.type == "int" and (value < 0 or (value == 0 and field.name in _POSITIVE)):
                 raise ValueError(f"{field.name} is {value}; it has to be positive")
+        if not (self.rope_base > 0 and self.norm_eps >= 0):
+            raise ValueError(
+                f"rope_base is {self.rope_base}, norm_eps {self.norm_eps}; the first is positive, the second not negative"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) has to be a multiple of kv_heads ({self.kv_heads})")
         if len(self.rope_scaling) not in (0, 4):
@@ -466,7 +471,8 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, want: Tensor) -> Tensor:
-        rows = max(64, _CrossEntropy.BLOCK // len(weight)) if hidden.device.type == "cpu" else 1 << 14
+        block = _CrossEntropy.BLOCK if hidden.device.type == "cpu" else _CrossEntropy.BLOCK << 8
+        rows = min(1 << 14, max(64, block // len(weight)))
         nats = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         needed = any(ctx.needs_input_grad)
         gradient = hidden.new_empty(len(hidden), len(weight)) if needed else None
@@ -486,15 +492,15 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, gradient = ctx.saved_tensors
-        gradient = gradient * upstream[0][:, None].type_as(gradient)
-        return gradient @ weight, gradient.T @ hidden, None
+        share = upstream[0][:, None].type_as(hidden)  # scales rows, so narrow arrays carry it
+        return (gradient @ weight) * share, gradient.T @ (hidden * share), None
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, want: Tensor) -> Tensor:
     """Cost in nats (W,) of ids ``want`` (W,) under the head ``weight`` (V, D) at hidden states (W, D).
 
-    The result of ``F.cross_entropy`` on ``hidden @ weight.T``, whose logits are the largest array of a step and are only held
-    a block at a time. Products run in bf16 under autocast, sums in fp32.
+    The result of ``F.cross_entropy`` on ``hidden @ weight.T``. Logits are held a block at a time; where gradients are wanted, those of
+    the logits (W, V) are kept, in the precision of the product. Products run in bf16 under autocast, sums in fp32.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -563,7 +569,7 @@ class _RMSNorm(torch.autograd.Function):
         return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float | None, product: bool = False) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, product: bool = False) -> Tensor:
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) over the last axis, in the precision of the weight.
 
     x (..., *weight.shape) -> the same, in its own precision, or in that of a ``product`` which reads it and nothing else does.
@@ -572,12 +578,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None, product: bool = False
     if product and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if device == "cpu" and torch.is_grad_enabled() and x.numel() and not torch.compiler.is_compiling():
-        return _RMSNorm.apply(x, weight, eps or 0.0, dtype)
+        return _RMSNorm.apply(x, weight, eps, dtype)
     return (F.rms_norm(x.type_as(weight), weight.shape[-1:], eps=eps) * weight).to(dtype)
 
 
 class Norm(nn.RMSNorm):
     """`rms_norm` with a weight that is learnt. (..., D) -> (..., D)."""
+
+    eps: float
 
     def forward(self, x: Tensor, product: bool = False) -> Tensor:
         return rms_norm(x, self.weight, self.eps, product)
@@ -807,7 +815,8 @@ class Model(nn.Module):
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Draw fresh weights, a function of ``seed`` and each weight's name: a weight two arms have in common is equal."""
+        """Draw fresh weights, a function of ``seed`` and each weight's name: a weight two arms have in common is equal. Heads of codes
+        begin as small as what the residual stream is added to, which is close to even odds."""
         scale = 0.02 / math.sqrt(2 * self.config.layers)  # so that the residual sum does not grow with depth
         for name, weight in self.named_parameters():
             if weight.is_meta:
@@ -830,7 +839,7 @@ class Model(nn.Module):
             longest = int(batch.lengths.max())
             if cache.used + longest > cache.capacity:
                 raise ValueError(f"the cache holds {cache.capacity} positions, {cache.used + longest} are needed")
-            if cache.used and len(batch.buckets) != 1:
+            if cache.used and bool((batch.lengths != longest).any()):
                 raise ValueError("sequences that continue a cache have to grow by the same number of positions")
             if c.encoders or not cache.used:
                 cache.open(batch)

@@ -170,7 +170,7 @@ def compile_parts(model: Model, backend: str = "inductor") -> None:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """bf16 where it is asked for, or where the hardware multiplies it natively."""
     cuda = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
 
 
@@ -311,6 +311,15 @@ def fit(
         return _Loop(task, config, run, resume, name, progress and ranks.first, tracking or Tracking(), ranks, accumulate).go()
 
 
+def _newest(folder: Path, ranks: Ranks) -> int:
+    """The step of the newest whole checkpoint, on all ranks; -1 where there is none. Raises RunError where all are damaged."""
+    last = checkpoint.latest(folder) if ranks.first else None
+    at = int(ranks.of_first(int(last.name[5:]) if last else -2 if checkpoint.checkpoints(folder) else -1))
+    if at == -2:
+        raise RunError(f"{folder}: every checkpoint is damaged; put a whole one back, or delete the folder to begin anew")
+    return at
+
+
 _PATIENCE = 20  # bad batches in a row after which nothing but the model itself can be at fault
 
 
@@ -339,13 +348,12 @@ class _Loop:
         self.stop: str | None = None  # the same, when all ranks know
         if config.steps and not config.tokens and not config.minutes:
             self.state["steps"] = config.steps
-        last = checkpoint.latest(self.folder) if ranks.first else None
-        at = int(ranks.of_first(int(last.name[5:]) if last else -1))
+        at = _newest(self.folder, ranks)
         if at >= 0 and not resume:
             raise RunError(f"{run} already holds step {at}; go on with --resume or choose another --out")
         if at >= 0:
             loaded = checkpoint.load(self.folder / f"step-{at:08d}", task.model, self.optimizers)
-            self.state.update({k: loaded[k] for k in self.state if k in loaded})
+            self.state.update({k: loaded[k] for k in (*self.state, "held") if k in loaded})
         for name in ("metrics.jsonl", "bad-batches.jsonl") if ranks.first else ():
             checkpoint.last_metrics(run / name, self.state["step"])
 
@@ -492,7 +500,7 @@ class _Loop:
             self.tracking.line(line)
 
     def _is_best(self, step: int) -> bool:
-        cost = self.task.cost(self.state["held"])
+        cost = self.ranks.of_first(self.task.cost(self.state["held"]))  # by which all ranks save, or none
         better = math.isfinite(cost) and (self.state["cost"] is None or cost < self.state["cost"])
         if better:
             self.state |= {"best": step, "cost": cost}
@@ -620,7 +628,7 @@ def train_routes(
             "contrast tells the texts and frames of a whole step apart, which are not together where a step is computed in parts: "
             "train on one rank without --accumulate, or leave out --contrast.weight"
         )
-    begun = init is not None and resume and checkpoint.latest(run / "checkpoints") is not None
+    begun = init is not None and resume and bool(checkpoint.checkpoints(run / "checkpoints"))
     prepared = Dataset(data)
     if ranks.first:
         prepared.verify()
@@ -635,6 +643,8 @@ def train_routes(
         model, visual, text, source = shape_on(data, prepared, model, mixture, init)
         if mixture.ahead_layer > model.layers:
             raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
+        if source is not None:  # what cannot be begun with is refused before a run is there
+            check(model, Weights(source)) if is_model(source) else checkpoint.weights(source)
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
         late = [name for name, step in mixed.begin.items() if config.steps and step >= config.steps]
         if late:
@@ -662,21 +672,20 @@ def train_routes(
     if ranks.first:
         ranks.wait()
     foreign = source is not None and is_model(source)
-    if source is not None and foreign:
+    if source is not None and foreign and resume:
         check(model, Weights(source))
-    found = checkpoint.checkpoints(run / "checkpoints")[-1:] if resume else []
-    network = (
-        checkpoint.build(model, found[0] / "model.safetensors", str(path), config.seed) if found else Model(model, config.seed)
-    )
+    at = _newest(run / "checkpoints", ranks) if resume else -1
+    saved = run / "checkpoints" / f"step-{at:08d}" / "model.safetensors"
+    network = checkpoint.build(model, saved, str(path), config.seed) if at >= 0 else Model(model, config.seed)
     if source is not None and foreign:
         fill(network, Weights(source), copy=init_vision == "copy")
     elif source is not None:
-        checkpoint.load_weights(checkpoint.weights(source), network, fresh="head_ahead.")
+        checkpoint.load_weights(checkpoint.weights(source), network, fresh=("head_ahead.", "sharpness"))
     size = sum(p.numel() for p in network.parameters())
     network.recompute = computing.recompute
     if computing.compile:
         compile_parts(network)
-    ranks.shard(network.to(device), network.blocks)
+    ranks.shard(network, network.blocks, device)
     task = RouteTask(network, mixed, text.id_bytes, device)
     if ranks.first:
         shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
@@ -722,7 +731,7 @@ def shape_on(
         if text.size > model.vocab:
             raise RunError(f"{init}: its tokenizer has {text.size} ids and its weights {model.vocab}; take another model")
     elif source is not None:
-        model = _begin_with_run(source, data, visual is not None)
+        model = _begin_with_run(source, data, visual is not None, model)
         if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
             visual = VisualTokenizer.load(source / "tokenizers" / "visual")
     foretells = model.foretells or (mixture.ahead > 0 and visual is not None)
@@ -733,11 +742,17 @@ def shape_on(
         raise ConfigError(str(error)) from None
 
 
-def _begin_with_run(source: Path, data: Path, seen: bool) -> ModelConfig:
-    """The shape of the run to begin with. Raises RunError where the data was prepared with other tokenizers."""
+def _begin_with_run(source: Path, data: Path, seen: bool, asked: ModelConfig) -> ModelConfig:
+    """The shape of the run to begin with; a contrast is an objective, and may be added. Raises RunError where the data was prepared
+    with other tokenizers, ConfigError where another shape is ``asked`` for."""
     stored = read_json(source / "config.json", "a run folder")
     checkpoint.same_tokenizers(data, source, seen)
-    return from_dict(ModelConfig, stored.get("model", {}), f"{source}: model")
+    shape = from_dict(ModelConfig, stored.get("model", {}), f"{source}: model")
+    for field in dataclasses.fields(ModelConfig):
+        mine, its = getattr(asked, field.name), getattr(shape, field.name)
+        if field.name != "contrast" and mine not in (field.default, its):
+            raise ConfigError(f"{field.name} is {mine}, and {its} in {source}, which training begins with; leave it out")
+    return dataclasses.replace(shape, contrast=asked.contrast) if asked.contrast.weight else shape
 
 
 def threads(tuned: bool = True) -> int:

@@ -323,6 +323,10 @@ assert words("The red ball")["input_ids"] == processor(text="The red ball")["inp
 said = processor(text=["a red ball", "The"], images=[picture, picture])
 with torch.no_grad():
     logits = model(**said).logits
+    order = said["attention_mask"].argsort(dim=1, descending=True, stable=True)  # padding on the right
+    right = {k: said[k].gather(1, order) for k in ("input_ids", "attention_mask")}
+    assert torch.equal(model(**right, frames=said["frames"]).logits[right["attention_mask"].bool()], logits[said["attention_mask"].bool()])
+assert words.padding_side == "left"
 draw = model.draw(processor(text="a red ball")["input_ids"], frames_wanted=2, temperature=0.0)
 told = model.generate(**processor(text="The red"), do_sample=False, max_new_tokens=8)
 assert processor.pictures(draw).shape == (1, 2, 16, 16, 3)

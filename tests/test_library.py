@@ -82,9 +82,17 @@ def test_imagining(model):
 def test_what_cannot_be_is_said(model, run, tmp_path, monkeypatch):
     with pytest.raises(q.RunError, match="not found"):
         q.load(tmp_path)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(q.ConfigError, match="no GPU here"):
-        q.load(run, device="cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for device, said in (("cuda", "no GPU here"), ("cuda:1", "no GPU here"), ("gpu", "unknown")):
+        with pytest.raises(q.ConfigError, match=said):
+            q.load(run, device=device)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for kind, wrong in (("video", picture), ("image", picture[None]), ("image", picture / 1.0), ("video", picture[None][:0])):
+        with pytest.raises(q.ConfigError, match=f"{kind} is .*uint8"):
+            model.score(**{kind: wrong})
+    for count in (0, -1):
+        with pytest.raises(q.ConfigError, match="at least 1"):
+            model.imagine("a ball", frames=count)
     with pytest.raises(q.ConfigError, match="score one thing"):
         model.score(text="a", image=np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(q.ConfigError, match="temperature"):

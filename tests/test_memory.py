@@ -110,5 +110,15 @@ def test_a_dry_run_says_what_a_step_takes_and_writes_nothing(data, tmp_path, cap
     assert main(["train", str(data), "--dry-run", *shape, "--accumulate", "2", "--begin", *late]) == 0
     assert capsys.readouterr().out == out  # the largest batch may be one that is read later
     assert not list(tmp_path.iterdir())
+    deep = [
+        "--layers",
+        "7",
+        "--contrast.weight",
+        "0.1",
+        "--contrast.layer",
+        "6",
+        *shape[2:],
+    ]  # counted from two and three layers
+    assert main(["train", str(data), "--dry-run", *deep]) == 0 and "7 layers" in capsys.readouterr().out
     assert main(["train", str(data)]) == 2 and "--out is missing" in capsys.readouterr().err
     assert json.loads((data / "manifest.json").read_text())["complete"]

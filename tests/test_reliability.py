@@ -177,12 +177,15 @@ def test_a_changed_state_is_damage(data, tmp_path, capsys):
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     (tmp_path / "checkpoints" / ".step-00000007.part").mkdir(parents=True)
-    for name in (".metrics.jsonl.123.part", ".corpus.jsonl.part"):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    living = f".results.json.{os.getpid()}.part"
+    for name in (f".metrics.jsonl.{gone.pid}.part", ".corpus.jsonl.part", living):
         (tmp_path / name).touch()
     with checkpoint.locked(tmp_path):
         pass
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
-    assert left == [".corpus.jsonl.part", ".lock", "checkpoints"]  # the second is a command's own, to go on from
+    assert left == [".corpus.jsonl.part", ".lock", living, "checkpoints"]  # the first is a command's own, to go on from
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe{", b"[1]\n", b'{"step": "x"}\n', b'{"step": 9'])

@@ -252,6 +252,38 @@ def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, name, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+def test_a_run_resumes_from_the_newest_whole_checkpoint_or_refuses(data, tmp_path):
+    """A file that was cut off, in the newest; then in all: a run is never begun anew over what is left of it."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    config = TrainConfig(steps=6, save_every=2, keep=9)
+    for run in (whole, cut):
+        train_routes(data, run, SMALL, MIX, config, progress=False)
+    every = checkpoint.checkpoints(cut / "checkpoints")
+    for path in every[::-1]:
+        weights = path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+        if path == every[-1]:
+            train_routes(data, cut, SMALL, MIX, TrainConfig(), resume=True, progress=False)
+            assert load_file(checkpoint.weights(cut)).keys() == load_file(checkpoint.weights(whole)).keys()
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(*(load_file(checkpoint.weights(r)).values() for r in (whole, cut)), strict=True)
+            )
+            weights.write_bytes(weights.read_bytes()[:99])
+    log = (cut / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="every checkpoint is damaged"):
+        train_routes(data, cut, SMALL, MIX, TrainConfig(), resume=True, progress=False)
+    with pytest.raises(RunError, match="every checkpoint is damaged"):
+        Run(cut)
+    assert (cut / "metrics.jsonl").read_bytes() == log
+
+
+def test_the_state_says_what_was_evaluated_last_after_resuming_too(data, tmp_path):
+    before = fit(task(data), TrainConfig(steps=2), tmp_path, progress=False)
+    again = fit(task(data), TrainConfig(steps=2), tmp_path, resume=True, progress=False)
+    assert before["held"] == again["held"] != {}
+
+
 def test_only_the_last_checkpoints_are_kept(data, tmp_path):
     fit(task(data), TrainConfig(steps=9, save_every=2, keep=2), tmp_path, progress=False)
     assert [p.name[-2:] for p in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["08", "09"]
@@ -321,6 +353,20 @@ def test_a_run_that_begins_with_another_resumes_with_its_weights_too(data, tmp_p
     train_routes(data, killed, SMALL, options, TrainConfig(), resume=True, progress=False)
     weights = [load_file(checkpoint.weights(run)) for run in (then, killed)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_run_begins_another_in_its_own_shape_and_may_add_a_contrast(data, tmp_path):
+    first = tmp_path / "first"
+    train_routes(data, first, SMALL, MIX, TrainConfig(steps=2), progress=False)
+    with pytest.raises(ConfigError, match=r"layers is 3, and 2 in .*first"):
+        train_routes(data, tmp_path / "deep", replace(SMALL, layers=3), MIX, TrainConfig(steps=1), progress=False, init=first)
+    contrast = replace(SMALL, contrast=ContrastConfig(weight=0.5))
+    train_routes(data, tmp_path / "then", contrast, MIX, TrainConfig(steps=1), progress=False, init=first)
+    assert Run(tmp_path / "then").model.config.contrast.weight == 0.5
+    shutil.rmtree(first / "checkpoints")
+    with pytest.raises(RunError, match="no complete checkpoint"):
+        train_routes(data, tmp_path / "none", SMALL, MIX, TrainConfig(steps=1), progress=False, init=first)
+    assert not (tmp_path / "none").exists()  # so that the same command works once the cause is mended
 
 
 def test_other_tokenizers_are_refused(data, tmp_path):

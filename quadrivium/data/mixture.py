@@ -130,13 +130,17 @@ class Stream:
         return int(order[np.searchsorted(begins, place, side="right") - 1]), epoch
 
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if epoch not in self._epochs:
+        found = self._epochs.get(
+            epoch
+        )  # two threads may ask: the one that makes the next batch, and one that names a bad batch's items
+        if found is None:
             order = np.random.default_rng([seed, stable_hash(self.name), epoch]).permutation(len(self.unit))
             costs = self.positions[order]
-            if len(self._epochs) > 1:  # a step straddles at most a few epochs; older ones are not asked for again
-                self._epochs.pop(min(self._epochs))
-            self._epochs[epoch] = (order, np.cumsum(costs) - costs)
-        return self._epochs[epoch]
+            found = order, np.cumsum(costs) - costs
+            for old in sorted(self._epochs)[:-1]:  # a step straddles at most a few epochs; older ones are not asked for again
+                self._epochs.pop(old, None)
+            self._epochs[epoch] = found
+        return found
 
 
 def read_documents(source: SourceData, share: float, seed: int) -> np.ndarray:

@@ -89,7 +89,7 @@ def whole(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{out.name}.unfinished-*"):  # by a process that was killed
         pid = int(left.name.rpartition("-")[2])
-        if pid == os.getpid() or not _alive(pid):
+        if pid == os.getpid() or not alive(pid):
             shutil.rmtree(left, ignore_errors=True)
     folder = out.parent / f".{out.name}.unfinished-{os.getpid()}"
     try:
@@ -102,7 +102,8 @@ def whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

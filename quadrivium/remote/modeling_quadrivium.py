@@ -51,19 +51,16 @@ class QuadriviumForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutput:
         """Logits (B, L, V) after each of the ids (B, L), which stand after ``frames`` where those are given.
 
-        Left padding is told by ``attention_mask``; its logits are zero. ``labels`` (B, L), -100 where nothing is wanted.
+        Padding, on either side, is told by ``attention_mask``; its logits are zero. ``labels`` (B, L), -100 where nothing is wanted.
         """
-        n, length = input_ids.shape
-        real = [length] * n if attention_mask is None else attention_mask.sum(1).tolist()
-        given = self._given(frames, n)
-        # The last id of a segment is not read, so one is added.
-        rows = [
-            (*g, text(np.append(ids[length - k :], 0))) for g, ids, k in zip(given, input_ids.cpu().numpy(), real, strict=True)
-        ]
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        each = zip(self._given(frames, len(real)), input_ids.cpu().numpy(), real.cpu().numpy(), strict=True)
+        rows = [(*given, text(np.append(ids[read], 0))) for given, ids, read in each]  # the last id of a segment is not read
         batch = Batch.of(pack(rows), input_ids.device)
         hidden = self.network(batch)[: len(batch.text)]
-        made = self.network.text_logits(hidden).split(real)
-        logits = torch.stack([torch.cat([m.new_zeros(length - len(m), m.shape[1]), m]) for m in made])
+        made = self.network.text_logits(hidden)
+        logits = made.new_zeros(*real.shape, made.shape[1])
+        logits[real] = made
         loss = None
         if labels is not None:
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
