@@ -288,6 +288,9 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     """Train one arm on one seed, ask it everything, write the cell."""
     began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
+    if not world.narrated:  # clips have no words then, and these streams are not there
+        kept = (w for w in config.mixture.source_weights if w[0] not in ("t2v/world/clips", "v2t/world/clips"))
+        config = replace(config, mixture=replace(config.mixture, source_weights=tuple(kept)))
     measured = (results / f"{name}-seed-{seed}.json").is_file()  # then only the run is wanted, by another arm
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":

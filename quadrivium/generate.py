@@ -270,7 +270,8 @@ def generate(
     given: sequences of given segments. A last text segment is continued where text is wanted; otherwise a new text
         opens with the end mark. Frames that end the given are continued by later frames.
     want: ``text`` or ``frames``; ``count`` frames.
-    Returns ids (n,) without marks, or codes (F, R, C, G), for each row.
+    Returns ids (n,) without marks, or codes (F, R, C, G), for each row. Raises ValueError where some rows of a batch are given something
+    and some nothing.
     """
     sampling = sampling or Sampling()
     model.eval()
@@ -304,10 +305,13 @@ def continuations(
 
     texts: ids ``[x_0, x_1, ...]`` of which the first is only read. What is given is read once for its k texts, and so is every
     beginning that some of them share: they are one sequence, in which a branch sees what leads to it and no other branch.
-    About ``budget`` positions are computed at a time.
+    About ``budget`` positions are computed at a time. Raises ValueError where rows have unequal numbers of texts, and for a cost that is
+    not a number.
     """
     model.eval()
     k = len(texts[0]) if len(texts) else 0
+    if any(len(options) != k for options in texts):
+        raise ValueError(f"rows have {sorted({len(options) for options in texts})} texts; ask those with as many together")
     nats, likeliest = np.zeros((len(given), k)), np.ones((len(given), k), bool)
     trees = [Tree.of(options) for options in texts]
     size = [positions_of(g) + len(tree.ids) for g, tree in zip(given, trees, strict=True)]

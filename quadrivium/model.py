@@ -152,7 +152,8 @@ class ModelConfig:
 
 
 def cells(config: ModelConfig, rows: int, columns: int, codes: int) -> ModelConfig:
-    """The config for frames of rows x columns codes of so many values: picks ``patch`` where it is 0, and counts cells."""
+    """The config for frames of rows x columns codes of so many values: picks ``patch`` where it is 0, and counts cells. Raises ValueError
+    for a patch that does not divide a frame."""
     fits = [p for p in range(1, 1 + max(rows, 1)) if rows % p == columns % p == 0]
     patch = config.patch or next((p for p in fits if rows * columns <= 64 * p * p), fits[-1])
     if patch not in fits:
@@ -182,14 +183,14 @@ class Batch:
     places: Tensor  # (N, 3)
     order: Tensor  # (N,) grouped index of the i-th position in reading order
     lengths: Tensor  # (S,)
-    text_at: Tensor
-    text_want: Tensor
-    text_row: Tensor
-    codes_at: Tensor
-    codes_want: Tensor
-    codes_row: Tensor
-    ahead_at: Tensor
-    ahead_want: Tensor
+    text_at: Tensor  # (Wt,) textual positions that predict an id
+    text_want: Tensor  # (Wt,) that id
+    text_row: Tensor  # (Wt,) the sequence
+    codes_at: Tensor  # (Wv,) visual positions that predict a cell
+    codes_want: Tensor  # (Wv, J) its codes
+    codes_row: Tensor  # (Wv,)
+    ahead_at: Tensor  # (A,) textual positions that foretell a frame
+    ahead_want: Tensor  # (A, R C, J) its codes
     buckets: list[Tensor]  # each (S', P): grouped indices of whole sequences; padding repeats index 0 at the end of a row
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
     own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see
@@ -832,7 +833,8 @@ class Model(nn.Module):
     def forward(self, batch: Batch, cache: Cache | None = None, tap: int = 0) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
 
-        ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not.
+        ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not. Raises ValueError where the cache
+        is too small, or where sequences that continue it grow by unequal numbers of positions.
         """
         c, n_text = self.config, len(batch.text)
         if cache is not None:

@@ -637,6 +637,11 @@ def train_routes(
         checkpoint.same_tokenizers(data, run, model.codes > 0 and prepared.has_frames)
         if stored.get("shards", prepared.checksum) != prepared.checksum:
             print(f"note: {data} has changed since {run} began; training goes on with what is there now", file=sys.stderr)
+        if stored.get("bf16") not in (None, autocast(config.precision, torch.device(device))._enabled) and ranks.first:
+            was, now = ("bf16", "fp32") if stored["bf16"] else ("fp32", "bf16")
+            print(
+                f"note: {run} was begun in {was} and goes on in {now}, which is what --precision auto is here", file=sys.stderr
+            )
         source = None if init is None or begun else fetch(init)
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
@@ -660,6 +665,7 @@ def train_routes(
             "shards": prepared.checksum,
             "routes": sorted({stream.route for stream in mixed.streams}),
         }
+        described["bf16"] = autocast(config.precision, torch.device(device))._enabled  # what auto came to
         described |= {"model": to_dict(model), "mixture": to_dict(mixture), "train": to_dict(config)}
         described |= {"track": list(track)} if track else {}
         with checkpoint.locked(run):

@@ -145,12 +145,15 @@ def test_arms_read_what_they_say(finished):
 
 
 def test_documents_are_pages_too(tmp_path):
-    """The arm reads them as pictures of text, on a tokenizer of its own; what is measured is asked of the world alone."""
-    world = replace(TINY.world, size=32)
-    sized = replace(TINY, world=world, prepare=replace(TINY.prepare, read=replace(TINY.prepare.read, size=32)))
+    """The arm reads them as pictures of text, on a tokenizer of its own; what is measured is asked of the world alone. Clips are without
+    captions here, and weights of the streams that are then not there are left out."""
+    world = replace(TINY.world, size=32, narrated=False)
+    weights = replace(TINY.mixture, source_weights=(("t2v/world/clips", 2.0), ("v2v/world/clips", 2.0)))
+    sized = replace(TINY, world=world, mixture=weights, prepare=replace(TINY.prepare, read=replace(TINY.prepare.read, size=32)))
     run_experiment(tmp_path, sized, seeds=(0,), arms=("pages",), progress=False)
     config = json.loads((tmp_path / "seed-0" / "pages" / "config.json").read_text())
     assert config["data"].endswith("data-pages") and config["mixture"]["rendered"]
+    assert config["mixture"]["source_weights"] == [["v2v/world/clips", 2.0]]
     names = [s.name for s in Dataset(tmp_path / "seed-0" / "data-pages").sources]
     assert "world/text, rendered" in names and "world/text" in names
     cell = read_cells(tmp_path / "results")["pages"][0]
