@@ -79,6 +79,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield  # the system lets go of the lock when the process ends, however it ends
 
 
+def check_own(folder: Path, *own: str) -> None:
+    """Raise RunError where a folder that is to be written to holds other things and none of what a command writes there first."""
+    if folder.is_file():
+        raise RunError(f"{folder} is a file; --out is a folder")
+    if folder.is_dir() and not any((folder / name).exists() for name in own) and any(folder.iterdir()):
+        raise RunError(f"{folder} holds something else; choose an empty or new folder for --out")
+
+
 def named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
     """An optimizer's parameters with their names, in its order."""
     by_id = {id(p): name for name, p in model.named_parameters()}
@@ -341,6 +349,13 @@ class Run(Trained):
             raise RunError(f"{self.folder / 'config.json'}: train: seed is {seed!r}; it is a number that is not negative")
         prepared = Dataset(data or Path(self.config["data"]))
         same_tokenizers(prepared.folder, self.home, self.visual is not None and prepared.has_frames)
+        share, its = self.config.get("held"), prepared.manifest.get("held")
+        if isinstance(share, float) and isinstance(its, float) and its > share:
+            print(
+                f"note: {prepared.folder} holds out {its:.0%} and {self.folder} was trained where {share:.0%} was: what both have in "
+                f"common may count as held out here and have been learnt there; prepare it with --held {share:g}",
+                file=sys.stderr,
+            )
         return Mixture(
             prepared, replace(config, **{"begin": (), "source_weights": (), **other}), self.text.end, seed, self.patch
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import quadrivium
-from quadrivium.errors import ConfigError, QuadriviumError
+from quadrivium.errors import ConfigError, DataError, QuadriviumError
 
 if TYPE_CHECKING:
     from quadrivium.checkpoint import Run
@@ -352,11 +352,16 @@ def _evaluate() -> Callable[..., Any]:
             print(f"results written to {path}; next: quadrivium report {run}")
             return
         loaded, mixed = _load(run, data, device)
+        if not mixed.held:
+            raise DataError(
+                f"{data or loaded.config['data']} holds nothing out of what {run} was trained on; prepare it with a larger --held"
+            )
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         findings = finding.measure(loaded, mixed, limit, run / "samples")
         found = measure.retrieval(loaded.model, mixed, limit)
         kept = {k: v for k, v in before.items() if k in ("lm_eval", "alignment")}
-        write_json(path, {**kept, **results, "findings": findings, "retrieval": found, "step": loaded.step})
+        on = {"data": str(data or loaded.config["data"]), "limit": limit}
+        write_json(path, {**kept, **results, "findings": findings, "retrieval": found, "step": loaded.step, **on})
         print(f"{measure.table(results)}\n\n{measure.READING}")
         if shown := finding.table(findings):
             print(f"\n{shown}")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import quadrivium
-from quadrivium import ask, distil, evaluate, grid
+from quadrivium import ask, checkpoint, distil, evaluate, grid
 from quadrivium.checkpoint import Run
 from quadrivium.data.judge import judge_clips
 from quadrivium.data.machine import DEVICES, LOOKS
@@ -91,9 +91,12 @@ ARMS: dict[str, Arm] = {
 }
 
 
+PRIMARY = "seen facts, direct: four minus captions, paired by seed"  # declared before any run, and no option
+
+
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Size of one cell. The primary endpoint is declared here, before any run."""
+    """Size of one cell."""
 
     world: WorldConfig = field(
         default_factory=lambda: WorldConfig(
@@ -133,7 +136,6 @@ class ExperimentConfig:
     distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
     each: int = 2  # questions for every template, language, device and outcome
     looked: int = 1  # of these, how many are also answered by looking at clips, which takes longer
-    primary: str = field(default="seen facts, direct: four minus captions, paired by seed", init=False)  # no option
 
 
 def small() -> ExperimentConfig:
@@ -185,7 +187,8 @@ def run_experiment(
         raise ConfigError(f"seen_first is {config.seen_first}; it is a share of the steps, from 0 to below 1")
     declared = grid.plain(config)
     declared["world"].pop("processes")
-    declared["device"] = torch.device(device).type
+    declared |= {"device": torch.device(device).type, "primary": PRIMARY}
+    checkpoint.check_own(out, "experiment.json", "looks", "results")
     for folder in (out, results):
         grid.declare(folder / "experiment.json", config, declared)
     jobs: dict[str, Job] = {}

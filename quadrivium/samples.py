@@ -135,7 +135,7 @@ def answer(
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
-    stem = f"{route}-seed{sampling.seed}"
+    stem = _stem(route, f"{prompt or ''} {(image or video or Path()).stem}", sampling.seed)
     clips = [decode(run, codes) for codes in made]
     written = []
     if total == 1:
@@ -154,6 +154,12 @@ def answer(
     for path in written:
         print(path)
     return written
+
+
+def _stem(what: str, given: str, seed: int) -> str:
+    """A file's name that says what was given, so that another prompt does not take its place."""
+    said = "-".join("".join(c if c.isalnum() else " " for c in given).split())[:40].strip("-")
+    return "-".join(filter(None, (what, said, f"seed{seed}")))
 
 
 def give(run: Run, want: str, prompt: str | None, shown: Seq[np.ndarray] = ()) -> Sequence:
@@ -220,7 +226,7 @@ def imagine_aloud(
     fps = read_options(run).fps
     written = []
     for i, (imagined, story, caption) in enumerate(zip(*drawn, strict=True)):
-        stem, clip = out / f"imagined-seed{sampling.seed}-{i}", decode(run, imagined[-1].data)
+        stem, clip = out / f"{_stem('imagined', prompt, sampling.seed)}-{i}", decode(run, imagined[-1].data)
         written += [stem.with_suffix(".gif"), stem.with_suffix(".png")]
         save_gif(clip, written[-2], fps=fps, scale=4)
         save_png(clip, written[-1], scale=4)

@@ -501,7 +501,7 @@ class _Loop:
 
     def _is_best(self, step: int) -> bool:
         cost = self.ranks.of_first(self.task.cost(self.state["held"]))  # by which all ranks save, or none
-        better = math.isfinite(cost) and (self.state["cost"] is None or cost < self.state["cost"])
+        better = bool(self.state["held"]) and math.isfinite(cost) and (self.state["cost"] is None or cost < self.state["cost"])
         if better:
             self.state |= {"best": step, "cost": cost}
         return better
@@ -622,6 +622,8 @@ def train_routes(
         raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
     elif (run / MANIFEST).exists():
         raise RunError(f"{run} is a prepared data folder; choose another --out")
+    if ranks.first and not resume:
+        checkpoint.check_own(run, ".lock", "config.json", "corpus.jsonl")  # `experiment` trains where distil wrote
     Tracking(track)  # a library that is missing is said before anything is written
     if model.contrast.weight and ranks.world * computing.accumulate > 1:
         raise ConfigError(
@@ -662,6 +664,7 @@ def train_routes(
             "init": str(Path(init).resolve()) if init is not None and Path(init).exists() else init,
             "init_vision": init_vision,
             "read": prepared.manifest["options"]["read"],
+            "held": prepared.manifest.get("held"),  # share of the groups that is held out
             "shards": prepared.checksum,
             "routes": sorted({stream.route for stream in mixed.streams}),
         }
@@ -713,9 +716,12 @@ def train_routes(
     state = fit(task, config, run, resume, progress=progress, tracking=tracking, ranks=ranks, accumulate=computing.accumulate)
     if state["finished"] and ranks.first:
         speed = state["positions"] / max(state["seconds"], 1e-9)
+        best = (
+            f"; best at step {state['best']}: {run}/checkpoints/step-{state['best']:08d}" if state["best"] is not None else ""
+        )
         print(
             f"{state['step']} steps, {state['positions']:,} positions in {state['seconds']:.0f} s ({speed:.0f} a second), "
-            f"{state['real']:.1%} of the positions computed were real; run written to {run}; next: quadrivium eval {run}"
+            f"{state['real']:.1%} of the positions computed were real; run written to {run}{best}; next: quadrivium eval {run}"
         )
     return state
 
@@ -740,8 +746,13 @@ def shape_on(
         model = _begin_with_run(source, data, visual is not None, model)
         if visual is None and model.codes:  # the run still reads and draws frames, though this data has none
             visual = VisualTokenizer.load(source / "tokenizers" / "visual")
+    if source is None and model.vocab:
+        raise ConfigError(f"vocab is {model.vocab}, and is set from the data; leave it out")
     foretells = model.foretells or (mixture.ahead > 0 and visual is not None)
     model = dataclasses.replace(model, vocab=model.vocab if foreign else text.size, foretells=foretells)
+    for name in ("codes", "rows", "columns") if source is None else ():
+        if getattr(model, name):
+            raise ConfigError(f"{name} is {getattr(model, name)}, and is set from the data; leave it out")
     try:
         return (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve(), visual, text, source
     except ValueError as error:

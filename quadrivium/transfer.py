@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import quadrivium
-from quadrivium import endpoints, evaluate, findings, grid
+from quadrivium import checkpoint, endpoints, evaluate, findings, grid
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
@@ -83,9 +83,13 @@ MAIN = ("text", *CONTROLS, "four")
 _START = 5.0  # seconds before a cell trains: imports, shards, first step
 
 
+# Declared before any run, and no option: it is what `verdict` computes.
+PRIMARY = "held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0"
+
+
 @dataclass(frozen=True)
 class TransferConfig:
-    """Size of one cell. The primary endpoint is declared here, before any run."""
+    """Size of one cell."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)  # of raw folders
     model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=4))
@@ -94,10 +98,6 @@ class TransferConfig:
     text: float = 0.25  # share of the documents that arms read, D; the ladder then reaches from D/4 to all of them
     limit: int = 400  # held-out windows of text of each source
     endpoints: EndpointConfig = field(default_factory=EndpointConfig)
-    primary: str = field(  # no option: it is what `verdict` computes
-        default="held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0",
-        init=False,
-    )
 
     def __post_init__(self) -> None:
         if not 0 < self.text <= 1 or self.limit < 1 or not self.train.steps:
@@ -156,9 +156,12 @@ def run_transfer(
         raise ConfigError(f"--budget is {budget:g}; it is a number of hours")
     if workers < 0 or any(seed < 0 for seed in seeds) or not seeds:
         raise ConfigError("workers and seeds are not negative, and there is a seed")
-    if (paths[0] / MANIFEST).is_file():
+    plan = out / "transfer.json"
+    checkpoint.check_own(out, plan.name, "data", "cells")
+    ready = [path for path in paths if (path / MANIFEST).is_file()]
+    if ready:
         if len(paths) > 1:
-            raise ConfigError(f"{paths[0]} is prepared already; give it alone, or the raw folders")
+            raise ConfigError(f"{ready[0]} is prepared already; give it alone, or the raw folders")
         if config.prepare != PrepareConfig():
             raise ConfigError(f"{paths[0]} is prepared already; --prepare options are of raw folders")
         folder = paths[0].resolve()
@@ -172,7 +175,6 @@ def run_transfer(
             raise ConfigError(f"arm {arm!r} is unknown or not for this data; arms are {', '.join(able)}")
     grid_of = [(a, s) for a in (list(arms) or able) for i, s in enumerate(seeds) if list(arms) or a in MAIN or i < 3]
     workers = workers or min(cores(), len(grid_of))
-    plan = out / "transfer.json"
     if budget is not None:
         if plan.is_file():
             print("the grid has its size already; --budget changes nothing", file=sys.stderr)
@@ -183,10 +185,12 @@ def run_transfer(
             # A tenth is for measuring, and every process takes its seconds to start. Cells on one GPU share its speed.
             apart = workers if device == "cpu" else 1
             seconds = 0.9 * budget * 3600 * apart - _START * len(grid_of)
-            steps = int(seconds * speed / weight)
+            steps = max(0, int(seconds * speed / weight))
             if steps < 10:
+                enough = (10 * weight / speed + _START * len(grid_of)) / (0.9 * 3600 * apart)
                 raise ConfigError(
-                    f"--budget {budget:g} hours give {steps} steps a cell; allow more, or fewer --arms or --seeds"
+                    f"--budget {budget:g} hours give {steps} steps a cell; ten of them take {enough:.1g} hours here: allow more, or "
+                    "fewer --arms or --seeds"
                 )
             config = replace(config, train=replace(config.train, steps=steps))
             print(
@@ -196,7 +200,7 @@ def run_transfer(
     # What is in the data and what computes count, not where the data lies and how it was made.
     low = autocast(config.train.precision, torch.device(device))._enabled
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
-    declared["device"] = torch.device(device).type
+    declared |= {"device": torch.device(device).type, "primary": PRIMARY}
     del declared["prepare"]
     declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
     grid.declare(plan, config, declared)
@@ -276,7 +280,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         size.append(np.array([evaluate.units(s, loaded.text.id_bytes) for s in sequences]))
         groups.append(held.source.group[held.unit[chosen, 0]])
         for unit, b, n in zip(chosen, bits[-1], size[-1], strict=True):
-            row = documents.setdefault(held.source.key(int(held.unit[unit, 0])), [0.0, 0])
+            row = documents.setdefault(f"{held.source.name}/{held.source.key(int(held.unit[unit, 0]))}", [0.0, 0])
             row[0], row[1] = row[0] + float(b), row[1] + int(n)
     mean, error = evaluate.ratio(np.concatenate(bits), np.concatenate(size), np.concatenate(groups))
     routes = evaluate.routes(
@@ -348,7 +352,7 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     judged = verdict(costs, [c for c in CONTROLS if c in able])
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
     return {
-        "kind": "transfer", "primary": config.primary, "arms": arms, "gains": rows,
+        "kind": "transfer", "primary": PRIMARY, "arms": arms, "gains": rows,
         "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
         "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, seen, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},

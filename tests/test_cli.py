@@ -17,6 +17,7 @@ import tyro
 from PIL import Image
 
 from quadrivium import cli
+from quadrivium.checkpoint import Run
 from quadrivium.cli import main
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json
@@ -227,6 +228,23 @@ def test_data_that_was_prepared_anew_is_not_taken_for_what_a_run_was_trained_on(
     fails(["train", there, "--out", run, "--resume"], capsys, "other tokenizers", "--text-tokenizer")
 
 
+def test_what_is_held_out_of_other_data_is_said(run, data, tmp_path, capsys):
+    """More than where it was trained: some of it was learnt. Nothing at all: there is nothing to measure."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"held": 0.5}))
+    Run(run).mixture(copy)
+    assert "prepare it with --held 0.2" in capsys.readouterr().err
+    Run(run).mixture()
+    assert capsys.readouterr().err == ""
+    (tmp_path / "one.txt").write_text("One document, which is not held out.\n" * 9)
+    tokenizer = ["--text-tokenizer", str(run / "tokenizers" / "text"), "--visual-tokenizer", str(run / "tokenizers" / "visual")]
+    assert main(["prepare", str(tmp_path / "one.txt"), "--out", str(tmp_path / "one"), "--read.size", "16", *tokenizer]) == 0
+    assert main(["eval", str(run), "--data", str(tmp_path / "one")]) == 2
+    assert "holds nothing out of what" in capsys.readouterr().err
+
+
 def test_a_run_says_that_its_data_has_changed(data, tmp_path, capsys):
     there, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(data, there)
@@ -301,13 +319,13 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("The red ball") == 2
     assert main(["generate", str(run), "--image", str(picture), "--want", "text", "--n", "1", "--max-ids", "8"]) == 0
     assert main(["generate", str(run), "--text", "a red ball", "--want", "image", "--out", str(out)]) == 0
-    with Image.open(out / "t2v-seed0.png") as image:
+    with Image.open(out / "t2v-a-red-ball-seed0.png") as image:
         assert image.size == (4 * 16 * 4, 16 * 4)
     assert (
         main(["generate", str(run), "--video", str(clip), "--want", "video", "--frames", "3", "--n", "1", "--out", str(out)])
         == 0
     )
-    with Image.open(out / "v2v-seed0-0.gif") as image:
+    with Image.open(out / "v2v-0-seed0-0.gif") as image:
         assert image.n_frames == 3
     assert (
         main(
@@ -330,7 +348,7 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
         )
         == 0
     )
-    assert (out / "tv2v-seed0-0.mp4").stat().st_size > 500
+    assert (out / "tv2v-a-0-seed0-0.mp4").stat().st_size > 500
 
 
 def test_generate_says_when_a_route_was_never_learnt(run, folder, tmp_path, capsys):
@@ -348,23 +366,32 @@ def test_generate_says_when_a_route_was_never_learnt(run, folder, tmp_path, caps
     assert "never on" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("prompt", ["A red ball sits at the top of a ramp.", "坂の上に赤い玉がある。"])
-def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt):
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red ball sits at the top of a ramp.", "A-red-ball-sits-at-the-top-of-a-ramp"),
+        ("坂の上に赤い玉がある。", "坂の上に赤い玉がある"),
+    ],
+)
+def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt, name):
     out = tmp_path / "made"
     call = ["generate", str(run), "--text", prompt, "--imagine", "--n", "2", "--max-ids", "6", "--out", str(out)]
     assert main([*call, "--frames", "3"]) == 0
     said = capsys.readouterr().out
     assert said.count(prompt) == 2 and said.count("as a caption") == 2
     for i in range(2):
-        assert str(out / f"imagined-seed0-{i}.gif") in said
-        with Image.open(out / f"imagined-seed0-{i}.gif") as gif, Image.open(out / f"imagined-seed0-{i}.png") as strip:
+        assert str(out / f"imagined-{name}-seed0-{i}.gif") in said
+        with (
+            Image.open(out / f"imagined-{name}-seed0-{i}.gif") as gif,
+            Image.open(out / f"imagined-{name}-seed0-{i}.png") as strip,
+        ):
             assert gif.n_frames == 3 and strip.size == (3 * 16 * 4, 16 * 4)
-    first = (out / "imagined-seed0-0.png").read_bytes()
+    first = (out / f"imagined-{name}-seed0-0.png").read_bytes()
     assert main(call) == 0  # frames as the clips of the data have
-    with Image.open(out / "imagined-seed0-0.png") as strip:
+    with Image.open(out / f"imagined-{name}-seed0-0.png") as strip:
         assert strip.width == 4 * 16 * 4
     assert main([*call, "--frames", "3", "--forget"]) == 0
-    assert (out / "imagined-seed0-0.png").read_bytes() != first
+    assert (out / f"imagined-{name}-seed0-0.png").read_bytes() != first
 
 
 def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):

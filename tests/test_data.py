@@ -404,6 +404,9 @@ def test_split_is_by_group_and_near_its_share():
         ({"frames": 1}, "at least 2"),
         ({"positions": 0}, "at least 1"),
         ({"text": 0.0}, "above 0"),
+        ({"weights": (("t2v", 2.0),)}, "weights names t2t, v2t, v2v, tv2v not once"),
+        ({"routes": ("t2t",), "weights": (("t2t", 1.0), ("t2t", 5.0))}, "weights names t2t not once"),
+        ({"weights": tuple((r, 0.0) for r in ROUTES)}, "0 for all routes"),
     ],
 )
 def test_impossible_mixtures_are_refused(data, options, words):

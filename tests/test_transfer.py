@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from quadrivium.cli import main
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
+from quadrivium.experiment import run_experiment
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig
 from quadrivium.report import write_report
-from quadrivium.train import TrainConfig
+from quadrivium.train import TrainConfig, train_routes
 from quadrivium.transfer import TransferConfig, _ladder, _power, _seen, measure_speed, possible, run_transfer, table
 
 SMALL = TransferConfig(
@@ -99,6 +101,21 @@ def test_a_grid_that_cannot_be_is_refused(wrong, why, data, tmp_path):
         run_transfer([data], tmp_path, SMALL, **wrong, progress=False)
     with pytest.raises(ConfigError, match="prepared already"):
         run_transfer([data], tmp_path, replace(SMALL, prepare=PrepareConfig(vocab=999)), progress=False)
+
+
+def test_a_grid_stays_out_of_folders_of_something_else_and_its_endpoint_is_no_option(data, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.png").touch()
+    for run in (run_transfer, run_experiment):
+        with pytest.raises(RunError, match="mine holds something else"):
+            run(*([[data]] if run is run_transfer else []), tmp_path / "mine", progress=False)
+    with pytest.raises(RunError, match="mine holds something else"):
+        train_routes(data, tmp_path / "mine", SMALL.model, SMALL.mixture, SMALL.train, progress=False)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["photo.png"]
+    for command in (["transfer", str(data), "--out"], ["experiment"]):
+        with pytest.raises(SystemExit) as left:
+            main([*command, str(tmp_path / "out"), "--primary", "what came out"])
+        assert left.value.code == 2 and "--primary" in capsys.readouterr().err
 
 
 def test_a_grid_goes_on_where_its_data_was_moved_to(finished, data, tmp_path):

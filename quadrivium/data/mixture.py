@@ -33,7 +33,13 @@ class MixtureConfig:
     positions: int = 4096  # positions a step when every route is trained; a route that is left out leaves its share unused
     context: int = 256  # ids of text in a window of a document, and at most in a caption
     frames: int = 0  # frames of a clip that are used, a window drawn anew each epoch; 0: all
-    weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
+    weights: tuple[tuple[str, float], ...] = (
+        ("t2t", 1.0),
+        ("t2v", 1.0),
+        ("v2t", 1.0),
+        ("v2v", 1.0),
+        ("tv2v", 0.5),
+    )  # compute of each route
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
     # First step that reads a SOURCE, or ROUTE/SOURCE, so that the others come before it; what is not named is read from the first step on.
@@ -86,6 +92,13 @@ class MixtureConfig:
             raise ConfigError("frames would cut pages away from the text that they show; leave it at 0 with rendered")
         if self.rendered and self.text < 1:
             raise ConfigError("rendered shows all documents as pages, also those that a share of the text leaves out")
+        named = [route for route, _ in self.weights]
+        if bare := [route for route in self.routes if named.count(route) != 1]:
+            raise ConfigError(
+                f"weights names {', '.join(bare)} not once; give each route that is trained its weight, or choose routes"
+            )
+        if not any(weight for route, weight in self.weights if route in self.routes):
+            raise ConfigError("weights are 0 for all routes; one at least is above it")
         for route, weight in self.weights:
             if route not in ROUTES or not 0 <= weight < float("inf"):
                 raise ConfigError(

@@ -81,7 +81,9 @@ class WorldConfig:
     languages: tuple[Language, ...] = LANGUAGES
     size: int = 64  # pixels a side
     frames: int = 8  # a clip; they always span the same time
-    processes: int = os.cpu_count() or 1  # no influence on what is written
+    processes: int = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # no influence on what is written
 
     def __post_init__(self) -> None:
         def need(good: bool, message: str) -> None:
@@ -236,31 +238,6 @@ def facts(config: WorldConfig, group: str) -> list[tuple[int, int, str, str]]:
     """Every fact (first, second, device, outcome) whose two different kinds are both of ``group``."""
     members = [k for k, kind in enumerate(make_kinds(config)) if kind.group == group]
     return [(a, b, d, outcome_of(config, a, b, d)) for d in config.devices for a in members for b in members if a != b]
-
-
-def fact_balance(config: WorldConfig, group: str = "seen") -> dict[str, dict]:
-    """How hard the facts of ``group`` are to guess, by device.
-
-    ``shares``: of each outcome over all pairs. ``first`` and ``second``: accuracy of a reader who knows, for that one kind,
-    the outcome it meets most often; equal to the largest share where one kind alone tells nothing, 1 where it tells all.
-    """
-    table: dict[str, dict] = {}
-    known = facts(config, group)
-    for device in config.devices:
-        rows = [(a, b, outcome) for a, b, d, outcome in known if d == device]
-        alone = []
-        for place in (0, 1):
-            counts: dict[int, Counter[str]] = {}
-            for *pair, outcome in rows:
-                counts.setdefault(pair[place], Counter())[outcome] += 1
-            alone.append(sum(max(counter.values()) for counter in counts.values()) / len(rows))
-        share = Counter(outcome for *_, outcome in rows)
-        table[device] = {
-            "shares": {outcome: share[outcome] / len(rows) for outcome in DEVICES[device]},
-            "first": alone[0],
-            "second": alone[1],
-        }
-    return table
 
 
 def caption(config: WorldConfig, spec: MachineSpec, language: Language, rng: Random) -> str:

@@ -56,7 +56,7 @@ def of(task: str, folder: str) -> list[dict[str, Any]]:
             docs = [doc for attribute in _COMPARED for doc in verbphysics_documents(folder, attribute)]
         else:
             docs = coda_documents(folder) if task == "coda" else blimp_documents(folder)
-    except (KeyError, ValueError) as error:  # also what is no JSON
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:  # also what is no JSON
         raise DataError(f"{folder}: the files of {task} are not those of its source ({error!r})") from None
     return _shuffled(docs)
 
