@@ -249,6 +249,14 @@ class Batch:
         return Runs.of(torch.cat(counts), self.own_buckets)
 
     @cached_property
+    def ways(self) -> Ways:
+        return Ways(self.buckets, self.back)
+
+    @cached_property
+    def own_ways(self) -> Ways:
+        return Ways(self.own_buckets, self.own_back)
+
+    @cached_property
     def seen(self) -> list[tuple[int, Tensor]]:
         """For every bucket (S', P), how many columns see all before them in every row, and what the others see: (S', P', P)."""
         return [self._seen(index) for index in self.buckets]
@@ -396,8 +404,54 @@ def along(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     return heard
 
 
+class Ways:
+    """How `_Attend` gets from flat positions to whole sequences, heads first, and back: worked out once for all layers of a step."""
+
+    def __init__(self, buckets: list[Tensor], back: Tensor) -> None:
+        self.buckets, self.back = buckets, back
+        self._there: dict[int, list[Tensor]] = {}
+        self._home: dict[int, Tensor] = {}
+        self._ahead: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def there(self, x: Tensor, i: int) -> Tensor:
+        """x (N, heads, K) -> its part in the i-th bucket, (heads, S', P, K)"""
+        heads = x.shape[1]
+        if heads not in self._there:
+            each = torch.arange(heads, device=x.device)[:, None]
+            self._there[heads] = [(index.flatten() * heads + each).flatten() for index in self.buckets]
+        gathered = x.reshape(-1, x.shape[2]).index_select(0, self._there[heads][i])
+        return gathered.view(heads, *self.buckets[i].shape, x.shape[2])
+
+    def home(self, parts: list[Tensor]) -> Tensor:
+        """Buckets (heads, S' P, K), in order -> (N, heads, K)"""
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        heads = len(x)
+        if heads not in self._home:
+            each = torch.arange(heads, device=x.device) * x.shape[1]
+            self._home[heads] = (self.back[:, None] + each).flatten()
+        return x.view(-1, x.shape[2]).index_select(0, self._home[heads]).view(-1, heads, x.shape[2])
+
+    def ahead(self, i: int, like: Tensor) -> Tensor:
+        """(P, P) of the i-th bucket: 0 where a position is seen, minus infinity where it lies ahead."""
+        size = self.buckets[i].shape[1]
+        if (size, like.dtype) not in self._ahead:
+            blank = torch.full((size, size), -torch.inf, dtype=like.dtype, device=like.device)
+            self._ahead[size, like.dtype] = blank.triu(1)
+        return self._ahead[size, like.dtype]
+
+    @cached_property
+    def padding(self) -> list[Tensor | None]:
+        """(S' P, 1) of every bucket: what stands in for nothing; None where nothing does."""
+        used = sum(index.numel() for index in self.buckets)
+        if used == len(self.back):
+            return [None] * len(self.buckets)
+        blank = torch.ones(used, dtype=torch.bool, device=self.back.device).index_fill_(0, self.back, False)
+        return [part[:, None] for part in blank.split([index.numel() for index in self.buckets])]
+
+
 class _Attend(torch.autograd.Function):
-    """Causal attention of whole sequences as plain products, from flat positions to flat positions.
+    """Causal attention of whole sequences as plain products, from flat positions to flat positions: queries and keys
+    (N, H + G, K) and values (N, G, K) -> (N, H, K).
 
     On CPU in bf16, torch's fused kernel takes ten times as long backward. Heads come first, so that every product reads and
     writes one block of memory; and the way from flat to bucketed and back is a gather each way, forward and backward, where
@@ -405,61 +459,47 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, kv_heads: int, buckets: list[Tensor], back: Tensor) -> Tensor:
-        ctx.heads, ctx.kv_heads, ctx.buckets = heads, kv_heads, buckets
-        outputs, saved, repeat = [], [], heads // kv_heads
-        for index in buckets:
-            rows = _Attend.heads_first(qkv, index)
-            q, k, v = (t.flatten(0, 1) for t in rows.split([heads, kv_heads, kv_heads]))
-            if repeat > 1:
-                k, v = (t.unflatten(0, (kv_heads, -1)).repeat_interleave(repeat, 0).flatten(0, 1) for t in (k, v))
-            ahead = torch.full((index.shape[1],) * 2, -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-            weights = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5).softmax(-1)
-            outputs.append((weights @ v).view(heads, -1, q.shape[2]))
-            saved += [rows, weights]
-        ctx.save_for_backward(back, *saved)
-        return _Attend.flat(outputs, back)
+    def forward(ctx: Any, qk: Tensor, v: Tensor, ways: Ways) -> Tensor:
+        ctx.kv_heads, ctx.heads, ctx.ways = v.shape[1], qk.shape[1] - v.shape[1], ways
+        outputs, saved = [], []
+        for i in range(len(ways.buckets)):
+            asked, values = ways.there(qk, i), ways.there(v, i)
+            q, k, told = _Attend.alike(ctx, asked, values)
+            weights = torch.baddbmm(ways.ahead(i, q), q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5).softmax(-1)
+            outputs.append((weights @ told).view(ctx.heads, -1, q.shape[2]))
+            saved += [asked, values, weights]
+        ctx.save_for_backward(*saved)
+        return ways.home(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (back, *saved), heads, kv_heads, repeat = ctx.saved_tensors, ctx.heads, ctx.kv_heads, ctx.heads // ctx.kv_heads
-        used = sum(index.numel() for index in ctx.buckets)
-        real = torch.zeros(used, dtype=torch.bool, device=back.device).index_fill_(0, back, True)
-        gradients = []
-        for index, rows, weights in zip(ctx.buckets, saved[::2], saved[1::2], strict=True):
-            here, real = real[: index.numel()], real[index.numel() :]
-            dy = _Attend.heads_first(upstream[0], index)
-            if used > len(back):  # what stands in for padding has no gradient
-                dy.view(heads, -1, dy.shape[3]).masked_fill_(~here[:, None], 0.0)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        saved, ways, repeat = ctx.saved_tensors, ctx.ways, ctx.heads // ctx.kv_heads
+        asking, telling = [], []
+        for i, (asked, values, weights) in enumerate(zip(saved[::3], saved[1::3], saved[2::3], strict=True)):
+            dy = ways.there(upstream[0], i)
+            blank = ways.padding[i]
+            if blank is not None:  # which has no gradient
+                dy.view(ctx.heads, -1, dy.shape[3]).masked_fill_(blank, 0.0)
             dy = dy.flatten(0, 1)
-            q, k, v = (t.flatten(0, 1) for t in rows.split([heads, kv_heads, kv_heads]))
-            if repeat > 1:
-                k, v = (t.unflatten(0, (kv_heads, -1)).repeat_interleave(repeat, 0).flatten(0, 1) for t in (k, v))
+            q, k, v = _Attend.alike(ctx, asked, values)
             scores = torch._softmax_backward_data(dy @ v.transpose(1, 2), weights, -1, weights.dtype).mul_(q.shape[2] ** -0.5)
-            parts = [
-                t.view(heads, -1, q.shape[2]) for t in (scores @ k, scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ dy)
-            ]
+            dq, dk, dv = (
+                t.view(ctx.heads, -1, q.shape[2])
+                for t in (scores @ k, scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ dy)
+            )
             if repeat > 1:
-                parts[1:] = [t.unflatten(0, (kv_heads, repeat)).sum(1) for t in parts[1:]]
-            gradients.append(torch.cat(parts))
-        return _Attend.flat(gradients, back), None, None, None, None
+                dk, dv = (t.unflatten(0, (ctx.kv_heads, repeat)).sum(1) for t in (dk, dv))
+            asking.append(torch.cat([dq, dk]))
+            telling.append(dv)
+        return ways.home(asking), ways.home(telling), None
 
     @staticmethod
-    def heads_first(x: Tensor, index: Tensor) -> Tensor:
-        """x (N, heads, K), index (S', P) -> (heads, S', P, K)"""
-        heads = torch.arange(x.shape[1], device=x.device)[:, None]
-        return (
-            x.reshape(-1, x.shape[2])
-            .index_select(0, (index.flatten() * x.shape[1] + heads).flatten())
-            .view(-1, *index.shape, x.shape[2])
-        )
-
-    @staticmethod
-    def flat(parts: list[Tensor], back: Tensor) -> Tensor:
-        """Buckets (heads, S' P, K) end to end -> (N, heads, K)"""
-        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        heads = torch.arange(len(x), device=x.device) * x.shape[1]
-        return x.view(-1, x.shape[2]).index_select(0, (back[:, None] + heads).flatten()).view(-1, len(x), x.shape[2])
+    def alike(ctx: Any, asked: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(H + G, S', P, K) and (G, S', P, K) -> queries, keys and values, each (H S', P, K)"""
+        (q, k), v = asked.split([ctx.heads, ctx.kv_heads]), values
+        if ctx.heads > ctx.kv_heads:
+            k, v = (t.repeat_interleave(ctx.heads // ctx.kv_heads, 0) for t in (k, v))
+        return q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -716,21 +756,31 @@ class Block(nn.Module):
         """
         n_text = len(batch.text)
         away = (batch.order, batch.inverse) if flat and not self.own and self.c.sharing != "all" else None
-        q, k, v = self.ask(x, memory, n_text, cos, sin, away)
+        first, *rest = self.ask(x, memory, n_text, cos, sin, away, flat)
         if flat:
-            heard = along(q, k, v, batch.own_runs if self.own else batch.runs)
+            heard = along(first, rest[0], rest[1], batch.own_runs if self.own else batch.runs)
         else:
-            heard = self._attend(torch.cat([q, k, v], dim=1), batch, cache)
+            heard = self._attend(first, rest[0], batch, cache)
         return self.tell(x, heard, n_text, away and away[::-1])
 
     def ask(
-        self, x: Tensor, memory: Tensor | None, n_text: int, cos: Tensor, sin: Tensor, order: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, H, K), keys and values (N, G, K), in another ``order``, which comes with its inverse."""
+        self,
+        x: Tensor,
+        memory: Tensor | None,
+        n_text: int,
+        cos: Tensor,
+        sin: Tensor,
+        order: tuple[Tensor, Tensor] | None,
+        parted: bool = True,
+    ) -> tuple[Tensor, ...]:
+        """Queries (N, H, K), keys and values (N, G, K), in another ``order``, which comes with its inverse. Not ``parted``: queries and keys
+        as one, (N, H + G, K)."""
         qk, v = self.project(x, n_text, *(() if memory is None else (memory,)))
         qk = rotate(qk, cos, sin)
         if order is not None:
             qk, v = regroup(qk, *order), regroup(v, *order)
+        if not parted:
+            return qk, v
         q, k = qk.split([self.c.heads, self.c.kv_heads], dim=1)
         # What leaves a compiled part as a view would come back through it as several passes.
         return (q.contiguous(), k.contiguous(), v.contiguous()) if torch.compiler.is_compiling() else (q, k, v)
@@ -742,20 +792,19 @@ class Block(nn.Module):
         x = x + self.out(heard.flatten(1), n_text)
         return x + self.feed(x, n_text)
 
-    def _attend(self, qkv: Tensor, batch: Batch, cache: Cache | None) -> Tensor:
-        """(N, H + 2G, K) -> (N, H, K)"""
-        c = self.c
+    def _attend(self, qk: Tensor, v: Tensor, batch: Batch, cache: Cache | None) -> Tensor:
+        """(N, H + G, K), (N, G, K) -> (N, H, K)"""
+        c, buckets = self.c, batch.own_buckets if self.own else batch.buckets
+        if cache is None and batch.until is None and qk.device.type == "cpu" and max(b.shape[1] for b in buckets) <= 512:
+            return _Attend.apply(qk, v, batch.own_ways if self.own else batch.ways)  # as long as the square still fits
+        qkv = torch.cat([qk, v], dim=1)
         if cache is not None and cache.used:
             assert len(batch.buckets) == 1
             q, k, v = qkv[batch.buckets[0]].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
             return self._extend(q, k, v, cache).transpose(1, 2).flatten(0, 1)[batch.back]
         if cache is not None:
             self._fill(qkv, cache)
-        buckets, back = (batch.own_buckets, batch.own_back) if self.own else (batch.buckets, batch.back)
         seen = None if batch.until is None else batch.own_seen if self.own else batch.seen
-        longest = max(index.shape[1] for index in buckets)
-        if seen is None and qkv.device.type == "cpu" and longest <= 512:  # whose square still fits
-            return _Attend.apply(qkv, c.heads, c.kv_heads, buckets, back)
         outputs = []
         for i, index in enumerate(buckets):
             q, k, v = qkv[index].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)  # (S', H, P, K)
@@ -765,7 +814,7 @@ class Block(nn.Module):
             if mask is not None and mask.shape[1]:
                 parts.append(attention(q[:, :, plain:], k, v, mask[:, None]))
             outputs.append(torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs)[back]
+        return torch.cat(outputs)[batch.own_back if self.own else batch.back]
 
     def _fill(self, qkv: Tensor, cache: Cache) -> None:
         """Store the keys and values of a first pass, each sequence ending at the same column."""

@@ -22,7 +22,7 @@ from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.model import Batch, ContrastConfig, Model, ModelConfig
-from quadrivium.muon import Muon
+from quadrivium.muon import Muon, orthogonal
 from quadrivium.prepare import prepare
 from quadrivium.sequence import ROUTES, frames, pack, text
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
@@ -197,6 +197,23 @@ def test_muon_steps_as_torch_does_whatever_is_taken_together(monkeypatch):
     monkeypatch.setattr("quadrivium.muon.TOGETHER", 1)
     for a, b in zip(ours, trained(lambda moved: Muon(moved, 1e-2, 0.1)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (200, 30), (40, 40), (40, 60)])
+def test_matrices_are_made_orthogonal_as_in_double_precision(shape):
+    """Whether they are wide, high or square, also where singular values fall by a factor of a thousand."""
+    group = torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 2))]).param_groups[0]
+    a, b, c = group["ns_coefficients"]
+    u, s, v = torch.linalg.svd(
+        torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64), full_matrices=False
+    )
+    for fall in (0, 3):
+        x = (u * torch.logspace(0, -fall, s.shape[1])) @ v
+        got, s = orthogonal(x.float(), group), torch.linalg.svdvals(x / x.norm(dim=(1, 2), keepdim=True))
+        for _ in range(group["ns_steps"]):
+            s = a * s + b * s**3 + c * s**5
+        want = (u * s[:, None]) @ v
+        assert (got - want).norm() < 1e-3 * want.norm()
 
 
 def test_text_without_a_single_frame_trains(folder, tmp_path):
