@@ -683,7 +683,7 @@ def train_routes(
     foreign = source is not None and is_model(source)
     if source is not None and foreign and resume:
         check(model, Weights(source))
-    at = _newest(run / "checkpoints", ranks) if resume else -1
+    at = _newest(run / "checkpoints", ranks)  # asked by all ranks, of which the first may have begun the run just now
     saved = run / "checkpoints" / f"step-{at:08d}" / "model.safetensors"
     network = checkpoint.build(model, saved, str(path), config.seed) if at >= 0 else Model(model, config.seed)
     if source is not None and foreign:
