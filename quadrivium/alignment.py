@@ -51,6 +51,7 @@ from quadrivium.sequence import Sequence
 
 PAIRS = ("K1 K2", "Q3 K1", "Q3 K2")
 DRAWS = 199  # permutations
+CONTROLS = 19  # subspaces of a probe, of which the last in rank has p .05
 MIN_ITEMS = 12
 
 
@@ -286,13 +287,14 @@ def probe(
     frames: Reading,
     costs: Callable[[], Costs],
     rank: int,
-    controls: int = 5,
+    controls: int = CONTROLS,
     bar: tqdm | None = None,
 ) -> dict[str, Any]:
     """What text loses without the visual part of its keys, and without as much of them elsewhere.
 
     ``share`` of the variance of text's keys that the visual part holds; ``plain``: what -> value; ``zero`` and ``swap``: what ->
-    ``value``, ``change`` and ``stderr`` (paired by item, clustered by group), and ``controls``, their changes.
+    ``value``, ``change`` and ``stderr`` (paired by item, clustered by group), ``controls``, their changes, and ``p``, by rank: how many of
+    controls and visual part lose at least as much as the visual part, of all; the least that c controls can give is 1 / (c + 1).
     """
 
     def measured() -> Costs:
@@ -318,6 +320,10 @@ def probe(
                     rows[what] = {"value": row["plain"][what] + change, "change": change, "stderr": error, "controls": []}
                 else:
                     rows[what]["controls"].append(change)
+        for what, r in rows.items():
+            loss = 1 if what == "bits_per_byte" else -1  # all others are right answers
+            worse = sum(loss * c >= loss * r["change"] for c in r["controls"])
+            r["p"] = (1 + worse) / (1 + controls)
         row[how] = rows
     return row
 
@@ -376,7 +382,7 @@ def measure(
     kept = [(int(p.name[5:]), p) for p in checkpoint.checkpoints(run.home / "checkpoints")]
     steps += [(step, path) for step, path in kept if step <= run.step]  # of a checkpoint, those before it
     rows = []
-    with tqdm(total=len(steps) + 13, desc="alignment", unit="pass", disable=not progress) as bar:
+    with tqdm(total=len(steps) + 1 + 2 * (1 + CONTROLS), desc="alignment", unit="pass", disable=not progress) as bar:
         for step, path in steps:
             model = Model(run.model.config, seed).to(device).eval()
             if path is not None:
@@ -428,12 +434,17 @@ def table(found: dict[str, Any]) -> str:
     lines.append(
         f"\nvisual part of text's keys: {probed['share']:.1%} of their variance; without it, and without as much elsewhere"
     )
-    lines.append(f"  {'':<16}{'plain':>9}" + "".join(f"{how:>9}{'change':>19}{'controls':>20}" for how in ("zero", "swap")))
+    lines.append(
+        f"  {'':<16}{'plain':>9}" + "".join(f"{how:>9}{'change':>19}{'controls':>20}{'p':>7}" for how in ("zero", "swap"))
+    )
     for what, plain in probed["plain"].items():
         line = f"  {what:<16}{plain:>9.3f}"
         for how in ("zero", "swap"):
             r = probed[how][what]
-            change, others = f"{r['change']:+.3f} ± {r['stderr']:.3f}", " ".join(f"{c:+.3f}" for c in r["controls"])
-            line += f"{r['value']:>9.3f}{change:>19}  {others}"
+            change, others = (
+                f"{r['change']:+.3f} ± {r['stderr']:.3f}",
+                f"{min(r['controls']):+.3f} to {max(r['controls']):+.3f}",
+            )
+            line += f"{r['value']:>9.3f}{change:>19}{others:>20}{r['p']:>7.2f}"
         lines.append(line)
     return "\n".join(lines)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -14,7 +17,7 @@ from quadrivium.data.shards import is_held, stable_hash
 from quadrivium.data.sources import Item, Limits, ReadOptions, Source
 from quadrivium.errors import ItemError, one_line
 from quadrivium.pictures import Cell, sheet
-from quadrivium.prepare import lacking
+from quadrivium.prepare import PrepareConfig, lacking, one_sided
 from quadrivium.sequence import ROUTES
 
 
@@ -31,12 +34,18 @@ def routes_of(items: Seq[Item]) -> list[str]:
 
 
 def look(
-    sources: Seq[Source], options: ReadOptions, limits: Limits, held: float, samples: int = 5
+    sources: Seq[Source],
+    options: ReadOptions,
+    limits: Limits,
+    held: float,
+    samples: int = 5,
+    max_bad: float = PrepareConfig.max_bad,
 ) -> tuple[str, list[tuple[Source, list[list[Cell]]]]]:
     """A report as text, and of each source ``samples`` rows (name, frames, texts), drawn once and for all."""
     head = f"{'source':<28}{'documents':>10}{'pictures':>10}{'videos':>8}{'captions':>10}{'groups':>8}{'held out':>10}{'problems':>10}  routes"
     lines, rows = [head, "-" * len(head)], []
     details = []
+    bad = sum(len(s.problems) for s in sources)
     for source in sources:
         with Decoders(source.options or options, limits) as decoders:
             kinds = Counter(i.kind for i in source.items)
@@ -53,6 +62,7 @@ def look(
             shown: list[list[Cell]] = []
             for item, clips in zip(chosen, decoders.read_all(chosen), strict=True):
                 if isinstance(clips, ItemError):
+                    bad += 1
                     details.append(f"{source.name}: {clips}")
                     continue
                 frames = clips[0][:8] if clips else None
@@ -67,12 +77,27 @@ def look(
             details += [f"{source.name}: problem: {p.item}: {p.reason}" for p in source.problems[:5]]
             if len(source.problems) > 5:
                 details.append(f"{source.name}: and {len(source.problems) - 5} more problems")
-    fed = {route for source in sources for route in routes_of(source.items)}
-    return "\n".join([*lines, *filter(None, [lacking(fed)]), "", *details]), rows
+    taught, kept = (
+        {route for s in sources for route in routes_of([i for i in s.items if is_held(i.group, held) == out])}
+        for out in (False, True)
+    )
+    said = [lacking(taught | kept), one_sided(taught, kept)]
+    total = sum(len(s.items) + len(s.problems) for s in sources)
+    if bad > max_bad * total:
+        said.append(
+            f"prepare would stop: {bad} of {total} items cannot be used, more than {max_bad:.0%}; mend them or allow more with --max-bad"
+        )
+    return "\n".join([*lines, *filter(None, said), "", *details]), rows
 
 
 def write_sheets(rows: Seq[tuple[Source, list[list[Cell]]]]) -> list[Path]:
-    """The samples as pictures in a new temporary folder: nothing is written among the user's files."""
+    """The samples as pictures in a new temporary folder: nothing is written among the user's files. Those of an hour ago are deleted."""
+    for old in Path(tempfile.gettempdir()).glob("quadrivium-inspect-*"):
+        with contextlib.suppress(OSError):
+            if old.stat().st_mtime < time.time() - 3600:
+                shutil.rmtree(old, ignore_errors=True)  # another user's stay
+    if not any(shown for _, shown in rows):
+        return []
     folder, paths = Path(tempfile.mkdtemp(prefix="quadrivium-inspect-")), []
     for number, (source, shown) in enumerate(rows):
         if shown:

@@ -14,14 +14,17 @@ them in a file of its own, from which the first takes them over as if it had wri
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -35,9 +38,10 @@ from quadrivium.config import to_dict
 from quadrivium.data import shards
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.formats import scan
+from quadrivium.data.hub import is_hub
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.mixture_file import MixtureFile
-from quadrivium.data.shards import MANIFEST, Dataset, Record, is_held, read_json, stable_hash, write_json
+from quadrivium.data.shards import MANIFEST, Dataset, Record, SourceData, is_held, read_json, stable_hash, write_json
 from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
 from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
@@ -49,6 +53,7 @@ from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer, picture
 
 # What it may find of its own without a manifest: stopped before writing one, or the manifest deleted to begin anew.
 _OWN = re.compile(r"\.lock|\.work|tokenizers|shards|skipped\.jsonl|\.shards-\d+\.json|\..+\.part")
+_SEEN = ("log_every", "eval_every", "save_minutes", "save_every", "keep")  # of training: what is seen of it, not what is learnt
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,12 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not (0 < self.held < 1 and 0 <= self.max_bad <= 1 and self.shard_items >= 1 and self.sample_frames >= 1):
             raise ConfigError("held lies in (0, 1), max_bad in [0, 1], shard_items and sample_frames are positive")
+        if self.visual_batch < 1:
+            raise ConfigError(f"visual_batch is {self.visual_batch}; it has to be at least 1")
+        if not self.visual_tokenizer and (self.read.size % self.visual.down or self.read.size > 4096):
+            raise ConfigError(
+                f"--read.size is {self.read.size}; it has to be a multiple of {self.visual.down} (--visual.down), at most 4096"
+            )
         if self.vocab < 257:
             raise ConfigError(f"vocab is {self.vocab}; a byte-level vocabulary has at least 257 ids (256 bytes and one mark)")
 
@@ -93,8 +104,8 @@ def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
     """
     sources: list[Source] = []
     for path in paths:
-        named = path.suffix == ".toml" and not path.is_dir()
-        sources += MixtureFile(path).scan(config.read, config.limits) if named else scan(path, config.read, config.limits)
+        one = MixtureFile(path).scan if _is_mixture(path) else partial(scan, path)
+        sources += one(config.read, config.limits)
     if config.render:
         drawn = [rendered(s, config.read) for s in sources if any(i.kind == "text" for i in s.items)]
         sources += [s for s in drawn if s.items or s.notes]
@@ -110,10 +121,26 @@ def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
     return sources
 
 
+def _is_mixture(path: Path) -> bool:
+    return path.suffix == ".toml" and not path.is_dir()
+
+
+def _check_apart(paths: list[Path], out: Path) -> None:
+    """Raise ConfigError where a source and ``out`` lie in one another: what is written would be read, or lie among what is deleted."""
+    home = out.resolve()
+    for place in (p for path in paths for p in (MixtureFile(path).places() if _is_mixture(path) else [path]) if not is_hub(p)):
+        real = place.resolve()
+        if real == home or real in home.parents:
+            raise ConfigError(f"--out {out} lies in the source {place}; choose a folder beside it")
+        if home in real.parents:
+            raise ConfigError(f"the source {place} lies in --out {out}; choose another --out")
+
+
 def prepare(paths: list[Path], out: Path, config: PrepareConfig, progress: bool = True, ranks: Ranks = ALONE) -> Dataset:
-    """Prepare ``paths`` into the data folder ``out`` and print what was found. All ranks call this. Raises DataError, RunError."""
+    """Prepare ``paths`` into the data folder ``out`` and print what was found. All ranks call this. Raises ConfigError, DataError, RunError."""
     if out.is_file():
         raise RunError(f"{out} is a file; --out is a folder")
+    _check_apart(paths, out)
     if ranks.first and out.is_dir() and not (out / MANIFEST).exists():
         found = {p.name for p in out.iterdir()}
         if found and not (".lock" in found and all(map(_OWN.fullmatch, found))):  # a run is locked too, and has tokenizers
@@ -154,6 +181,10 @@ class _Preparation:
         # What shapes the tokens: with other values, the shards that exist would not fit the new ones.
         kept = ["read", "vocab", "visual", "held", "text_tokenizer", "visual_tokenizer"] + ["render"] * config.render
         self.options = json.loads(json.dumps({k: options[k] for k in kept}, default=str))
+        # What the visual tokenizer is learnt with: with other values, the one that exists stays.
+        learning = {f"visual_train.{k}": v for k, v in options["visual_train"].items() if k not in _SEEN}
+        learning |= {k: options[k] for k in ("visual_batch", "sample_frames")}
+        self.learning = json.loads(json.dumps(learning))
         self.manifest: dict[str, Any] = {
             "version": shards.VERSION,
             "complete": False,
@@ -189,6 +220,14 @@ class _Preparation:
     def go(self) -> None:
         self._check_bad(sum(len(s.problems) for s in self.sources))
         text = self._text_tokenizer()
+        known = self.manifest["tokenizers"].get("visual", {}).get("options", self.learning)
+        differ = [f"--{k.replace('_', '-')}" for k in self.learning if known.get(k) != self.learning[k]]
+        if differ and not self.config.visual_tokenizer:
+            changed = ", ".join(differ)
+            print(
+                f"{self.out}: note: its visual tokenizer was learnt with another {changed} and stays; choose another --out for a new one",
+                file=sys.stderr,
+            )
         if self._unchanged():
             print(f"{self.out}: nothing to do, everything is written already", file=sys.stderr)
             self.ranks.of_first(False)
@@ -204,6 +243,8 @@ class _Preparation:
                 self.manifest["sources"].append(self._encode(source, text, visual))
                 write_json(self.out / MANIFEST, self.manifest)
             self._finish(text)
+            if both := doubled(Dataset(self.out)):
+                print(f"{self.out}: note: {both}", file=sys.stderr)
         print(table(Dataset(self.out)))
 
     # --- ranks ---
@@ -282,6 +323,8 @@ class _Preparation:
         done = fit(task, config.visual_train, work / "visual", resume=True, name="visual tokenizer", progress=self.progress)
         if not done["finished"]:
             raise RunError(f"{self.out}: stopped while the visual tokenizer learnt; the same command goes on")
+        if config.visual_train.keep_best and done["best"]:
+            checkpoint.load(work / "visual" / "checkpoints" / f"step-{done['best']:08d}", tokenizer)
         tokenizer.eval()
         report = task.evaluate(most=1000)
         tokenizer.save(folder)
@@ -291,24 +334,29 @@ class _Preparation:
         }
         picture_sheet(tokenizer, shown, folder / "sheet.png")
         write_json(folder / "report.json", report)
-        self._done("visual", {"learned": True, **report})
+        self._done("visual", {"learned": True, "options": self.learning, **report})
         shutil.rmtree(work, ignore_errors=True)
         return tokenizer
 
     def _sample(self, work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """A sample of frames as one memory-mapped file: every source an equal quota, a few frames a clip."""
-        work.mkdir(parents=True, exist_ok=True)
         config, size = self.config, self.config.read.size
         sources = [s for s in self.sources if any(i.kind != "text" for i in s.items)]
         done = work / "sample.json"
+        marks = [[s.name, self.marks[s.name]] for s in sources]
+        drawn_from = {"sources": marks, "sample_frames": config.sample_frames, "size": size}
+        if done.exists() and read_json(done, "a frame sample", most=1 << 30).get("from", drawn_from) != drawn_from:
+            shutil.rmtree(work)  # of other sources, as is what was learnt from them
+        work.mkdir(parents=True, exist_ok=True)
         if not done.exists():
-            quota, chosen = config.sample_frames // len(sources), []
+            quota, chosen = max(1, config.sample_frames // len(sources)), []
             for index, source in enumerate(sources):
                 media = [i for i in source.items if i.kind != "text"]
                 order = np.random.default_rng([stable_hash(source.name)]).permutation(len(media))
                 each = max(1, min(8, -(-quota // len(media))))
                 chosen += [(index, media[j], each) for j in order[:quota]]
-            wanted = config.sample_frames
+            wanted = max(config.sample_frames, len(sources))
+            failed: list[dict[str, str]] = []
             blank = _blank(work / "frames.npy", (wanted, size, size, 3))
             filled, of, held = 0, [], []
             of_source = [[item for n, item, _ in chosen if n == index] for index in range(len(sources))]
@@ -319,6 +367,7 @@ class _Preparation:
                 strict=True,
             ):
                 if isinstance(clips, ItemError):
+                    failed.append({"source": item.source, "item": one_line(item.key), "reason": str(clips)})
                     continue  # it is counted when it is encoded
                 every = np.concatenate(clips)
                 picked = every[np.linspace(0, len(every) - 1, min(each, len(every))).round().astype(int)][: wanted - filled]
@@ -328,8 +377,12 @@ class _Preparation:
                 held += [is_held(item.group, config.held)] * len(picked)
             blank.flush()
             if not filled:
-                raise DataError("no picture or video could be decoded; see what is wrong with one of them first")
-            write_json(done, {"of": of, "held": held})
+                self._skipped(failed)
+                raise DataError(
+                    f"none of {len(failed)} pictures and videos could be read, the first: {failed[0]['reason']}; "
+                    f"{self.out / 'skipped.jsonl'} lists all"
+                )
+            write_json(done, {"of": of, "held": held, "from": drawn_from})
         state = read_json(done, "a frame sample", most=1 << 30)
         try:
             source_of, is_out = np.array(state["of"], np.int64), np.array(state["held"], bool)
@@ -339,9 +392,8 @@ class _Preparation:
         except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             raise RunError(f"{work}: damaged ({error}); delete this folder and give the same command again") from None
         if not is_out.any() or is_out.all():  # a handful of pictures: the last one in ten stands for what is held out
-            is_out = (
-                np.arange(len(source_of)) % 10 == 9 if len(source_of) > 9 else np.arange(len(source_of)) == len(source_of) - 1
-            )
+            n = len(source_of)
+            is_out = np.arange(n) % 10 == 9 if n > 9 else np.arange(n) == max(n - 1, 1)  # a single one is learnt from
         return sample, source_of, is_out, [s.name for s in sources]
 
     def _done(self, which: str, entry: dict[str, Any]) -> None:
@@ -477,11 +529,13 @@ class _Preparation:
                 f"{self.out / 'skipped.jsonl'} lists them; mend them or allow more with --max-bad"
             )
 
-    def _skipped(self) -> None:
-        """Write one line for every item that was skipped."""
+    def _skipped(self, more: Sequence[dict[str, str]] = ()) -> None:
+        """Write one line for every item that was skipped, and for ``more`` of which no shard says it."""
         found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
         manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
         found += [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
+        said = {(p["source"], p["item"]) for p in found}
+        found += [p for p in more if (p["source"], p["item"]) not in said]
         lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in found)
         shards.write_atomic(self.out / "skipped.jsonl", lines.encode("utf-8", "replace"))
 
@@ -522,7 +576,8 @@ def table(data: Dataset) -> str:
     """What a data folder holds, a line a source, as text."""
     head = ("source", "documents", "pictures", "clips", "captions", "frames", "text bytes", "held out", "skipped", "routes")
     rows: list[tuple[str, ...]] = []
-    streams = [s for held in (False, True) for s in streams_of(data, MixtureConfig(rendered=True), held)]
+    taught, held = (streams_of(data, MixtureConfig(rendered=True), out) for out in (False, True))
+    streams = [*taught, *held]
     for source, entry in zip(data.sources, data.manifest["sources"], strict=True):
         routes = {s.route for s in streams if s.source is source}
         media = source.frames > 0
@@ -547,6 +602,7 @@ def table(data: Dataset) -> str:
         ).rstrip()
 
     lines = [line(head), "-" * len(line(head)), *map(line, rows), lacking({s.route for s in streams})]
+    lines.append(one_sided({s.route for s in taught}, {s.route for s in held}))
     return "\n".join(filter(None, lines))
 
 
@@ -559,3 +615,35 @@ def lacking(routes: set[str]) -> str:
     }
     found = [told for route, told in missing.items() if route not in routes]
     return f"nothing here teaches {', '.join(found)}" if found else ""
+
+
+def one_sided(taught: set[str], held: set[str]) -> str:
+    """What to do about routes that have items on one side of the held-out split alone: a line for each side, or nothing."""
+    cure = "give more items, documents cut at blank lines, or smaller groups"
+    lines = []
+    for routes, what in (
+        (taught - held, "nothing is held out for {}, so what is learnt there cannot be measured: raise --held, or"),
+        (held - taught, "all that there is for {} is held out, so nothing is learnt there: lower --held, or"),
+    ):
+        if routes:
+            lines.append(f"{what.format(' '.join(r for r in ROUTES if r in routes))} {cure}")
+    return "\n".join(lines)
+
+
+def doubled(data: Dataset) -> str:
+    """How many held-out items are trained on as well, under another name: a line, or nothing. Pages of text are not counted again."""
+
+    def mark(source: SourceData, item: int) -> bytes:
+        seen = source.frames[item] > 0
+        what = source.codes(item) if seen else source.text(item, 0)
+        return hashlib.sha256((b"frames" if seen else b"text") + what.tobytes()).digest()[:16]
+
+    plain = [s for s in data.sources if not s.rendered]
+    held = Counter(mark(s, int(i)) for s in plain for i in np.flatnonzero(s.held))
+    found = {m for s in plain for i in np.flatnonzero(~s.held) if (m := mark(s, int(i))) in held}
+    if not found:
+        return ""
+    return (
+        f"{sum(held[m] for m in found):,} of {held.total():,} held-out items are also trained on (the same frames or text under another "
+        "name); give rows of one picture a common group"
+    )

@@ -292,7 +292,7 @@ def _alignment(found: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     probed, rows = found["probe"], []
     for how in ("zero", "swap"):
         for what, r in probed[how].items():
-            others = ", ".join(_number(c, "+.3f") for c in r["controls"])
+            others = f"{_number(min(r['controls']), '+.3f')} to {_number(max(r['controls']), '+.3f')}"
             rows.append(
                 [
                     what,
@@ -300,12 +300,13 @@ def _alignment(found: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
                     _number(probed["plain"][what], ".3f"),
                     f"{_number(r['change'], '+.3f')} ± {_number(r['stderr'], '.3f')}",
                     others,
+                    _number(r.get("p"), ".2f"),
                 ]
             )
     sections.append(
-        _section("What text loses without the visual part of its keys", ["text", "how", "plain", "change", "controls"], rows,
+        _section("What text loses without the visual part of its keys", ["text", "how", "plain", "change", "controls", "p"], rows,
                  note=f"{probed['rank']} of {found['head_size']} directions a head, those of most variance of visual keys, which hold "
-                 f"{probed['share']:.1%} of the variance of text's; controls are random directions that hold as much. ± standard error.")
+                 f"{probed['share']:.1%} of the variance of text's; controls are random directions that hold as much; p: by rank among them. ± standard error.")
     )  # fmt: skip
     return said, sections
 

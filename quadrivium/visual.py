@@ -322,9 +322,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Structural similarity of uint8 frames (n, S, S, 3) -> (n,) (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
 
-    Gaussian window of 11 pixels, sigma 1.5, no padding, on each colour by itself, then the mean.
+    Gaussian window of 11 pixels, or the odd number that fits into a smaller frame, sigma 1.5, no padding, on each colour by itself,
+    then the mean.
     """
-    g = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=torch.float64) / 1.5) ** 2)
+    half = min(5, (min(a.shape[1:3]) - 1) // 2)
+    g = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / 1.5) ** 2)
     g = g / g.sum()
 
     def blur(x: Tensor) -> Tensor:

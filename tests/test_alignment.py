@@ -162,6 +162,7 @@ def test_what_text_relies_on_is_told_from_what_it_does_not():
     assert found["share"] == pytest.approx(1 / size)
     zero = found["zero"]["bits_per_byte"]
     assert zero["change"] > 2 * max(zero["controls"]) and zero["change"] > 4 * zero["stderr"]
+    assert len(zero["controls"]) == 19 and zero["p"] == 0.05  # the least that they can give
 
 
 @pytest.fixture(scope="module")

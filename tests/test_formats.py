@@ -209,6 +209,28 @@ def test_tables_of_text_and_of_paths(tmp_path):
     assert "no column of pictures" in scan(tmp_path / "none.parquet", READ)[0].problems[0].reason
 
 
+@pytest.mark.parametrize("arrow", [False, True])
+def test_rows_of_one_picture_are_one_group(arrow, tmp_path):
+    """By its path and its bytes: tables call different pictures by one name, and a row with a group of its own keeps it."""
+    red, blue = (encoded(ball(COLOURS[n])) for n in ("red", "blue"))
+    shown = [(red, "a.png"), (blue, "a.png"), (red, "a.png"), (blue, None), (blue, "b.png"), (red, "a.png"), (None, "a.png")]
+    table = pa.table({
+        "image": [{"bytes": data, "path": path} for data, path in shown],
+        "text": [f"row {i}" for i in range(7)],
+        "group": [None, None, None, None, None, "mine", None],
+    })  # fmt: skip
+    for part in range(2):  # and in both files of a folder
+        if arrow:
+            with pa.OSFile(str(tmp_path / f"{part}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+                out.write_table(table, max_chunksize=2)
+        else:
+            pq.write_table(table, tmp_path / f"{part}.parquet", row_group_size=2)
+    (source,) = scan(tmp_path, READ)
+    keys = [i.key for i in source.items]
+    want = [keys[0], keys[1], keys[0], keys[3], keys[1], "mine", keys[6]]
+    assert [i.group for i in source.items] == [*want, *want[:3], keys[10], *want[4:6], keys[13]] and not source.problems
+
+
 @pytest.fixture
 def pictures(tmp_path):
     for i, colour in enumerate(COLOURS.values()):
@@ -408,6 +430,23 @@ def test_narrated_clips_show_what_is_said(tmp_path):
         frames = np.concatenate(read_clips(item, READ))
         assert 7 <= len(frames) <= 9  # two seconds at four frames a second
         assert np.abs(frames.astype(int) - colour).mean() < 12
+
+
+def test_subtitles_of_another_part_are_not_those_of_a_language(tmp_path):
+    film = np.full((32, 32, 32, 3), 90, np.uint8)
+    for name in ("talk", "talk.part2", "show", "show.en"):
+        save_mp4(film, tmp_path / f"{name}.mp4", fps=8)
+    for name in ("talk.part2", "talk.de", "talk.pt-BR", "talk.zh_Hant", "talk.english", "show.en"):
+        (tmp_path / f"{name}.srt").write_text(f"1\n00:00:00,000 --> 00:00:02,000\n{name}\n")
+    (source,) = scan(tmp_path, READ)
+    assert {i.key: i.texts for i in source.items} == {
+        "show.en.mp4@1": ("show.en",),
+        "show.mp4": (),
+        "talk.mp4@1": ("talk.de", "talk.pt-BR", "talk.zh_Hant"),
+        "talk.part2.mp4@1": ("talk.part2",),
+    }
+    (note,) = source.notes
+    assert note.startswith("left out 1 subtitles that belong to no video (talk.english.srt);")
 
 
 def test_narrated_clips_stay_in_the_group_of_their_video(tmp_path):

@@ -147,6 +147,15 @@ def test_media_that_are_files_come_along(tmp_path):
     assert len(read_clips(items[1], READ)[0]) == 5
 
 
+def test_rows_of_one_picture_stay_one_group(tmp_path):
+    (tmp_path / "asked").mkdir()
+    shown = {"image": [{"bytes": png(i // 2), "path": None} for i in range(4)], "text": [f"question {i}" for i in range(4)]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(shown, features=features).to_parquet(str(tmp_path / "asked" / "train.parquet"))
+    groups = [i.group for i in items_of(hub.stream(str(tmp_path / "asked")))]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+
+
 def test_text_alone_and_sounds_left_out(tmp_path):
     (tmp_path / "heard").mkdir()
     sound = datasets.Features({"audio": datasets.Audio(decode=False), "text": datasets.Value("string")})

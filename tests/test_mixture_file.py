@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quadrivium.cli import main
@@ -146,6 +146,9 @@ def test_what_is_wrong_with_a_source_is_said_too(folder, mixed, tmp_path):
     path.write_text(f'[sources.a]\npath = "{folder}"\nformat = "tars"')
     with pytest.raises(DataError, match=r"sources\.a: .* holds no tars to read"):
         find([path], TINY)
+    path.write_text('[sources.a]\npath = "~nosuchuser/x"')
+    with pytest.raises(ConfigError, match=r"sources\.a\.path begins with ~nosuchuser, a user that is not there"):
+        find([path], TINY)
     path.write_text('[sources.b]\npath = "x"')
     with pytest.raises(ConfigError, match=r"sources\.b: the data has no such source \(it has seen, told, words\)"):
         MixtureFile(path).mixture(MixtureConfig(), streams(mixed))
@@ -171,6 +174,7 @@ def toml(value):
     st.dictionaries(st.sampled_from(ROUTES), st.floats(0, 8)),
 )
 def test_factors_are_as_written_whatever_is_written(tmp_path_factory, sources, wanted, weights):
+    assume(any({**dict(MixtureConfig().weights), **weights}[route] for route in wanted))  # nothing to train on is refused
     path = tmp_path_factory.mktemp("mix") / "mix.toml"
     lines = [f"routes = {toml(wanted)}", f"weights = {toml(weights)}"]
     for name, (factor, mine) in sources.items():

@@ -11,13 +11,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import quadrivium.prepare as preparing
+from quadrivium import checkpoint
 from quadrivium.data.shards import Dataset, map_shard, read_json
+from quadrivium.data.sources import ReadOptions
 from quadrivium.errors import ConfigError, DataError, RunError
-from quadrivium.prepare import prepare
+from quadrivium.inspect import look, write_sheets
+from quadrivium.prepare import PrepareConfig, doubled, find, prepare, table
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
-from tests.conftest import TINY, write_folder
+from tests.conftest import COLOURS, TINY, ball, write_folder
 
 
 def contents(folder):
@@ -108,6 +113,182 @@ def test_killed_anywhere_and_run_again_it_is_as_if_undisturbed(folder, data, tmp
     assert killed >= 2
     prepare([folder], out, TINY, progress=False)
     assert contents(out) == contents(data)
+
+
+def drawn(root, n=12, first=0):
+    """A folder of pictures, all different, without captions."""
+    root.mkdir(parents=True)
+    for i in range(first, first + n):
+        Image.fromarray(ball(COLOURS["red"], x=1 + i % 14, y=1 + i // 14)).save(root / f"{i:02d}.png")
+    return root
+
+
+def test_a_stopped_sample_of_other_sources_is_drawn_again(tmp_path, monkeypatch):
+    a, b = drawn(tmp_path / "a_first"), drawn(tmp_path / "b_second", first=20)
+
+    def stopped(sources, out, config=TINY):
+        with monkeypatch.context() as patch:
+            patch.setattr(preparing, "fit", lambda *_, **__: {"finished": False})
+            with pytest.raises(RunError, match="the same command goes on"):
+                prepare(sources, out, config, progress=False)
+        noted = out / ".work" / "sample.json"
+        return read_json(noted, "a sample")["of"], noted.stat().st_mtime_ns
+
+    more = tmp_path / "more"
+    of, written = stopped([b], more)
+    assert set(of) == {0} and stopped([b], more) == (of, written)  # the same command goes on
+    of, _ = stopped([a, b], more)
+    assert len(of) == 24 and set(of) == {0, 1}
+    assert len(stopped([a, b], more, replace(TINY, sample_frames=10))[0]) == 10
+    fewer = tmp_path / "fewer"
+    stopped([a, b], fewer)
+    assert len(prepare([b], fewer, TINY, progress=False).sources) == 1
+    assert contents(fewer) == contents(prepare([b], tmp_path / "fresh", TINY, progress=False).folder)
+
+
+def test_sources_and_out_do_not_lie_in_one_another(tmp_path):
+    mine = drawn(tmp_path / "mine", 1)
+    (tmp_path / "mix.toml").write_text('[sources.a]\npath = "mine"')
+    (tmp_path / "link").symlink_to(mine)
+    for sources in ([mine], [tmp_path / "mix.toml"], [tmp_path / "link"]):
+        for out in (mine, mine / "out" / "data"):
+            with pytest.raises(ConfigError, match=r"lies in the source .*choose a folder beside it"):
+                prepare(sources, out, TINY, progress=False)
+    with pytest.raises(ConfigError, match="mine lies in --out"):
+        prepare([mine], tmp_path, TINY, progress=False)
+    assert not (mine / "out").exists() and not (tmp_path / ".lock").exists()
+
+
+def test_routes_without_held_out_items_are_named(tmp_path, capsys):
+    root = tmp_path / "mine"
+    drawn(root / "pictures", 40)
+    (root / "log.txt").write_text("a line of a log\n" * 300)
+    held, told = (
+        look(find([root], TINY), TINY.read, TINY.limits, TINY.held)[0],
+        "all that there is for t2t is held out, so nothing",
+    )
+    assert (
+        preparing.is_held("log.txt#1", TINY.held)
+        and told in held
+        and told not in look(find([root], TINY), TINY.read, TINY.limits, 0.05)[0]
+    )
+    (root / "log.txt").rename(root / "log2.txt")
+    told = "nothing is held out for t2t, so what is learnt there cannot be measured: raise --held"
+    assert told in look(find([root], TINY), TINY.read, TINY.limits, TINY.held)[0]
+    assert told in table(prepare([root], tmp_path / "out", TINY, progress=False))
+    assert "log2.txt: hundreds of lines and no blank one" in capsys.readouterr().err
+    (root / "log2.txt").write_text("a line of a log\n\n" * 1000)
+    assert "nothing is held out" not in look(find([root], TINY), TINY.read, TINY.limits, TINY.held)[0]
+
+
+def test_what_is_trained_on_and_held_out_is_counted(tmp_path, capsys):
+    root, copies = drawn(tmp_path / "mine", 40), tmp_path / "copies"
+    copies.mkdir()
+    held = [p for p in sorted(root.iterdir()) if preparing.is_held(p.name, TINY.held)]
+    free = (f"{i}.png" for i in range(100) if not preparing.is_held(f"{i}.png", TINY.held))
+    shutil.copy(held[0], copies / next(free))
+    data = prepare([root], tmp_path / "one", replace(TINY, visual=replace(TINY.visual, levels=(8, 8, 8, 8))), progress=False)
+    if alike := doubled(data):  # a tokenizer of 30 steps may not tell all pictures apart
+        pytest.skip(alike)
+    capsys.readouterr()
+    data = prepare(
+        [root, copies], tmp_path / "two", replace(TINY, visual_tokenizer=data.folder / "tokenizers" / "visual"), progress=False
+    )
+    told = f"1 of {len(held)} held-out items are also trained on"
+    assert doubled(data).startswith(told) and told in capsys.readouterr().err
+
+
+def test_documents_that_are_trained_on_and_held_out_are_counted(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {i // 2}"}) + "\n" for i in range(100)))
+    data = prepare([tmp_path / "rows.jsonl"], tmp_path / "out", TINY, progress=False)
+    held = data.sources[0].held
+    parted = sum(bool(held[i] != held[i ^ 1]) for i in range(100)) // 2
+    assert parted and doubled(data).startswith(f"{parted} of {held.sum()} held-out items are also trained on")
+    (tmp_path / "grouped.jsonl").write_text(
+        "".join(json.dumps({"text": f"row {i // 2}", "group": i // 2}) + "\n" for i in range(100))
+    )
+    assert doubled(prepare([tmp_path / "grouped.jsonl"], tmp_path / "whole", TINY, progress=False)) == ""
+
+
+def test_sizes_and_batches_that_cannot_be_are_refused_at_once():
+    with pytest.raises(ConfigError, match=r"--read\.size is 50; it has to be a multiple of 4 \(--visual\.down\)"):
+        PrepareConfig(read=ReadOptions(size=50))
+    for batch in (0, -3):
+        with pytest.raises(ConfigError, match="visual_batch is"):
+            PrepareConfig(visual_batch=batch)
+
+
+def test_frames_smaller_than_a_window_and_the_best_step(tmp_path, monkeypatch):
+    loaded = []
+    plain = checkpoint.load
+    monkeypatch.setattr(preparing.checkpoint, "load", lambda path, *a: loaded.append(path.name) or plain(path, *a))
+    training = replace(TINY.visual_train, steps=12, eval_every=2, keep_best=True)
+    small = replace(TINY, read=replace(TINY.read, size=8), visual_train=training)
+    prepare([drawn(tmp_path / "mine")], tmp_path / "out", small, progress=False)
+    assert len(loaded) == 1 and 0 < int(loaded[0].removeprefix("step-")) <= 12
+
+
+def test_other_options_of_a_learnt_tokenizer_are_said(tmp_path, capsys):
+    root, out = drawn(tmp_path / "mine"), tmp_path / "out"
+    prepare([root], out, TINY, progress=False)
+    seen = replace(TINY, visual_train=replace(TINY.visual_train, log_every=3, save_every=5))
+    other = replace(TINY, visual_train=replace(TINY.visual_train, steps=31), visual_batch=4, sample_frames=50)
+    for config, told in (
+        (TINY, ""),
+        (seen, ""),
+        (other, "another --visual-train.steps, --visual-batch, --sample-frames and stays"),
+    ):
+        capsys.readouterr()
+        prepare([root], out, config, progress=False)
+        said = capsys.readouterr().err
+        assert "nothing to do" in said and ("note:" in said) == bool(told) and told in said
+    manifest = read_json(out / "manifest.json", "a data folder")
+    del manifest["tokenizers"]["visual"]["options"]  # as it was written before they were remembered
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    prepare([root], out, other, progress=False)
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path, capsys):
+    root = drawn(tmp_path / os.fsdecode(b"caf\xe9"))
+    out = prepare([root], tmp_path / "out", TINY, progress=False).folder
+    assert read_json(out / "manifest.json", "a data folder")["sources"][0]["path"] == str(root)
+    capsys.readouterr()
+    prepare([root], out, TINY, progress=False)
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_when_every_picture_is_bad_the_first_is_named(tmp_path, capsys):
+    root = drawn(tmp_path / "mine", 3)
+    for path in root.iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(
+        DataError, match=r"none of 3 pictures and videos could be read, the first: .*\.png.*skipped\.jsonl lists all"
+    ):
+        prepare([root], tmp_path / "out", TINY, progress=False)
+    assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 3
+    told = look(find([root], TINY), TINY.read, TINY.limits, TINY.held)[0]
+    assert "prepare would stop: 3 of 3 items cannot be used, more than 5%; mend them or allow more with --max-bad" in told
+    assert "prepare would stop" not in look(find([root], TINY), TINY.read, TINY.limits, TINY.held, max_bad=1.0)[0]
+
+
+def test_one_frame_is_enough_to_learn_from(tmp_path):
+    roots = [drawn(tmp_path / name, 2, first) for name, first in (("a", 0), ("b", 5))]
+    assert len(prepare(roots, tmp_path / "out", replace(TINY, sample_frames=1), progress=False).sources) == 2
+    assert len(prepare([drawn(tmp_path / "c", 1)], tmp_path / "one", TINY, progress=False).sources[0]) == 1
+
+
+def test_sheets_of_an_earlier_look_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    sources = find([drawn(tmp_path / "mine")], TINY)
+    _, rows = look(sources, TINY.read, TINY.limits, TINY.held)
+    (first,), (second,) = write_sheets(rows), write_sheets(rows)
+    assert first.is_file() and second.is_file()  # of two at once, neither loses its own
+    os.utime(first.parent, (0, 0))
+    (third,) = write_sheets(rows)
+    assert not first.parent.exists() and second.is_file() and third.is_file()
+    assert write_sheets([(sources[0], [])]) == [] and len(list((tmp_path / "temporary").iterdir())) == 2
 
 
 def broken(root, n_bad, n=100):

@@ -157,7 +157,10 @@ def test_captions_groups_and_bare_items(tmp_path: Path) -> None:
     ]
     assert source.name == tmp_path.name
     assert not source.problems
-    assert source.notes == ["left out 1 pictures or videos that no row of metadata.jsonl names"]
+    assert source.notes == [
+        "left out 1 pictures or videos that no row of metadata.jsonl names",
+        "left out 1 text files beside metadata.jsonl (notes.txt); give each as a source of its own to read it as text",
+    ]
     assert scan(tmp_path / "metadata.jsonl", OPTIONS)[0].items == source.items
 
 
@@ -214,10 +217,68 @@ def test_names_of_a_mixed_folder(tmp_path: Path) -> None:
         ("mix/media", ["license_plate.png", "loose/a.jpg", "loose/b.MP4"]),
         ("mix/text_", ["c.txt#1"]),  # the plain name is taken by the subfolder
     ]
-    assert sources[-1].notes == ["ignored by their ending: 1 .pdf"]
+    told = "left out 2 as licence, read-me or .md (LICENSE.txt, README.md); rename what is data to another name in .txt"
+    assert sources[-1].notes == ["ignored by their ending: 1 .pdf", told]
     assert summary(scan(root / "loose", OPTIONS)) == {"loose": ["a.jpg", "b.MP4"]}
     assert summary(scan(root / "c.txt", OPTIONS)) == {"c.txt": ["c.txt#1"]}
     assert summary(scan(root / "license_plate.png", OPTIONS)) == {"license_plate.png": ["license_plate.png"]}
+
+
+def test_names_that_begin_like_a_licence_are_data(tmp_path: Path) -> None:
+    """In capitals they are what they say: LICENSE-MIT.txt, ATTRIBUTION_stories.tsv."""
+    data = ["notice-of-meeting.txt", "license-plates.txt", "readmes.txt", "Notice board.txt"]
+    told = ["ATTRIBUTION_stories.tsv", "LICENSE-MIT.txt", "diary.md", "licence", "notice.txt", "readme.ja.txt"]
+    for name in (*data, *told):
+        (tmp_path / name).write_text("words")
+    (source,) = scan(tmp_path, OPTIONS)
+    assert [i.key for i in source.items] == [f"{name}#1" for name in sorted(data)]
+    assert source.notes[0].startswith(
+        "left out 6 as licence, read-me or .md (ATTRIBUTION_stories.tsv, LICENSE-MIT.txt, diary.md, ...);"
+    )
+    for name in data:
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"holds nothing to read \(left out 6 as licence"):
+        scan(tmp_path, OPTIONS)
+
+
+WRITTEN = {
+    "data": ("manifest.json", "shards/a.png"),
+    "run": ("config.json", "checkpoints/a.png", "samples/b.png"),
+    "gain": ("transfer.json", "cells/four-seed-0.json", "seed-0/a.png"),
+    "experiment": ("experiment.json", "results/x.json", "seed-0/world/a.png"),
+}
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_what_a_command_has_written_is_no_source(tmp_path: Path, described: bool) -> None:
+    png = save(picture(), "PNG")
+    if described:
+        listed(tmp_path, [{"file_name": "a.png"}], a_dot_png=png)
+    else:
+        put(tmp_path, a_dot_png=png, config_dot_json="{}")  # alone, it is the user's
+    before = fingerprint(scan(tmp_path, OPTIONS), OPTIONS)
+    for folder, files in WRITTEN.items():
+        for file in files:
+            put(tmp_path / "out" / folder, **{file.replace("/", "__").replace(".", "_dot_"): png})
+    (source,) = scan(tmp_path, OPTIONS)
+    assert [i.key for i in source.items] == ["a.png"] and fingerprint([source], OPTIONS) == before
+    assert source.notes[-1] == "left out 4 folders that quadrivium wrote (out/data, out/experiment, out/gain, ...)"
+    for folder in WRITTEN:
+        with pytest.raises(DataError, match="was written by quadrivium and is no source"):
+            scan(tmp_path / "out" / folder, OPTIONS)
+
+
+def test_a_text_without_a_blank_line_is_said(tmp_path: Path) -> None:
+    put(tmp_path, a_dot_txt="a line\n" * 300, b_dot_txt="a line\n\n" * 300, c_dot_txt="a line\n" * 50, d_dot_txt="x\n\n" * 110)
+    (source,) = scan(tmp_path, OPTIONS)
+    (note,) = source.notes
+    assert note.startswith("a.txt: hundreds of lines and no blank one")
+
+
+def test_every_ending_that_is_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("x")
+    with pytest.raises(DataError, match=r"cannot be read as data.*\.arrow .*\.json .*\.parquet .*\.tar .*\.toml .*\.txt"):
+        scan(tmp_path / "a.pdf", OPTIONS)
 
 
 def test_text_rows(tmp_path: Path) -> None:
@@ -473,7 +534,7 @@ def one_file(name: str, content: bytes | str | Callable[[], bytes]) -> Callable[
 # folders and metadata
 simple("missing folder", "data: does not exist", lambda d: d.rmdir())
 simple("empty folder", "data: holds nothing to read", lambda d: None)
-simple("only other kinds", "data: ignored: 1 .pdf", one_file("a.pdf", b"x"))
+simple("only other kinds", "data: ignored by their ending: 1 .pdf", one_file("a.pdf", b"x"))
 simple(
     "missing column", "data: no row has the column file_name .*file, label", lambda d: listed(d, [{"file": "a", "label": 1}])
 )
@@ -785,6 +846,13 @@ REAL = {
 }
 
 
+LEFT = {
+    "storybook": "left out 1 text files beside metadata.jsonl (stories.jsonl)",
+    "text_en": "left out 2 as licence, read-me or .md (ATTRIBUTION_stories.tsv, SOURCE.md)",
+    "text_ja": "left out 2 as licence, read-me or .md (ATTRIBUTION.tsv, SOURCE.md)",
+}
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_real_data(name: str) -> None:
     """All of the folder is found without a problem; a draw of its items can be read."""
@@ -794,7 +862,7 @@ def test_real_data(name: str) -> None:
     assert source.name == name
     assert len(source.items) >= REAL[name]
     assert not source.problems
-    assert not source.notes
+    assert [note.partition(";")[0] for note in source.notes] == [LEFT[name] for _ in range(name in LEFT)]
     for i in random.Random(0).sample(source.items, 12):
         if i.kind == "text":
             assert i.texts[0].strip()

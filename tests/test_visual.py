@@ -184,6 +184,12 @@ def test_ssim_by_its_definition():
     assert ssim(a, b)[0] == pytest.approx(np.mean(values))
 
 
+@pytest.mark.parametrize("side", [1, 2, 4, 8, 10])
+def test_ssim_of_frames_smaller_than_its_window(side):
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 3, side, side, 3)).astype(np.uint8)
+    assert ssim(a, a) == pytest.approx([1, 1, 1]) and np.isfinite(ssim(a, b)).all() and (ssim(a, b) < 1).all()
+
+
 def test_saved_and_loaded_is_the_same(tmp_path):
     t, frames = tiny(seed=5, levels=(4, 4, 4)), discs(6)
     t.save(tmp_path / "visual")

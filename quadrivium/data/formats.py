@@ -19,7 +19,7 @@ from pathlib import Path
 from quadrivium.data import sources
 from quadrivium.data.documents import is_documents, list_documents
 from quadrivium.data.hub import fetch, is_hub
-from quadrivium.data.sources import _NOT_DATA, METADATA, TEXTS, Limits, ReadOptions, Source, _kind
+from quadrivium.data.sources import _NOT_DATA, METADATA, TEXTS, Limits, ReadOptions, Source, _kind, left_out, walk
 from quadrivium.data.subtitles import narrate
 from quadrivium.data.tables import list_tables
 from quadrivium.data.webdataset import list_tars
@@ -39,7 +39,7 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits(), format: st
         list_tables(source, sorted(folder.glob("*.parquet")), limits)
         return [source]
     path = Path(os.path.abspath(path))
-    files, described = _below(path, format == "auto")
+    files, described, made = _below(path, format == "auto")
     root = Path(os.path.realpath(path if path.is_dir() else path.parent))
     kinds = {
         "tars": [f for f in files if f.suffix == ".tar"],
@@ -76,6 +76,7 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits(), format: st
     left = _counted([f for f in files if f not in read], kinds)
     if left:
         source.notes.append(f"left out {left} beside the {format}; give them as sources of their own to read them")
+    source.notes.extend(left_out(made))
     return [source]
 
 
@@ -93,20 +94,19 @@ def _counted(files: list[Path], kinds: dict[str, list[Path]]) -> str:
     return ", ".join(f"{n:,} {kind}" for kind, n in counts.most_common())
 
 
-def _below(path: Path, ruled: bool) -> tuple[list[Path], list[Path]]:
+def _below(path: Path, ruled: bool) -> tuple[list[Path], list[Path], list[str]]:
     """Files of a folder and of those below it, by name, hidden ones left out; with ``ruled``, none of the folders that metadata
-    rules, which come second."""
+    rules, which come second. Third, what `walk` does not enter."""
     if not path.is_dir():
         only = path.is_file() and not (ruled and path.name in METADATA)
-        return [Path(os.path.realpath(path.parent)) / path.name] if only else [], []
+        return [Path(os.path.realpath(path.parent)) / path.name] if only else [], [], []
     found: list[Path] = []
     described: list[Path] = []
-    root = Path(os.path.realpath(path))
-    for folder, below, files in os.walk(root):
+    made: list[str] = []
+    for folder, below, files in walk(Path(os.path.realpath(path)), made):
         if ruled and any(m in files for m in METADATA):
             below.clear()
             described.append(Path(folder))
             continue
-        below[:] = sorted(b for b in below if not b.startswith("."))
-        found += [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
-    return found, described
+        found += [Path(folder) / f for f in files]
+    return found, described, made

@@ -135,7 +135,8 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _whole(value: Any) -> Any:
-    """A cell with the bytes of the picture or video that it only names; without the name, which the library would prefer to them."""
+    """A cell with the bytes of the picture or video that it only names; for a name, by which `tables` knows equal ones, their checksum:
+    the library would prefer a file of the old name to them."""
     if not (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
         return value
     data = value["bytes"]
@@ -144,7 +145,7 @@ def _whole(value: Any) -> Any:
 
         with fsspec.open(value["path"], "rb") as file:
             data = file.read()
-    return {"bytes": data, "path": None}
+    return {"bytes": data, "path": hashlib.sha256(data).hexdigest() if data else None}
 
 
 def _size(value: Any) -> int:

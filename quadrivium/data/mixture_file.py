@@ -79,9 +79,8 @@ class MixtureFile:
             read = from_dict(ReadOptions, {**to_dict(options), **entry.read}, f"{where}.read")
             if read.size != options.size:
                 raise ConfigError(f"{where}.read.size: all sources have frames of one size; give it as --read.size")
-            path = Path(entry.path).expanduser()
             try:
-                listed = scan(path if is_hub(path) else self.path.parent / path, read, limits, entry.format)
+                listed = scan(self._place(name), read, limits, entry.format)
             except DataError as error:
                 raise DataError(f"{where}: {error}") from None
             below = listed[0].name.split("/")[0]
@@ -92,6 +91,10 @@ class MixtureFile:
                 own = None if read == options else read
                 found.append(replace(source, name=label, items=items, problems=problems, options=own))
         return found
+
+    def places(self) -> list[Path]:
+        """Where the sources lie: paths, or addresses of the hub. Raises ConfigError."""
+        return [self._place(name) for name in self.sources]
 
     def mixture(self, config: MixtureConfig, streams: Seq[str]) -> MixtureConfig:
         """``config`` with this file's routes and weights, for data that feeds ``streams`` (ROUTE/SOURCE). Raises ConfigError."""
@@ -111,6 +114,17 @@ class MixtureFile:
                 factors += [(f"{route}/{n}", factor) for n in mine if factor != 1.0 and f"{route}/{n}" in streams]
         weights = {**dict(default.weights), **self.weights}
         return replace(config, routes=self.routes, weights=tuple(weights.items()), source_weights=tuple(factors))
+
+    def _place(self, name: str) -> Path:
+        path = Path(self.sources[name].path)
+        try:
+            path = path.expanduser()
+        except RuntimeError:
+            who = one_line(path.parts[0])
+            raise ConfigError(
+                f"{self.path}: sources.{name}.path begins with {who}, a user that is not there; mend it"
+            ) from None
+        return path if is_hub(path) else self.path.parent / path
 
     def _entry(self, raw: Any, where: str) -> Entry:
         if not isinstance(raw, dict):

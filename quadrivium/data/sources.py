@@ -9,13 +9,13 @@ How a folder is read:
 1. A folder that holds ``metadata.jsonl`` or ``metadata.csv`` is one media source, with everything below it. Each row has
    ``file_name`` and may have ``text`` (a string, a list of strings, or nothing), further captions ``text_<lang>`` such
    as ``text_ja``, and ``group`` or ``story``. A row without text is a bare picture or clip. Media that no row
-   names are left out and counted in a note. Such folders are looked for at any depth.
+   names, and texts, are left out and counted in a note. Such folders are looked for at any depth.
 2. All other .txt, .jsonl and .tsv files make one text source, all other pictures and videos one source of bare media.
 3. A folder that gives one source lends it its name. Where it gives several they are called ``folder/<subfolder>``,
    ``folder/media`` and ``folder/text``.
 
-Licences, read-me and attribution files, hidden files and files of other kinds are not data (other kinds are counted in a
-note). A path that is a file is a source of its own; a metadata file stands for its folder.
+Licences, read-me and attribution files, files of other kinds, and folders that a command of this project has written are not data;
+a note counts them. Hidden files are not looked at. A path that is a file is a source of its own; a metadata file stands for its folder.
 
 Every item that cannot be used becomes a `Problem` here, or an `ItemError` when it is decoded; none is lost silently.
 """
@@ -51,6 +51,13 @@ from quadrivium.pictures import pages, render
 Kind = Literal["text", "image", "video", "rendered"]
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first one present counts
+# What a command has written: a file, and folders of which one lies beside it.
+_MADE = {
+    "manifest.json": {"shards"},
+    "config.json": {"checkpoints"},
+    "transfer.json": {"cells"},
+    "experiment.json": {"looks", "results"},
+}
 TEXTS = frozenset({".txt", ".jsonl", ".tsv"})
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 VIDEOS = frozenset({".mp4", ".webm", ".gif", ".mov", ".m4v", ".mkv", ".avi", ".mpg", ".mpeg"})
@@ -61,7 +68,11 @@ _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # several pages of a TIFF or a phone's JPEG are not a clip
 _VIDEO_OPTIONS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts", "protocol_whitelist": "file"}
 
-_NOT_DATA = re.compile(r"((licen[sc]es?|readme|attribution|notice)([._-].*)?|.*\.md)", re.IGNORECASE)
+# A word about the data: the whole stem, so that license-plates.txt is read, or a beginning in capitals, as in LICENSE-MIT.txt.
+_NOT_DATA = re.compile(
+    r"(?i:licen[sc]es?|readme|attribution|notice)(?:\.\w+){0,2}"
+    r"|(?:LICEN[SC]ES?|README|ATTRIBUTION|NOTICE)[._-].*|.*\.(?i:md)"
+)
 _CAPTION = re.compile(r"text(_[a-z]{2,3}([-_][A-Za-z]+)?)?")  # text, text_ja, text_zh-Hant
 _BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")  # one or more blank lines
 # EXIF orientation -> quarter turns counter-clockwise, after mirroring left to right
@@ -168,7 +179,8 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[So
     elif _kind(path.name):
         _list_media(source, [path.name])
     else:
-        raise DataError(f"{one_line(path)} cannot be read as data; give a folder or one of {_endings(TEXTS | IMAGES | VIDEOS)}")
+        known = _endings(TEXTS | IMAGES | VIDEOS | {".arrow", ".json", ".parquet", ".tar", ".toml"})
+        raise DataError(f"{one_line(path)} cannot be read as data; give a folder or one of {known}")
     return [source]
 
 
@@ -197,33 +209,40 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
     texts: list[str] = []
     media: list[str] = []
     other: Counter[str] = Counter()
+    told: list[str] = []  # what the data is, and no data
+    made: list[str] = []
     walk_problems: list[tuple[str, str]] = []
 
     def unreadable(error: OSError) -> None:
         walk_problems.append((os.path.relpath(error.filename, root), f"cannot be listed: {error.strerror}"))
 
-    for folder, below, files in os.walk(root, onerror=unreadable):
+    for folder, below, files in walk(root, made, unreadable):
         if any(metadata in files for metadata in METADATA):
             described.append(Path(folder))
             below.clear()
             continue
-        below[:] = sorted(x for x in below if not _hidden(x))
         for link in (x for x in below if os.path.islink(os.path.join(folder, x))):
             reason = "is a link to a folder and is not followed; give that folder as a source"
             walk_problems.append((os.path.relpath(os.path.join(folder, link), root), reason))
-        for file in sorted(files):
+        for file in files:
             key = os.path.relpath(os.path.join(folder, file), root)
             ending = PurePath(file).suffix.lower()
-            if _hidden(file) or (_NOT_DATA.fullmatch(file) and not _kind(file)):
-                continue
-            if ending in TEXTS:
-                texts.append(key)
-            elif _kind(file):
+            if _kind(file):
                 media.append(key)
+            elif _NOT_DATA.fullmatch(file):
+                told.append(key)
+            elif ending in TEXTS:
+                texts.append(key)
             elif ending not in SUBTITLES:  # which belong to the videos beside them
                 other[ending or "without ending"] += 1
 
     ignored = ", ".join(f"{n} {one_line(ending)}" for ending, n in other.most_common(8))
+    notes = [f"ignored by their ending: {ignored}"] if ignored else []
+    if told:
+        notes.append(
+            f"left out {len(told)} as licence, read-me or .md ({some(told)}); rename what is data to another name in .txt"
+        )
+    notes += left_out(made)
     several = len(described) + bool(media) + bool(texts) > 1
     sources: list[Source] = []
 
@@ -240,13 +259,40 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
     if texts:
         _read_texts(new("text", root), texts, options, limits)
     if not sources:
-        why = f"; {walk_problems[0][0]} {walk_problems[0][1]}" if walk_problems else f" (ignored: {ignored})" if ignored else ""
+        why = f"; {walk_problems[0][0]} {walk_problems[0][1]}" if walk_problems else f" ({'; '.join(notes)})" if notes else ""
         raise DataError(one_line(f"{root} holds nothing to read{why}; put {_endings(TEXTS)} text, pictures or videos there"))
     for item, reason in walk_problems:
         sources[-1].refuse(item, reason)
-    if ignored:
-        sources[-1].notes.append(f"ignored by their ending: {ignored}")
+    sources[-1].notes.extend(notes)
     return sources
+
+
+def walk(
+    root: Path, made: list[str], onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in a fixed order, without what is hidden. Folders that a command of this project has written are not entered; their
+    paths below ``root`` are put into ``made``. Raises DataError where ``root`` is one itself."""
+    for folder, below, files in os.walk(root, onerror=onerror):
+        if any(file in files and parts & set(below) for file, parts in _MADE.items()):
+            if folder == os.fspath(root):
+                raise DataError(
+                    f"{one_line(root)} was written by quadrivium and is no source; give the folder that it was made from"
+                )
+            made.append(os.path.relpath(folder, root))
+            below.clear()
+            continue
+        below[:] = sorted(x for x in below if not _hidden(x))
+        yield folder, below, sorted(x for x in files if not _hidden(x))
+
+
+def left_out(made: list[str]) -> list[str]:
+    """A note on what `walk` has not entered, where there is any."""
+    return [f"left out {len(made)} folders that quadrivium wrote ({some(made)})"] if made else []
+
+
+def some(names: list[str]) -> str:
+    """The first of some names, for a note."""
+    return one_line(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""))
 
 
 def _read_metadata(source: Source, options: ReadOptions, limits: Limits) -> None:
@@ -284,14 +330,24 @@ def _read_metadata(source: Source, options: ReadOptions, limits: Limits) -> None
         raise DataError(one_line(f"{metadata}: no row has the column file_name (found: {found}{why}); {cure}", 600))
     if not any(_CAPTION.fullmatch(column) for column in columns):
         source.notes.append(f"read without captions, as {metadata.name} has no column text (found: {found})")
-    unlisted = sum(
-        os.path.relpath(os.path.join(folder, file), source.path) not in listed
-        for folder, _, files in os.walk(source.path)
-        for file in files
-        if _kind(file) and not _hidden(file)
-    )
+    unlisted = 0
+    texts: list[str] = []
+    made: list[str] = []
+    for folder, _, files in walk(source.path, made):
+        for entry in files:
+            key = os.path.relpath(os.path.join(folder, entry), source.path)
+            if key in listed:
+                continue
+            if _kind(entry):
+                unlisted += 1
+            elif PurePath(entry).suffix.lower() in TEXTS and entry not in METADATA and not _NOT_DATA.fullmatch(entry):
+                texts.append(key)
     if unlisted:
         source.notes.append(f"left out {unlisted} pictures or videos that no row of {metadata.name} names")
+    if texts:
+        cure = "give each as a source of its own to read it as text"
+        source.notes.append(f"left out {len(texts)} text files beside {metadata.name} ({some(texts)}); {cure}")
+    source.notes.extend(left_out(made))
 
 
 def _list_media(source: Source, keys: list[str]) -> None:
@@ -305,6 +361,7 @@ def _list_media(source: Source, keys: list[str]) -> None:
 
 def _read_texts(source: Source, keys: list[str], options: ReadOptions, limits: Limits) -> None:
     """Fill a text source: a document for each cut of a .txt file, for each row of a .jsonl or .tsv file."""
+    uncut: list[str] = []
     for name in keys:
         new: list[Item] = []
         problems, with_text = len(source.problems), False
@@ -320,6 +377,8 @@ def _read_texts(source: Source, keys: list[str], options: ReadOptions, limits: L
                         source.refuse(f"{name}#{i}", error)
                 if not documents:
                     raise ItemError("holds no text")
+                if len(documents) == 1 and documents[0].count("\n") >= 100 and not _BLANK.search(documents[0]):
+                    uncut.append(name)
             else:
                 for line, row in _rows(source, file, options, limits):
                     key = f"{name}#{line}"
@@ -341,6 +400,10 @@ def _read_texts(source: Source, keys: list[str], options: ReadOptions, limits: L
         except DataError as error:
             source.refuse(name, error)
         source.items.extend(new)
+    if uncut:
+        source.notes.append(
+            f"{some(uncut)}: hundreds of lines and no blank one, so one document each; put a blank line between documents"
+        )
 
 
 def _documents(text: str, least: int) -> list[str]:

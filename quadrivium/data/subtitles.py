@@ -1,7 +1,7 @@
 """Videos with subtitles beside them: every cue becomes a narrated clip, the frames of its time with its words.
 
-``talk.mp4`` goes with ``talk.srt``, ``talk.vtt`` or, for a language, ``talk.en.srt``. A video that has a caption of its own
-keeps that and is read whole.
+``talk.mp4`` goes with ``talk.srt``, ``talk.vtt`` or, for a language, ``talk.en.srt``, ``talk.pt-BR.srt``. A video that has a caption
+of its own keeps that and is read whole.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from quadrivium.data.sources import SUBTITLES, Item, Limits, ReadOptions, Source, _brief, _lines, _sound
+from quadrivium.data.sources import SUBTITLES, Item, Limits, ReadOptions, Source, _brief, _kind, _lines, _sound, some
 from quadrivium.errors import DataError
 
 _CUE = re.compile(r"\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})\s*-->\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})")
+_LANGUAGE = re.compile(r"\.[a-z]{2,3}([-_][a-z0-9]{2,4})?", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
@@ -24,11 +25,12 @@ def narrate(source: Source, options: ReadOptions, limits: Limits) -> None:
     """Put narrated clips in the place of every video of a source that has subtitles and no caption."""
     items: list[Item] = []
     listed: dict[Path, dict[str, list[Path]]] = {}  # every folder once: some hold a hundred thousand videos
+    spare: list[str] = []
     for item in source.items:
         files: list[Path] = []
         if item.kind == "video" and item.file is not None and not item.inside:
             if item.file.parent not in listed:
-                listed[item.file.parent] = _subtitles(item.file.parent)
+                listed[item.file.parent] = _subtitles(item.file.parent, spare)
             files = listed[item.file.parent].get(item.file.stem, [])
         if not files or item.texts:
             items.append(item)
@@ -45,6 +47,9 @@ def narrate(source: Source, options: ReadOptions, limits: Limits) -> None:
         if not cues:
             source.refuse(item.key, "its subtitles hold no cue; mend them, or take them away to read the video without")
     source.items[:] = items
+    if spare:
+        cure = "name them like their video, as talk.srt or talk.en.srt for talk.mp4"
+        source.notes.append(f"left out {len(spare)} subtitles that belong to no video ({some(spare)}); {cure}")
 
 
 def read_cues(file: Path, options: ReadOptions) -> list[tuple[float, float, str]]:
@@ -83,11 +88,18 @@ def _seconds(stamp: str) -> float:
     return total
 
 
-def _subtitles(folder: Path) -> dict[str, list[Path]]:
-    """Files of subtitles in a folder, by the stem of the video that they belong to."""
+def _subtitles(folder: Path, spare: list[str]) -> dict[str, list[Path]]:
+    """Files of subtitles in a folder, by the stem of the video that they belong to; names of those of no video go to ``spare``."""
     found: dict[str, list[Path]] = {}
     with contextlib.suppress(OSError):
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUBTITLES and not p.is_symlink()):
-            for stem in {path.stem, Path(path.stem).stem}:  # talk.srt, talk.en.srt
+        paths = sorted(folder.iterdir())
+        videos = {p.stem for p in paths if _kind(p.name) == "video"}
+        for path in (p for p in paths if p.suffix.lower() in SUBTITLES and not p.is_symlink()):
+            stem = path.stem  # talk.part2.srt is not of talk.mp4, talk.en.srt is unless there is a talk.en.mp4
+            if stem not in videos and _LANGUAGE.fullmatch(Path(stem).suffix):
+                stem = Path(stem).stem
+            if stem in videos:
                 found.setdefault(stem, []).append(path)
+            else:
+                spare.append(path.name)
     return found

@@ -2,13 +2,17 @@
 
 A column of bytes, or of structs with ``bytes``, holds pictures or videos (``video`` in its name says which); a column
 ``file_name``, ``image`` or ``video`` of strings names files below the table's folder. ``text``, ``text_<lang>`` or ``caption``
-holds captions, ``group`` or ``story`` what stays together. A table without media is a table of texts, a document a row.
+holds captions, ``group`` or ``story`` what stays together; without, rows of one picture do: the same ``path`` beside the same bytes.
+A table without media is a table of texts, a document a row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ Row = dict[str, Any] | ItemError  # or why it is none
 
 
 def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
-    """Fill a source with the rows of tables; bytes of pictures are not read."""
+    """Fill a source with the rows of tables; bytes of pictures are read only where several rows have one path."""
+    named: dict[Path, str] = {}
     for file in files:
         name = os.path.relpath(file, source.path)
         try:
@@ -39,6 +44,8 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
             twice = next((n for n in (*used, media) if n and names.count(n) > 1), None)
             if twice:
                 raise ItemError(f"has several columns named {twice}; rename all but one")
+            if field and schema.field(media).type.get_field_index("path") >= 0:
+                named[file] = media
             for number, (where, row) in enumerate(rows(used)):
                 key = f"{name}#{number}"
                 try:
@@ -64,6 +71,51 @@ def list_tables(source: Source, files: list[Path], limits: Limits) -> None:
                     source.refuse(key, error)
         except ItemError as error:
             source.refuse(name, error)
+    _join(source, named)
+
+
+def _join(source: Source, named: dict[Path, str]) -> None:
+    """Put the rows of one picture into the group of the first, unless they have one of their own.
+
+    ``named``: tables, with their column of structs that have a path. Many tables call different pictures by one name, so bytes are
+    compared too; a row that has its picture alone keeps its group, whatever else is in the table.
+    """
+    at: dict[tuple[Any, ...], int] = {
+        (i.file, *i.inside[1:3]): n for n, i in enumerate(source.items) if i.file in named and i.group == i.key
+    }
+    places: dict[str, list[tuple[Any, ...]]] = {}
+    for file, column in named.items():
+        with suppress(Exception):  # of a dozen types; what cannot be read here is said when it is decoded
+            for place, cell in _cells(file, column, "path"):
+                if (file, *place) in at and (path := cell.as_py()):
+                    places.setdefault(path, []).append((file, *place))
+    shared = {place for found in places.values() if len(found) > 1 for place in found}
+    first: dict[bytes, str] = {}
+    for file in dict.fromkeys(place[0] for place in at if place in shared):
+        with suppress(Exception):
+            for place, cell in _cells(file, named[file], "bytes"):
+                if (file, *place) in shared and (data := cell.as_py()):
+                    n = at[file, *place]
+                    group = first.setdefault(hashlib.sha256(data).digest(), source.items[n].group)
+                    source.items[n] = replace(source.items[n], group=group)
+
+
+def _cells(file: Path, column: str, key: str) -> Iterator[tuple[tuple[int, int], Any]]:
+    """(part, row) and what stands under ``key`` in every cell of a column of structs."""
+    pa = pyarrow()
+    with pa.parquet.ParquetFile(file) if file.suffix == ".parquet" else pa.memory_map(str(file)) as table:
+        if file.suffix == ".parquet":
+            groups = range(table.num_row_groups)
+            parts = ((g, table.iter_batches(64, row_groups=[g], columns=[f"{column}.{key}"])) for g in groups)
+        else:
+            parts = ((n, [batch]) for n, batch in enumerate(pa.ipc.open_stream(table)))
+        for part, batches in parts:
+            before = 0
+            for batch in batches:
+                cells = batch.column(batch.schema.get_field_index(column)).field(key)
+                cells.validate(full=True)
+                yield from (((part, before + i), cell) for i, cell in enumerate(cells))
+                before += len(cells)
 
 
 def _open(file: Path) -> tuple[Any, list[str], Callable[[list[str]], Iterator[tuple[Inside, Row]]]]:
