@@ -194,7 +194,9 @@ def _prepare() -> Callable[..., Any]:
         if inspect:
             from quadrivium.inspect import look, write_sheets
 
-            report, rows = look(preparing.find(list(sources), config), config.read, config.limits, config.held, max_bad=config.max_bad)
+            report, rows = look(
+                preparing.find(list(sources), config), config.read, config.limits, config.held, max_bad=config.max_bad
+            )
             print(report)
             for path in write_sheets(rows):
                 print(f"samples: {path}")
