@@ -26,7 +26,7 @@ def main(results: Path, out: Path) -> None:
     found = summary(results)
     figure = Figure(figsize=(9.2, 4.3), layout="constrained", dpi=130)
     axes = figure.subplots()
-    for y, (arm, says) in enumerate(reversed(ARMS.items())):
+    for y, arm in enumerate(reversed(ARMS)):
         row = found["arms"][arm]["facts"]["seen"]["direct"]
         colour = "#c4520b" if arm in ("text", "text-equal", "captions") else "#8a8a8a" if arm == "oracle" else "#0b62c4"
         axes.errorbar(row["accuracy"], y, xerr=row["half"], fmt="o", color=colour, capsize=3, markersize=7, linewidth=2)
