@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quadrivium import evaluate
 from quadrivium.ask import credit, top
 from quadrivium.checkpoint import Run
 from quadrivium.data.language import invent_names
@@ -35,10 +36,10 @@ from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import Dataset, read_json, write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.errors import RunError
-from quadrivium.evaluate import ratio
+from quadrivium.evaluate import UNITS, ratio
 from quadrivium.generate import Sampling, continuations, generate
 from quadrivium.grid import Arm, Job, finished, plain, run_jobs
-from quadrivium.model import ModelConfig
+from quadrivium.model import ModelConfig, Sharing
 from quadrivium.pictures import Cell, sheet
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
@@ -75,10 +76,14 @@ MIXTURE = MixtureConfig(
     ahead=8.0,
     ahead_pictures=True,
 )
-ARMS: dict[str, tuple[Arm, bool]] = {  # and whether captions foretell
-    **{name: (ALL[name], True) for name in ("text", "captions", "four", "shuffled", "noise")},
-    "no-ahead": (ALL["four"], False),  # captions foretell nothing
+ARMS: dict[str, tuple[Arm, bool, Sharing]] = {  # whether captions foretell, and what weights text and vision have in common
+    **{name: (ALL[name], True, "none") for name in ("text", "captions", "four", "shuffled", "noise")},
+    "no-ahead": (ALL["four"], False, "none"),
+    "share-all": (ALL["four"], True, "all"),
+    "share-attention": (ALL["four"], True, "attention"),
+    "share-cross": (ALL["four"], True, "cross"),
 }
+DEFAULT = ("text", "captions", "four", "shuffled", "noise", "no-ahead")
 
 
 def kinds_of(seed: int) -> list[dict]:
@@ -191,16 +196,20 @@ def picture(out: Path, samples: int = 6, seed: int = 0) -> None:
 
 def cell(out: Path, name: str, seed: int, steps: int) -> None:
     """Train an arm on a seed, ask, write the cell."""
-    home, (arm, foretells) = out / f"seed-{seed}", ARMS[name]
+    home, (arm, foretells, sharing) = out / f"seed-{seed}", ARMS[name]
     mixture = MIXTURE if foretells else replace(MIXTURE, ahead=0.0, ahead_pictures=False)
     waits = () if arm.routes == ("t2t",) else (("source/text", round(0.3 * steps)),)  # text finds what was seen
     mixture = replace(arm.mixture(mixture), begin=waits)
     train = TrainConfig(steps=steps, lr=5e-3, decay=0.7, optimizer="muon", seed=seed, eval_every=10**6)
     run = home / name
-    state = train_routes(home / "data", run, MODEL, mixture, train, resume=(run / "config.json").exists(), progress=False)
+    model = replace(MODEL, sharing=sharing)
+    state = train_routes(home / "data", run, model, mixture, train, resume=(run / "config.json").exists(), progress=False)
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
-    found = measure(Run(run), Dataset(home / "data"), seed)
+    loaded, data = Run(run), Dataset(home / "data")
+    found: dict = measure(loaded, data, seed)
+    bits = evaluate.routes(loaded.model, loaded.mixture(), loaded.text.id_bytes, 200, progress=False)["routes"]
+    found |= {"held-out": {route: row[UNITS[route[-1]]] for route, row in bits.items()}}
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {"arm": name, "seed": seed, "seconds": state["seconds"], **found})
 
 
@@ -244,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/grocery"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", default=DEFAULT, choices=list(ARMS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     out, source = options.out.resolve(), options.source.resolve()
