@@ -50,7 +50,7 @@ def train(data: str) -> dict:
 
     threads()
     prepared, mixture = Dataset(Path(data)), MixtureConfig(positions=2048)
-    shape, _, text, _ = shape_on(Path(data), prepared, ModelConfig(width=128, layers=2, heads=2), mixture)
+    shape, _, text, _ = shape_on(Path(data), prepared, ModelConfig(sharing="all", width=128, layers=2, heads=2), mixture)
     model = Model(shape)
     task = RouteTask(model, Mixture(prepared, mixture, text.end, 0, shape.patch), text.id_bytes)
     speeds = []

@@ -47,12 +47,12 @@ def steps(shape: ModelConfig, batch: Batch, recompute: bool, number: int) -> Non
 
 def main(data: Path, recompute: bool) -> None:
     prepared = Dataset(data)
-    shape, _, text, _ = shape_on(data, prepared, ModelConfig(), MixtureConfig())
+    shape, _, text, _ = shape_on(data, prepared, ModelConfig(sharing="all"), MixtureConfig())
     mixed = Mixture(prepared, MixtureConfig(), text.end, 0, shape.patch)
     batch = Batch.of(pack(mixed.step(0)))
     torch.manual_seed(0)
     steps(
-        shape_on(data, prepared, ModelConfig(layers=1, width=16, heads=1), MixtureConfig())[0],
+        shape_on(data, prepared, ModelConfig(sharing="all", layers=1, width=16, heads=1), MixtureConfig())[0],
         Batch.of(pack(mixed.step(0)[:3])),
         False,
         1,

@@ -49,7 +49,7 @@ PREPARE = PrepareConfig(
     held=0.3,
 )
 CONFIG = TransferConfig(
-    model=ModelConfig(layers=1, width=32, heads=2, patch=4),
+    model=ModelConfig(sharing="all", layers=1, width=32, heads=2, patch=4),
     mixture=MixtureConfig(positions=400, context=32),
     train=TrainConfig(steps=200, lr=5e-3, warmup=10, eval_every=10**6),
     text=1.0,

@@ -83,7 +83,7 @@ class ModelConfig:
     """Shape of the model. ``vocab``, ``codes``, ``rows`` and ``columns`` are set from the tokenizers, ``foretells`` from the mixture."""
 
     patch: int = 0  # a cell is patch x patch codes, read in one position; 0: the least that leaves at most 64 cells a frame
-    sharing: Sharing = "all"  # weights that text and vision have in common
+    sharing: Sharing = "none"  # weights that text and vision have in common (docs/figures.md compares)
     layers: int = 4  # with sharing cross: half of them in encoders, half in decoders (2 + 2)
     width: int = 256
     heads: int = 4

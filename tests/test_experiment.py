@@ -278,7 +278,9 @@ def test_the_oracle_reads_every_seen_fact_and_nothing_else():
 
 
 def cell(arm, seed, seen, looks="a"):
-    facts = {g: {"direct": {"all": {"accuracy": seen, "chance": 1 / 3}}} for g in GROUPS}
+    facts = {
+        g: {"direct": {"all": {"accuracy": seen, "chance": 1 / 3, "first alone": 0.5, "second alone": 0.4}}} for g in GROUPS
+    }
     return {"arm": arm, "seed": seed, "facts": facts, "routes": {}, "seconds": 1.0, "training_seconds": 1.0, "positions": 1,
             "visual_tokenizer": looks}  # fmt: skip
 

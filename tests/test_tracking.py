@@ -193,6 +193,7 @@ def test_tracking_leaves_the_run_as_it_is(data, tmp_path):
 def test_a_place_that_cannot_be_written_to_is_one_warning(data, tmp_path, capsys):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # as a run that was killed early leaves it
     (tmp_path / "run" / "tensorboard").write_text("in the way")
     train(data, tmp_path / "run", "tensorboard")
     assert capsys.readouterr().err.count("warning: tensorboard") == 1
