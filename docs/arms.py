@@ -16,6 +16,7 @@ ARMS = {
     "no-v2t": "all routes but frames to text",
     "four": "all four routes",
     "no-v2v": "all routes but frames to frames",
+    "share-cross": "all four, joined by cross-attention",
     "four-more": "all four, for half as many steps more",
     "distil": "the same steps more, also on what it imagined",
     "oracle": "all four, and the facts written down",
