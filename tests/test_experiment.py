@@ -247,7 +247,7 @@ def test_arms_that_pages_name_exist():
     root = Path(__file__).parents[1]
     pages = [page.read_text(encoding="utf-8") for page in (*root.glob("*.md"), *root.glob("docs/*.md"))]
     named = [
-        arms.split() for page in pages for arms in re.findall(r"quadrivium experiment [^`\n]*?--arms((?: [a-z]\S*)+)", page)
+        arms.split() for page in pages for arms in re.findall(r"quadrivium experiment [^`\n]*?--arms((?: [a-z][^\s`]*)+)", page)
     ]
     assert named and not {arm.strip("`,.") for arms in named for arm in arms} - set(ARMS)
 
