@@ -17,7 +17,6 @@ from quadrivium.data.mixture import Mixture
 from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset
 from quadrivium.data.world import contact_sheet, world_config
-from quadrivium.errors import RunError
 from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, small, table
 from quadrivium.pictures import Cell, save_gif, sheet
 from quadrivium.samples import decode, write_samples
@@ -51,8 +50,6 @@ class DemoConfig:
 def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True) -> dict[str, Any]:
     """The experiment's arms on one seed, its table, sheets and one sentence. Returns the table. A stopped demo goes on."""
     config, began = config or DemoConfig(), time.monotonic()
-    if out.exists() and any(out.iterdir()) and not (out / "results").exists():
-        raise RunError(f"{out} holds something else; choose another --out")
 
     def say(step: str) -> None:
         print(f"\n[{time.monotonic() - began:4.0f} s] {step}", file=sys.stderr)

@@ -8,6 +8,7 @@ coarsely that the order of sums shows in the loss. State and options are those o
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import reduce
 from typing import Any
 
 import torch
@@ -41,14 +42,13 @@ def orthogonal(matrices: Tensor, group: dict[str, Any]) -> Tensor:
 def _left(gram: Tensor, group: dict[str, Any]) -> Tensor:
     """Gram matrices (n, A, A) -> what all steps together multiply from the left. A step with the polynomial p makes p G p of G."""
     a, b, c = group["ns_coefficients"]
-    left = torch.eye(gram.shape[1]).expand_as(gram)
-    for step in range(group["ns_steps"]):
+    steps: list[Tensor] = []
+    while len(steps) < group["ns_steps"]:
+        gram = steps[-1] @ gram @ steps[-1] if steps else gram
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         p.diagonal(dim1=-2, dim2=-1).add_(a)
-        left = p @ left if step else p
-        if step + 1 < group["ns_steps"]:
-            gram = p @ gram @ p
-    return left
+        steps.append(p)
+    return reduce(lambda left, p: p @ left, steps)
 
 
 class Muon(torch.optim.Muon):

@@ -33,13 +33,8 @@ class MixtureConfig:
     positions: int = 4096  # positions a step when every route is trained; a route that is left out leaves its share unused
     context: int = 256  # ids of text in a window of a document, and at most in a caption
     frames: int = 0  # frames of a clip that are used, a window drawn anew each epoch; 0: all
-    weights: tuple[tuple[str, float], ...] = (
-        ("t2t", 1.0),
-        ("t2v", 1.0),
-        ("v2t", 1.0),
-        ("v2v", 1.0),
-        ("tv2v", 0.5),
-    )  # compute of each route
+    # compute of each route
+    weights: tuple[tuple[str, float], ...] = (("t2t", 1.0), ("t2v", 1.0), ("v2t", 1.0), ("v2v", 1.0), ("tv2v", 0.5))
     balance: float = 0.5  # a source's share within a route goes with its size to this power: 1 by size, 0 equal
     source_weights: tuple[tuple[str, float], ...] = ()  # factors on that share, by SOURCE, or by ROUTE/SOURCE for one route
     # First step that reads a SOURCE, or ROUTE/SOURCE, so that the others come before it; what is not named is read from the first step on.
@@ -143,9 +138,8 @@ class Stream:
         return int(order[np.searchsorted(begins, place, side="right") - 1]), epoch
 
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        found = self._epochs.get(
-            epoch
-        )  # two threads may ask: the one that makes the next batch, and one that names a bad batch's items
+        # Two threads may ask: the one that makes the next batch, and one that names a bad batch's items.
+        found = self._epochs.get(epoch)
         if found is None:
             order = np.random.default_rng([seed, stable_hash(self.name), epoch]).permutation(len(self.unit))
             costs = self.positions[order]

@@ -143,9 +143,8 @@ def to_json(value: object) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write `to_json` of a value, whole or not at all. Raises RunError."""
-    write_atomic(
-        path, (to_json(value) + "\n").encode("utf-8", "backslashreplace")
-    )  # of a path that is not UTF-8, JSON's own escape
+    # Of a path that is not UTF-8, JSON's own escape.
+    write_atomic(path, (to_json(value) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path, what: str, most: int = _JSON) -> dict:

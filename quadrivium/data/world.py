@@ -81,9 +81,8 @@ class WorldConfig:
     languages: tuple[Language, ...] = LANGUAGES
     size: int = 64  # pixels a side
     frames: int = 8  # a clip; they always span the same time
-    processes: int = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # no influence on what is written
+    # no influence on what is written
+    processes: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def __post_init__(self) -> None:
         def need(good: bool, message: str) -> None:
