@@ -167,14 +167,15 @@ def ask(
     return results
 
 
-def rows(questions: Seq[Question], right: np.ndarray) -> dict[str, Any]:
-    """The rows of `ask` for credit ``right`` (n,)."""
+def rows(questions: Seq[Question], right: np.ndarray, chance: float | None = None) -> dict[str, Any]:
+    """The rows of `ask` for credit ``right`` (n,). ``chance``: where it is not to choose among the options."""
     pairs = np.array([f"{min(q.first, q.second)} {max(q.first, q.second)}" for q in questions])
 
     def part(chosen: np.ndarray) -> dict:
         mean, error = ratio(right[chosen], np.ones(int(chosen.sum())), pairs[chosen])
         options = [len(q.options) for q, yes in zip(questions, chosen, strict=True) if yes]
-        return {"accuracy": mean, "se": error, "n": int(chosen.sum()), "chance": float(np.mean(1 / np.array(options)))}
+        guessed = float(np.mean(1 / np.array(options))) if chance is None else chance
+        return {"accuracy": mean, "se": error, "n": int(chosen.sum()), "chance": guessed}
 
     results = {"all": part(np.ones(len(questions), bool))}
     results["all"] |= dict(zip(("first alone", "second alone"), alone(questions), strict=True))

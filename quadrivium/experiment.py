@@ -28,7 +28,7 @@ import torch
 import quadrivium
 from quadrivium import ask, checkpoint, distil, evaluate, grid
 from quadrivium.checkpoint import Run
-from quadrivium.data.judge import judge_clips
+from quadrivium.data.judge import judge_clips, placed
 from quadrivium.data.machine import DEVICES, LOOKS
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.questions import make_questions, situations
@@ -329,9 +329,13 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     write_json(results / f"{name}-seed-{seed}.json", cell)
 
 
+LOOKED = ("imagine", "shown", "drawn", "placed")  # read-outs by clips
+
+
 def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progress: bool = False) -> dict[str, dict]:
     """Group of facts -> read-out -> accuracy with its error: *direct* and, where the run has t2v and v2t, *imagine*, *shown*
-    (read off the real clip) and *drawn* (what the imagined clip shows in the eyes of the simulator)."""
+    (read off the real clip), *drawn* (what the imagined clip shows in the eyes of the simulator) and *placed* (whether it opens with the
+    two pieces where the words put them, or the other way round: chance 1/2)."""
     routes = run.config["mixture"]["routes"]
     sees = {"t2v", "v2t"} <= set(routes)
     found: dict[str, dict] = {}
@@ -350,6 +354,8 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
             drawn = judge_clips(world, [q.spec for q in few], seen, options)
             right = np.array([d == DEVICES[q.device][q.answer] for q, d in zip(few, drawn, strict=True)], float)
             found[group]["drawn"] = ask.rows(few, right)
+            right = np.array([placed(world, q.spec, clip) for q, clip in zip(few, seen, strict=True)], float)
+            found[group]["placed"] = ask.rows(few, right, chance=0.5)
             for read_out in ("imagine", "shown"):
                 found[group][read_out].pop("votes")
     return found
@@ -394,7 +400,7 @@ def summary(results: Path) -> dict[str, Any]:
     for arm, by_seed in cells.items():
         rows: dict[str, Any] = {"seeds": list(by_seed), "facts": {}}
         for group in GROUPS:
-            for read_out in ("direct", "imagine", "shown", "drawn"):
+            for read_out in ("direct", *LOOKED):
                 values = _accuracies(by_seed, group, read_out)
                 if values:
                     mean, half = interval(values.values())
@@ -467,7 +473,7 @@ def _paired(values: dict[int, float], base: dict[int, float]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Lines for people: an arm a line, accuracy and half-width of its 95 % interval; then what its routes cost."""
-    columns = [(g, "direct") for g in GROUPS] + [("seen", r) for r in ("imagine", "shown", "drawn")]
+    columns = [(g, "direct") for g in GROUPS] + [("seen", r) for r in LOOKED]
     head = f"{'arm':<16}{'seeds':>6}" + "".join(f"{g + ' ' + ('' if r == 'direct' else r):>16}" for g, r in columns)
     lines = [head, "-" * len(head)]
     for arm, rows in found["arms"].items():

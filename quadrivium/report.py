@@ -104,10 +104,10 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _experiment(found: dict[str, Any]) -> dict[str, Any]:
-    from quadrivium.experiment import ARMS
+    from quadrivium.experiment import ARMS, LOOKED
 
     arms, rows = found["arms"], []
-    groups, outs = ("read", "seen", "both", "neither"), ("direct", "imagine", "shown", "drawn")
+    groups, outs = ("read", "seen", "both", "neither"), ("direct", *LOOKED)
     columns = [(g, o) for g in groups for o in outs if any(o in r["facts"].get(g, {}) for r in arms.values())]
     columns = [c for c in columns if c[1] == "direct" or c[0] == "seen"]
     for arm, r in arms.items():

@@ -94,7 +94,7 @@ def test_cells_say_what_they_measured(finished):
         facts = by_seed[0]["facts"]
         assert set(facts) == {"read", "seen", "both", "neither"}
         for read_outs in facts.values():
-            assert set(read_outs) == ({"direct"} if arm == "captions" else {"direct", "imagine", "shown", "drawn"})
+            assert set(read_outs) == ({"direct"} if arm == "captions" else {"direct", "imagine", "shown", "drawn", "placed"})
             assert all(0 <= r["all"]["accuracy"] <= 1 for r in read_outs.values())
     assert cells["distil"][0]["distilled"]["situations"] == 6
     assert cells["captions"][0]["routes"].keys() == {"t2t"}
@@ -122,6 +122,21 @@ def test_what_a_run_knows_and_what_it_says(finished):
     for group, said, *others in lines:
         assert float(said) == pytest.approx(facts[group]["direct"]["all"]["accuracy"], abs=6e-4)
         assert len(others) == 7 and all(np.isfinite(float(value)) for value in others)
+
+
+def test_where_imagined_pieces_are_placed(finished):
+    """The script draws the first clip of every question that the cell has looked at."""
+    out, _ = finished
+    root, home = Path(__file__).parents[1], out / "seed-0"
+    command = [sys.executable, str(root / "benchmarks" / "placed.py"), str(home / "four"), str(home / "world"), "--each", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    made = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=True)
+    head, *lines = (line.split() for line in made.stdout.splitlines())
+    found = {(device, first): list(map(float, values)) for device, first, *values in lines}
+    assert head[3:] == ["n", "placed", "imagine", "goes", "on"] and found["all", "either"][0] == 15
+    cell = read_cells(out / "results")["four"][0]["facts"]["seen"]["placed"]["all"]
+    assert found["all", "either"][1] == pytest.approx(cell["accuracy"], abs=6e-4) and cell["chance"] == 0.5
+    assert sum(n for (device, first), (n, *_) in found.items() if device == "ramp") == 15
 
 
 def test_arms_read_what_they_say(finished):

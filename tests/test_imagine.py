@@ -11,7 +11,7 @@ import torch
 from quadrivium import evaluate
 from quadrivium import sequence as seq
 from quadrivium.ask import ask, credit, free, imagined, outcomes_told, tell, votes
-from quadrivium.data.judge import clip_frames, film, judge_clip
+from quadrivium.data.judge import clip_frames, film, judge_clip, placed
 from quadrivium.data.machine import DEVICES, FINISHES, MachineSpec
 from quadrivium.data.questions import make_questions
 from quadrivium.data.sources import ReadOptions, frames_read
@@ -177,3 +177,15 @@ def test_the_judge_knows_what_a_real_clip_shows(device):
     assert right >= n - 1
     with pytest.raises(ConfigError, match="one frame"):
         judge_clip(config, spec, film(config, spec, replace(options, clip_frames=1)), options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_exchanged_pieces_are_told_from_placed_ones(device):
+    """Real clips, with the small accidents of placing that the judge does not know of."""
+    config, options = WorldConfig(size=32), ReadOptions(size=32, fps=4.0)
+    for k in range(6):
+        spec = MachineSpec(device, k, 2 * k + 1, jitter=(0.7, -0.7, 0.7), mirror=k % 2 == 0)
+        clip = film(config, spec, options)
+        assert placed(config, spec, clip)
+        assert not placed(config, replace(spec, first=spec.second, second=spec.first), clip)
+    assert placed(config, replace(spec, second=spec.first), clip)  # two of a kind are never the other way round

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quadrivium.data.machine import DEVICES, Kind, MachineSpec
+from quadrivium.data.machine import DEVICES, Kind, MachineSpec, opening
 from quadrivium.data.machine import run as run_machine
 from quadrivium.data.sources import Item, ReadOptions, frames_read, read_clips
 from quadrivium.data.world import FPS, MASSES, WorldConfig, encode_video, make_kinds
@@ -67,6 +67,14 @@ def judge_clip(config: WorldConfig, spec: MachineSpec, clip: np.ndarray, options
     references = _references(config, replace(spec, jitter=(0.0, 0.0, 0.0)), looks, clip.shape[1], taken)
     later = clip[1 : len(taken)].astype(np.float32)
     return min(references, key=lambda known: float(((later - known[1]) ** 2).mean()))[0]
+
+
+def placed(config: WorldConfig, spec: MachineSpec, clip: np.ndarray) -> bool:
+    """Whether ``clip``, uint8 (F, S, S, 3), opens as the machine ``spec`` does, rather than as that machine with its two pieces
+    exchanged: mean squared error of the first frame. Where the two are one, as for two equal pieces, it does."""
+    exchanged = replace(spec, first=spec.second, second=spec.first)
+    as_told, other = (opening(s, make_kinds(config), clip.shape[1]).astype(np.float32) for s in (spec, exchanged))
+    return bool(((clip[0] - as_told) ** 2).mean() <= ((clip[0] - other) ** 2).mean())
 
 
 def judge_clips(
