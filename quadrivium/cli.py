@@ -404,7 +404,7 @@ def _ask() -> Callable[..., Any]:
             run: run folder that train wrote.
             world: the world that it was trained on, as `quadrivium world` wrote it.
             groups: which facts to ask about, by what the model was given of their kinds.
-            each: questions for every template, language, device and outcome; 150 times as many in all for every group.
+            each: questions for every template, language, device and outcome; 15 times as many for every group, device and language.
             imagine: clips to imagine for each question; 0: none.
             shown: also answer from the real clip.
             free: also let the model answer in its own words, which are read for the outcome that they tell.
@@ -548,6 +548,7 @@ def _distil() -> Callable[..., Any]:
 
         quadrivium prepare WORLD corpus.jsonl --out data/more --text-tokenizer RUN/tokenizers/text
             --visual-tokenizer RUN/tokenizers/visual
+
         quadrivium train data/more --out runs/more --init RUN
 
         corpus.report.json beside it says how often that is what the simulator does. The same command goes on where it was stopped.
