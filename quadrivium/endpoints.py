@@ -174,7 +174,8 @@ def by_word(model: Model, mixture: Mixture, kinds: Kinds, limit: int) -> dict[st
 
 
 def questions(config: EndpointConfig) -> dict[str, list[dict[str, Any]]]:
-    """Task -> its documents, a sample of them; tasks whose files are not in the folder are left out. Raises DataError where none is."""
+    """Task -> its documents, a sample of them; tasks whose files are not in the folder are left out. Raises DataError where none is, and
+    where files are damaged."""
     found: dict[str, list[dict[str, Any]]] = {}
     if config.questions is not None:
         found["own"] = documents.own(config.questions)[: config.limit]
@@ -184,7 +185,7 @@ def questions(config: EndpointConfig) -> dict[str, list[dict[str, Any]]]:
     for task in config.tasks:
         try:
             found[task] = documents.of(task, str(config.folder))[: config.limit]
-        except DataError as error:
+        except documents.Absent as error:
             missing.append(str(error))
     if not found.keys() - {"own"}:
         raise DataError("; ".join(missing))

@@ -6,6 +6,7 @@ wrappers from `quadrivium.remote` under the names that transformers looks for.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -66,7 +67,7 @@ def export_full(run: Run, out: Path) -> None:
     processor = {
         "processor_class": "QuadriviumProcessor",
         "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
-        "read": run.config.get("read", {}) | {"clip_frames": frames_of(run)},
+        "read": run.config.get("read", {}) | {"clip_frames": frames_of(run), "max_clips": 1},
     }
     load = (
         "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"
@@ -133,16 +134,17 @@ def _words(run: Run, out: Path) -> None:
 def _card(run: Run, folder: Path, name: str, about: str, load: str, task: str) -> None:
     """README.md: what this is, what was measured, how it is loaded."""
     size = sum(p.numel() for p in run.model.parameters())
-    measured = "Not measured yet; `quadrivium eval RUN` before the export puts its table here."
-    try:
-        results = read_json(run.folder / "results.json", "results of quadrivium eval")
-        if "routes" in results:
-            measured = f"Held-out cost, step {results['step']}:\n\n```\n{evaluate.table(results, streams=False)}\n```"
-        if "lm_eval" in results:
-            scored = f"lm-evaluation-harness, step {results['lm_eval']['step']}:\n\n```\n{harness.table(results['lm_eval']['tasks'])}\n```"
-            measured = f"{measured}\n\n{scored}" if "routes" in results else scored
-    except (QuadriviumError, KeyError):
-        pass
+    parts = []
+    with contextlib.suppress(QuadriviumError, KeyError):
+        results = read_json(run.home / "results.json", "results of quadrivium eval")
+        if "routes" in results and results["step"] == run.step:  # not of another checkpoint
+            data = results.get("data", run.config["data"])
+            on = "" if data == run.config["data"] else f" on {Path(data).name}, which is not what it was trained on"
+            parts.append(f"Held-out cost, step {run.step}{on}:\n\n```\n{evaluate.table(results, streams=False)}\n```")
+        if "lm_eval" in results and results["lm_eval"]["step"] == run.step:
+            scored = harness.table(results["lm_eval"]["tasks"])
+            parts.append(f"lm-evaluation-harness, step {run.step}:\n\n```\n{scored}\n```")
+    measured = "\n\n".join(parts) or "Not measured yet; `quadrivium eval RUN` before the export puts its table here."
     c = run.model.config
     shape = f"{c.layers} layers of width {c.width}, sharing `{c.sharing}`, {size / 1e6:.1f}M parameters with vision, step {run.step}"
     begun = f"\n\nBegun from `{Path(run.config['init']).name}`." if run.config.get("init") else ""

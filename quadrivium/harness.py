@@ -79,13 +79,14 @@ def language_model(run: Run) -> Any:
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             found = []
-            for request in tqdm(requests, desc="lm-eval", unit="text", disable=disable_tqdm):
+            for i, request in enumerate(tqdm(requests, desc="lm-eval", unit="text", disable=disable_tqdm)):
                 context, how = request.args
                 drawn = how.get("do_sample", False) and how.get("temperature", 1.0)
-                sampling = Sampling(float(drawn), how.get("top_p", 1.0), max_ids=int(how.get("max_gen_toks", 256)))
+                # A seed of its own: repeats of one request are to differ.
+                sampling = Sampling(float(drawn), how.get("top_p", 1.0), seed=i, max_ids=int(how.get("max_gen_toks", 256)))
                 given = (text(self.tok_encode(context)),) if context else ()
                 ids = generate(run.model, [given], "text", run.text.end, sampling=sampling)[0]
-                words, stops = run.text.decode(ids), how.get("until") or []
+                words, stops = run.text.continued(context, ids), how.get("until") or []
                 for stop in [stops] if isinstance(stops, str) else stops:
                     words = words.split(stop)[0] if stop else words
                 found.append(words)
@@ -119,10 +120,18 @@ def scores(run: Run, names: Seq[str], folder: Path | None = None, limit: int | N
     counts = {name: n["effective"] for name, n in done["n-samples"].items()}
     found: dict[str, Any] = {}
     for name, row in {**done["results"], **done.get("groups", {})}.items():
-        kept = {k.split(",")[0]: v for k, v in row.items() if isinstance(v, float)}
+        kept = {_measure(k): v for k, v in row.items() if isinstance(v, float)}
         if kept:
             found[name] = {k: v for k, v in kept.items() if np.isfinite(v)} | ({"n": counts[name]} if name in counts else {})
     return found
+
+
+def _measure(key: str) -> str:
+    """lm-eval's "exact_match_stderr,strict-match" as "exact_match (strict-match)_stderr"; the filter "none" goes without saying."""
+    name, _, kept_by = key.partition(",")
+    if kept_by in ("", "none"):
+        return name
+    return f"{name.removesuffix('_stderr')} ({kept_by})" + "_stderr" * name.endswith("_stderr")
 
 
 def table(found: dict[str, Any]) -> str:

@@ -112,7 +112,7 @@ class Quadrivium:
         count = (frames or frames_of(self._run)) if want == "video" else 1
         rows = draw(self._run, want, text, shown, n, count, self._sampling(temperature, top_p, seed, max_ids))
         if want == "text":
-            return [self._run.text.decode(row[-1].data[1:]) for row in rows]
+            return [self._run.text.continued(text or "", row[-1].data[1:]) for row in rows]
         clips = np.stack([decode(self._run, row[-1].data) for row in rows])
         return clips if want == "video" else clips[:, 0]
 
@@ -127,7 +127,8 @@ class Quadrivium:
     ) -> float:
         """Bits that one text, picture or video costs under the model, end of the text included, after what is given.
 
-        A text after a text goes on from it, so give the space between them to one of the two.
+        A text after a text goes on from it, so give the space between them to one of the two (to neither, where the tokenizer spells words
+        with a space of their own, as those of Llama 2 and Mistral do).
         """
         wanted = self._shown(image, video)
         if (text is not None) + len(wanted) != 1:
@@ -162,7 +163,7 @@ class Quadrivium:
         return [
             Imagined(
                 decode(run, clip[-1].data),
-                text + run.text.decode(story[-1].data[1:]),
+                text + run.text.continued(text, story[-1].data[1:]),
                 run.text.decode(caption[-1].data[1:]),
             )
             for clip, story, caption in zip(*dream(run, text, n, frames or frames_of(run), sampling, forget), strict=True)

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from quadrivium.ask import frames_of, read_options
+from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.sources import Item, Limits
@@ -48,7 +48,7 @@ from quadrivium.generate import Sampling
 from quadrivium.guard import LOOPBACK, Guard, WebLimits
 from quadrivium.library import draw
 from quadrivium.pictures import enlarge
-from quadrivium.samples import decode, dream
+from quadrivium.samples import decode, dream, one_clip
 from quadrivium.sequence import Sequence, group, ungroup
 from quadrivium.words import ENGLISH, JAPANESE, Words
 
@@ -207,10 +207,8 @@ class Player:
         self.examples = examples(run)
         self.desk, self.reading = Desk(limits), Desk(limits, threads=2)
         run.model.watch = self.desk.check
-        options = read_options(run)
-        self.options = replace(
-            options, max_clips=1, clip_frames=max(self.frames, 1), max_pixels=min(options.max_pixels, 50_000_000)
-        )
+        options = one_clip(run)
+        self.options = replace(options, max_pixels=min(options.max_pixels, 50_000_000))
         self.decoders = Decoders(self.options, Limits(seconds=10, memory=1 << 30))
         self.shown: OrderedDict[str, Shown] = OrderedDict()
 
@@ -240,7 +238,7 @@ class Player:
         n, sampling = _settings(words, *how)
         shown, count = self._find(words, key), self._count(words, frames)
         begun = max(1, min(len(shown.codes), self.frames - count))  # so that it ends where the clips do that the run knows
-        said = _given(words, text) if text.strip() else None
+        said = _given(words, text) if (text or "").strip() else None
         clips = draw(self.run, "video", said, [shown.codes[:begun]], n, count, sampling)
         page = f"<h4>{words.given}</h4>{_strip(words, shown.frames[:begun])}<h4>{words.continued}</h4>{self._pictures(words, clips)}"
         later = shown.frames[begun : begun + count]
@@ -250,7 +248,8 @@ class Player:
 
     def answer(self, words: Words, text: str, imagine: bool, frames: float, *how: float) -> Iterator[str]:
         n, sampling = _settings(words, *how)
-        said = draw(self.run, "text", _given(words, text), [], n, 0, sampling)
+        text = _given(words, text)
+        said = draw(self.run, "text", text, [], n, 0, sampling)
         page = f"<h4>{words.said}</h4>{self._texts(words, said, before=text)}"
         yield page + self._legends(words, text=True)
         if not imagine or self.run.visual is None:
@@ -284,7 +283,7 @@ class Player:
         if not key:
             raise ConfigError(words.nothing_shown)
         clips = self.examples.clips
-        if key.isdecimal() and int(key) < len(clips):
+        if key in map(str, range(len(clips))):
             return clips[int(key)]
         try:
             return self.shown[key]
@@ -316,7 +315,7 @@ class Player:
         page = ""
         for row, bits in zip(rows, token_bits(self.run.model, rows), strict=True):
             ids = row[-1].data[1:]
-            marked = "".join(_marked(words, piece, cost) for piece, cost in pieces(self.run.text, ids, bits))
+            marked = "".join(_marked(words, piece, cost) for piece, cost in pieces(self.run.text, ids, bits, before))
             size = int(self.run.text.id_bytes[ids].sum())
             total = words.bits.format(bits=bits.sum()) + (f" · {words.per_byte.format(bits=bits.sum() / size)}" if size else "")
             line = (
@@ -345,7 +344,7 @@ def _given(words: Words, text: str) -> str:
         raise ConfigError(words.no_text)
     if len(text) > _CHARACTERS:
         raise ConfigError(words.long_text.format(most=_CHARACTERS))
-    return text
+    return text.encode("utf-8", "replace").decode()  # half of a pair of surrogates is no letter
 
 
 def _within(words: Words, value: float, least: float, most: float) -> float:
@@ -364,13 +363,13 @@ def _settings(words: Words, temperature: float, top_p: float, n: float, seed: fl
 # ---------------------------------------------------------------------------------------------------------------- looks
 
 
-def pieces(text: Any, ids: np.ndarray, bits: np.ndarray) -> list[tuple[str, float]]:
-    """Ids (n,) and their bits (n,) -> letters and what they cost. Ids that are parts of one letter are one piece, and what
-    leaves no letters, such as the end mark, is an empty piece."""
+def pieces(text: Any, ids: np.ndarray, bits: np.ndarray, prompt: str = "") -> list[tuple[str, float]]:
+    """Ids (n,) that go on from ``prompt`` and their bits (n,) -> letters and what they cost. Ids that are parts of one letter are one
+    piece, and what leaves no letters, such as the end mark, is an empty piece."""
     found: list[tuple[str, float]] = []
     before, cost = "", 0.0
     for k in range(len(ids)):
-        after, cost = text.decode(ids[: k + 1]), cost + float(bits[k])
+        after, cost = text.continued(prompt, ids[: k + 1]), cost + float(bits[k])
         if after.endswith("\ufffd") and k + 1 < len(ids):
             continue  # a letter that is not whole yet
         found.append((after[len(before) :], cost))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run, Trained
 from quadrivium.data.mixture import Mixture
-from quadrivium.data.sources import Item, read_clips
+from quadrivium.data.sources import Item, ReadOptions, read_clips
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
 from quadrivium.imagine import imagine
@@ -54,7 +54,7 @@ def draw(
             sequence = mixture.sequence(stream, unit)
             given = tuple(s for s in sequence if not s.wanted)
             wanted = next(s for s in sequence if s.wanted)
-            if route == "t2t":  # the first half of the window is the prompt
+            if route == "t2t" and len(wanted.data) > 2:  # the first half of the window is the prompt
                 half = max(2, len(wanted.data) // 2)
                 given, wanted = (text(wanted.data[:half]),), text(wanted.data[half - 1 :], True)
             name = f"{stream.source.name}: {stream.source.key(int(stream.unit[unit, 0]))}"
@@ -131,7 +131,7 @@ def answer(
     )
     if want == "text":
         for ids in made:
-            print(f"{prompt or ''}{run.text.decode(ids)}")
+            print(f"{prompt or ''}{run.text.continued(prompt or '', ids)}")
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
@@ -230,10 +230,15 @@ def imagine_aloud(
         written += [stem.with_suffix(".gif"), stem.with_suffix(".png")]
         save_gif(clip, written[-2], fps=fps, scale=4)
         save_png(clip, written[-1], scale=4)
-        account, called = (run.text.decode(told[-1].data[1:]) for told in (story, caption))
+        account, called = run.text.continued(prompt, story[-1].data[1:]), run.text.decode(caption[-1].data[1:])
         print(f"{prompt}{account}\n  the clip as a caption: {called}")
         print(f"  {written[-2]}\n  {written[-1]}\n{'-' * 20}")
     return written
+
+
+def one_clip(run: Run) -> ReadOptions:
+    """How the run's data was read, for a single clip: as many frames as the run was trained on."""
+    return replace(read_options(run), max_clips=1, clip_frames=max(frames_of(run), 1))
 
 
 def read(run: Run, path: Path, kind: str) -> np.ndarray:
@@ -242,7 +247,7 @@ def read(run: Run, path: Path, kind: str) -> np.ndarray:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     item = Item(source="given", key=path.name, group=path.name, kind=kind, texts=(), file=path)  # type: ignore[arg-type]
-    return group(run.visual.encode(read_clips(item, read_options(run))[0]), run.patch)
+    return group(run.visual.encode(read_clips(item, one_clip(run))[0]), run.patch)
 
 
 def decode(run: Trained, cells: np.ndarray) -> np.ndarray:

@@ -128,6 +128,11 @@ class TextTokenizer:
         """String of ids; marks leave nothing, bytes that are no UTF-8 leave the replacement character."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def continued(self, before: str, ids: Iterable[int]) -> str:
+        """String of ids that go on from the text ``before``, without it: by themselves, ids spelt in letters lose their first space."""
+        begun = self.encode(before).tolist()
+        return self.decode([*begun, *ids])[len(self.decode(begun)) :]
+
     def document(self, text: str) -> np.ndarray:
         """A whole document or caption as ids: ``[end, x_1, ..., x_n, end]``."""
         return self.enclose(self.encode(text))

@@ -233,7 +233,8 @@ class Tracking:
                     tracker.last = step
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.flush()
+        if kind is None:  # else a row may lack its held-out part, and --resume sends it whole
+            self.flush()
         for name, tracker in list(self.trackers.items()):
             with self._guarded(name):
                 tracker.close()

@@ -1,6 +1,7 @@
 """lm-eval in memory and from the export: the same numbers; strict ties; the tasks made here."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -166,6 +167,49 @@ def test_what_is_missing_is_said(run, questions, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(harness, "manager", lambda names, folder: index)  # to list the harness's own 10,000 takes seconds
     assert main(["eval", str(run), "--lm-eval", "world_sen"]) == 2
     assert "world_seen" in capsys.readouterr().err
+
+
+def test_filters_of_a_measure_stay_apart():
+    from quadrivium import harness
+
+    keys = [
+        "acc,none",
+        "acc_stderr,none",
+        "exact_match,strict-match",
+        "exact_match_stderr,strict-match",
+        "exact_match,flexible-extract",
+    ]
+    found = dict(zip(map(harness._measure, keys), (0.5, 0.1, 0.0, 0.01, 0.2), strict=True))
+    assert list(found)[:2] == ["acc", "acc_stderr"] and len(found) == 5
+    rows = [line.split() for line in harness.table({"t": found}).splitlines()[1:]]
+    assert rows == [["t", "acc", "0.5000", "0.1000"], ["t", "exact_match", "(strict-match)", "0.0000", "0.0100"], ["t", "exact_match", "(flexible-extract)", "0.2000", "-"]]  # fmt: skip
+
+
+def test_repeats_of_a_request_differ(run):
+    from types import SimpleNamespace
+
+    from quadrivium.checkpoint import Run
+    from quadrivium.harness import language_model
+
+    request = SimpleNamespace(args=("The", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}))
+    model = language_model(Run(run))
+    found = model.generate_until([request] * 4, disable_tqdm=True)
+    assert len(set(found)) > 1 and found == model.generate_until([request] * 4, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("task", ["coda", "verbphysics", "blimp"])
+def test_damaged_questions_are_said_and_absent_ones_told_apart(task, questions, tmp_path):
+    from quadrivium.tasks import documents
+
+    with pytest.raises(documents.Absent):
+        documents.of(task, str(tmp_path))
+    shutil.copytree(questions / task, tmp_path / task)
+    file = next(f for f in sorted((tmp_path / task).rglob("*")) if f.is_file())
+    file.write_bytes(b'\xff{"cut')
+    for read in (lambda: documents.of(task, str(tmp_path)), lambda: getattr(documents, task)(str(tmp_path))):
+        with pytest.raises(DataError, match=f"{task} are damaged") as caught:
+            read()
+        assert not isinstance(caught.value, documents.Absent)
 
 
 def test_many_sentences_without_a_context_are_read_in_parts(monkeypatch):

@@ -17,7 +17,7 @@ from quadrivium.cli import main
 from quadrivium.data import hub
 from quadrivium.data.formats import scan
 from quadrivium.data.sources import ReadOptions, read_clips
-from quadrivium.errors import DataError
+from quadrivium.errors import DataError, ItemError
 from quadrivium.pictures import save_mp4
 
 from .conftest import COLOURS, ball
@@ -145,6 +145,49 @@ def test_media_that_are_files_come_along(tmp_path):
     items = items_of(stored)
     assert [(i.kind, i.texts) for i in items] == [("video", (f"clip {n}",)) for n in range(3)]
     assert len(read_clips(items[1], READ)[0]) == 5
+
+
+def test_files_outside_the_dataset_are_not_read(tmp_path):
+    """A row may name any file of this machine, or any address."""
+    (tmp_path / "private.png").write_bytes(png(0))
+    folder = tmp_path / "named"
+    folder.mkdir()
+    (folder / "own.png").write_bytes(png(1))
+    named = [
+        folder / "own.png",
+        tmp_path / "private.png",
+        f"file://{tmp_path}/private.png",
+        folder / "../private.png",
+        "/dev/zero",
+    ]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    rows = {"image": [{"bytes": None, "path": str(n)} for n in named], "text": [f"text {i}" for i in range(len(named))]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "train.parquet"))
+    stored = hub.stream(str(folder))
+    cells = pq.read_table(next(stored.glob("*.parquet"))).to_pydict()["image"]
+    assert cells[0]["bytes"] == png(1) and cells[1:] == [None] * 4
+    own, *others = items_of(stored)
+    assert len(read_clips(own, READ)) == 1
+    for item in others:  # which prepare skips and lists
+        with pytest.raises(ItemError):
+            read_clips(item, READ)
+
+
+@pytest.mark.parametrize(
+    ("address", "inside"),
+    [
+        ("hf://datasets/some/where@1a2b/images/1.png", True),
+        ("zip://1.png::hf://datasets/some/where@1a2b/images.zip", True),
+        ("hf://datasets/some/else@1a2b/1.png", False),
+        ("hf://datasets/other/where@1a2b/1.png", False),
+        ("zip://1.png::file:///home/a.zip", False),
+        ("filecache://1.png::hf://datasets/some/where@1a2b/1.png", False),
+        ("http://169.254.169.254/latest", False),
+    ],
+)
+def test_whose_an_address_is(address, inside):
+    assert hub._inside(address, "some/where") is inside
+    assert hub._inside("hf://datasets/uoft-cs/cifar10@1a2b/x.png", "cifar10")
 
 
 def test_rows_of_one_picture_stay_one_group(tmp_path):

@@ -21,6 +21,7 @@ from quadrivium.errors import ConfigError, RunError
 from quadrivium.generate import Sampling, generate
 from quadrivium.huggingface import Weights, check, config_of, fetch, fill, shape_of, weights_of
 from quadrivium.model import Batch, Model, ModelConfig
+from quadrivium.play import pieces
 from quadrivium.prepare import prepare
 from quadrivium.sequence import frames, group, pack, text
 from quadrivium.text import TextTokenizer
@@ -232,6 +233,13 @@ def test_published_tokenizers_write_every_text_and_count_its_bytes(make, extra, 
         if "<" not in words:
             assert theirs.encode(words, add_special_tokens=False) == ids.tolist()
     assert tokenizer.id_bytes[tokenizer.end] == 0
+    whole = tokenizer.encode("The red ball struck the cube.")
+    for k in range(1, len(whole)):
+        before = tokenizer.decode(whole[:k])
+        if tokenizer.encode(before).tolist() == whole[:k].tolist():
+            assert before + tokenizer.continued(before, whole[k:]) == "The red ball struck the cube."
+            shown = pieces(tokenizer, whole[k:], np.ones(len(whole) - k), before)
+            assert before + "".join(letters for letters, _ in shown) == "The red ball struck the cube."
 
 
 def test_a_tokenizer_that_cannot_write_every_text_is_refused(tmp_path):
@@ -327,6 +335,11 @@ with torch.no_grad():
     right = {k: said[k].gather(1, order) for k in ("input_ids", "attention_mask")}
     assert torch.equal(model(**right, frames=said["frames"]).logits[right["attention_mask"].bool()], logits[said["attention_mask"].bool()])
 assert words.padding_side == "left"
+assert torch.equal(processor(images=np.stack([np.zeros((9, 9, 3), np.uint8)] * 2))["frames"][0], processor(images=np.zeros((9, 9, 3), np.uint8))["frames"][0])
+processor.save_pretrained(folder + "/again")
+again = type(processor).from_pretrained(folder + "/again")
+assert torch.equal(again(images=[picture])["frames"], processor(images=[picture])["frames"]) and again(text="The")["input_ids"].equal(processor(text="The")["input_ids"])
+assert not model.accepts_loss_kwargs
 draw = model.draw(processor(text="a red ball")["input_ids"], frames_wanted=2, temperature=0.0)
 told = model.generate(**processor(text="The red"), do_sample=False, max_new_tokens=8)
 assert processor.pictures(draw).shape == (1, 2, 16, 16, 3)

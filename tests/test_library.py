@@ -1,14 +1,23 @@
 """`import quadrivium as q`: each route in a few lines, the same as the command line gives."""
 
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import quadrivium as q
+from quadrivium import samples
+from quadrivium.checkpoint import Run
 from quadrivium.cli import main
+from quadrivium.data.mixture import Mixture, MixtureConfig
+from quadrivium.data.shards import Dataset
+from quadrivium.export import export_full
+from quadrivium.generate import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +43,49 @@ def test_every_route_in_a_line(model, folder):
     assert after.dtype == np.uint8 and after.shape == (1, 4, 16, 16, 3)
     assert not np.array_equal(after, model.generate("video", video=clip, seed=2))
     assert np.array_equal(after, model.generate("video", video=clip, seed=1))
+
+
+def test_a_window_of_one_prediction_is_drawn_too(run):
+    """The last window of a document may hold the end mark alone."""
+    loaded = Run(run)
+    prepared = Dataset(Path(loaded.config["data"]))
+    for context in range(10, 60):
+        mixture = Mixture(prepared, MixtureConfig(routes=("t2t",), context=context), loaded.text.end, 0, loaded.patch)
+        (stream,) = mixture.held.values()
+        units = list(mixture.held_units(stream, 10**6))
+        if any(len(mixture.sequence(stream, u)[0].data) == 2 for u in units[:3]):
+            break
+    else:
+        raise AssertionError("no such window")
+    ((_, rows),) = samples.draw(loaded, mixture, 3, Sampling(max_ids=4), progress=False)
+    assert len(rows) == 3
+
+
+def test_a_video_is_read_as_long_as_the_run_knows_clips(run, folder, tmp_path):
+    shorter = tmp_path / "shorter"
+    shutil.copytree(run, shorter)
+    config = json.loads((shorter / "config.json").read_text())
+    config["mixture"]["frames"] = 2
+    (shorter / "config.json").write_text(json.dumps(config))
+    clip = folder / "clips" / "0.mp4"
+    assert [len(samples.read(Run(r), clip, "video")) for r in (run, shorter)] == [4, 2]
+    export_full(Run(shorter), tmp_path / "whole")
+    assert np.array_equal(samples.read(Run(tmp_path / "whole"), clip, "video"), samples.read(Run(shorter), clip, "video"))
+
+
+def test_a_card_of_another_step_says_so(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert main(["eval", str(copy), "--limit", "4"]) == 0
+    export_full(Run(copy / "checkpoints" / "step-00000030"), tmp_path / "last")
+    assert "Held-out cost, step 30:" in (tmp_path / "last" / "README.md").read_text()
+    results = json.loads((copy / "results.json").read_text())
+    (copy / "results.json").write_text(json.dumps({**results, "data": "/somewhere/else"}))
+    export_full(Run(copy), tmp_path / "other")
+    assert "step 30 on else, which is not what" in (tmp_path / "other" / "README.md").read_text()
+    (copy / "results.json").write_text(json.dumps({**results, "step": 20}))
+    export_full(Run(copy), tmp_path / "older")
+    assert "Not measured yet" in (tmp_path / "older" / "README.md").read_text()
 
 
 def test_a_picture_is_the_same_from_a_path_an_image_and_an_array(model, folder):

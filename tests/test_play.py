@@ -28,7 +28,7 @@ from quadrivium.export import export_full
 from quadrivium.generate import Sampling
 from quadrivium.guard import LOOPBACK, Guard, WebLimits
 from quadrivium.library import draw
-from quadrivium.play import Desk, Full, Overdue, Player, WebConfig, application, colours, examples, pieces
+from quadrivium.play import Desk, Full, Overdue, Player, WebConfig, _given, application, colours, examples, pieces
 from quadrivium.prepare import prepare
 from quadrivium.text import TextTokenizer
 from quadrivium.words import ENGLISH, JAPANESE
@@ -87,6 +87,16 @@ def test_pieces_are_the_text_and_their_bits_all_bits(ids):
     found = pieces(text, np.array(ids, int), cost)
     assert sum(c for _, c in found) == pytest.approx(cost.sum())
     assert "".join(p for p, _ in found) == text.decode(ids)
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "-1", "٣", "nothing"])
+def test_keys_that_are_none_are_said(player, key):
+    with pytest.raises(ConfigError):
+        player._find(ENGLISH, key)
+
+
+def test_half_a_letter_is_given_as_none():
+    assert _given(ENGLISH, "a \ud800 ball") == "a ? ball"
 
 
 @given(st.text(max_size=20))

@@ -1,5 +1,6 @@
 """Trackers: what they hold is what metrics.jsonl holds, each step once, whatever happens on the way."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -170,6 +171,27 @@ def test_what_a_tracker_missed_is_sent_when_the_run_is_resumed(data, tmp_path, m
     monkeypatch.setattr(tracking._TensorBoard, "log", plain)
     train(data, run, resume=True)
     whole("tensorboard", run)
+
+
+def test_a_step_that_was_not_held_out_is_sent_whole_at_resume(data, tmp_path, monkeypatch):
+    """What ends training while a step is evaluated leaves no half of its row behind."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -c constraints.txt -e '.[track]'")
+    from quadrivium.train import RouteTask
+
+    run, plain, calls = tmp_path / "run", RouteTask.evaluate, []
+
+    def breaks(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self)
+
+    monkeypatch.setattr(RouteTask, "evaluate", breaks)
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        train(data, run, "tensorboard")
+    monkeypatch.setattr(RouteTask, "evaluate", plain)
+    train(data, run, resume=True)
+    whole("tensorboard", run, timed=False)
 
 
 def test_a_tracker_added_later_gets_the_whole_curve(data, tmp_path):

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from quadrivium.errors import DataError, one_line
 
 _ROWS, _BYTES = 1000, 1 << 28  # of a table that is written at once
+_LARGEST = 1 << 30  # bytes of a picture or video that a row only names
+_PACKED = ("zip", "tar", "gzip", "bz2", "xz", "zstd")  # ways into a file of the dataset
 
 
 def is_hub(path: Path) -> bool:
@@ -68,7 +70,7 @@ def stream(name: str, config: str | None = None, split: str | None = None, rows:
                 found = {split or "train": found}
             left = rows
             for label, part in found.items():
-                left = _write(part, folder, f"{name} {label}", label.replace("/", "-"), left)
+                left = _write(part, folder, name, label, left)
             done.touch()
     except DataError:
         raise
@@ -94,11 +96,12 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield  # the system lets go of the lock when the process ends, however it ends
 
 
-def _write(part: Any, folder: Path, title: str, label: str, left: int | None) -> int | None:
+def _write(part: Any, folder: Path, name: str, label: str, left: int | None) -> int | None:
     """Write a split, beginning after what lies there already; returns how many rows may still be taken."""
     import datasets
     from pyarrow import parquet
 
+    title, label = f"{name} {label}", label.replace("/", "-")
     part = part.decode(False)  # bytes stay as they were packed
     here = sum(parquet.read_metadata(f).num_rows for f in folder.glob(f"{label}-*.parquet"))
     info = (getattr(part.info, "splits", None) or {}).get(label)
@@ -111,7 +114,7 @@ def _write(part: Any, folder: Path, title: str, label: str, left: int | None) ->
     if sounds:
         taken, features = taken.remove_columns(sounds), None
     with tqdm(total=total, initial=here, desc=title, unit="row") as bar:
-        for batch in _batches(iter(taken)):
+        for batch in _batches(iter(taken), name):
             file = folder / f"{label}-{len(list(folder.glob(f'{label}-*.parquet'))):05d}.parquet"
             half = file.with_name(f".{file.name}.part")
             datasets.Dataset.from_list(batch, features=features).to_parquet(str(half), batch_size=100)
@@ -121,12 +124,12 @@ def _write(part: Any, folder: Path, title: str, label: str, left: int | None) ->
     return None if left is None else left - here
 
 
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in lists that fit in memory."""
+def _batches(rows: Iterator[dict[str, Any]], name: str) -> Iterator[list[dict[str, Any]]]:
+    """Rows of the dataset ``name`` in lists that fit in memory."""
     batch: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        batch.append({name: _whole(value) for name, value in row.items()})
+        batch.append({column: _whole(value, name) for column, value in row.items()})
         size += sum(map(_size, batch[-1].values()))
         if len(batch) >= _ROWS or size >= _BYTES:
             yield batch
@@ -134,18 +137,37 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     yield from (batch,) if batch else ()
 
 
-def _whole(value: Any) -> Any:
-    """A cell with the bytes of the picture or video that it only names; for a name, by which `tables` knows equal ones, their checksum:
-    the library would prefer a file of the old name to them."""
-    if not (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
+def _whole(value: Any, dataset: str) -> Any:
+    """A cell with the bytes of the pictures and videos that it only names; for a name, by which `tables` knows equal ones, their checksum:
+    the library would prefer a file of the old name to them. Of what lies outside the ``dataset`` nothing is kept: whoever wrote it may name
+    any file of this machine."""
+    if isinstance(value, list):
+        return [_whole(part, dataset) for part in value]
+    if not isinstance(value, dict):
         return value
+    if value.keys() != {"bytes", "path"}:
+        return {key: _whole(part, dataset) for key, part in value.items()}
     data = value["bytes"]
-    if data is None and value["path"]:
+    if data is None and value["path"] and _inside(str(value["path"]), dataset):
         import fsspec
 
         with fsspec.open(value["path"], "rb") as file:
-            data = file.read()
-    return {"bytes": data, "path": hashlib.sha256(data).hexdigest() if data else None}
+            data = file.read(_LARGEST + 1)
+        data = data if len(data) <= _LARGEST else None
+    return {"bytes": data, "path": hashlib.sha256(data).hexdigest()} if data else None
+
+
+def _inside(address: str, dataset: str) -> bool:
+    """Whether an address, as the library gives it, is that of a file of the dataset, or of one inside an archive of it."""
+    *packed, place = address.split("::")
+    if not all(hop.partition("://")[0] in _PACKED for hop in packed):
+        return False
+    if place.startswith("hf://datasets/"):
+        owner_and_name = place.removeprefix("hf://datasets/").partition("@")[0].split("/")[:2]
+        # A name without an owner is an old one, which the hub leads on to one with an owner.
+        return owner_and_name == dataset.split("/") if "/" in dataset else owner_and_name[-1] == dataset
+    folder, file = os.path.realpath(dataset), os.path.realpath(place)
+    return os.path.isdir(folder) and file.startswith(os.path.join(folder, "")) and os.path.isfile(file)
 
 
 def _size(value: Any) -> int:

@@ -30,6 +30,7 @@ class QuadriviumForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "network"
     main_input_name = "input_ids"
     _supports_sdpa = True
+    accepts_loss_kwargs = False  # the loss is a mean over this batch: whoever accumulates has to divide it
 
     def __init__(self, config: QuadriviumConfig) -> None:
         super().__init__(config)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from quadrivium.config import from_dict
-from quadrivium.data.shards import read_json
+from quadrivium.config import from_dict, to_dict
+from quadrivium.data.shards import read_json, write_json
 from quadrivium.data.sources import Item, ReadOptions, fitted, read_clips
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -36,8 +36,17 @@ class QuadriviumProcessor(ProcessorMixin):
         visual = VisualTokenizer.load(folder / "visual").eval() if (folder / "visual").is_dir() else None
         return cls(TextTokenizer.load(folder), visual, read)
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write what `from_pretrained` reads. The code lies in the folder that this processor was loaded from."""
+        folder = Path(save_directory)
+        self.text.save(folder, opened=True)
+        if self.visual is not None:
+            self.visual.save(folder / "visual")
+        write_json(folder / "processor_config.json", {"processor_class": type(self).__name__, "read": to_dict(self.read)})
+
     def __call__(self, text: Any = None, images: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        """Text: a string or several. Images: a picture (PIL, array or path) or several. Videos: paths, or frames (F, H, W, 3)."""
+        """Text: a string or several. Images: a picture (PIL, array or path) or several (also one array (B, H, W, 3)). Videos: paths, or
+        frames (F, H, W, 3). Raises ValueError where clips differ in length: a batch holds clips of one."""
         made: dict[str, Any] = {}
         if text is not None:
             rows = self.text.encode_all([text] if isinstance(text, str) else list(text))
@@ -47,10 +56,15 @@ class QuadriviumProcessor(ProcessorMixin):
             for i, row in enumerate(rows):
                 ids[i, longest - len(row) :], mask[i, longest - len(row) - 1 :] = row, 1
             made |= {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        seen = [[self._frame(i)] for i in _several(images)] + [self._clip(v) for v in _several(videos)]
+        pictures = list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else _several(images)
+        seen = [[self._frame(i)] for i in pictures] + [self._clip(v) for v in _several(videos)]
         if seen:
             if self.visual is None:
                 raise ValueError("this model was trained on text alone; it sees nothing")
+            if len({len(clip) for clip in seen}) > 1:
+                raise ValueError(
+                    f"clips of {sorted({len(clip) for clip in seen})} frames in one batch; give those of a length together"
+                )
             codes = [self.visual.encode(np.stack(clip)).astype(np.int64) for clip in seen]
             made["frames"] = torch.from_numpy(np.stack(codes))
         return BatchFeature(made)

@@ -12,13 +12,14 @@ arXiv 1706.03799), ``blimp`` (Warstadt et al. 2020, arXiv 1912.00582), ``world``
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import random
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,29 +49,43 @@ def accuracy(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict
     return {"acc": mean, **({f"acc_{doc['field']}": mean} if doc.get("field") else {})}
 
 
+class Absent(DataError):
+    """A folder has none of a task's files."""
+
+
+@contextlib.contextmanager
+def _reading(task: str, folder: str) -> Iterator[None]:
+    """DataError for files that are there and are not what the task reads."""
+    try:
+        yield
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, csv.Error, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder}: the files of {task} are damaged, or not those of its source ({error!r})") from None
+
+
 def of(task: str, folder: str) -> list[dict[str, Any]]:
     """Documents of ``coda``, ``verbphysics`` (all its attributes) or ``blimp``, shuffled. Those about facts hold them as ``fact``: parts,
-    each a list of wordings; those of ``coda`` also hold the answer's name, as ``answered``."""
-    try:
+    each a list of wordings; those of ``coda`` also hold the answer's name, as ``answered``. Raises Absent, or another DataError."""
+    with _reading(task, folder):
         if task == "verbphysics":
             docs = [doc for attribute in _COMPARED for doc in verbphysics_documents(folder, attribute)]
         else:
             docs = coda_documents(folder) if task == "coda" else blimp_documents(folder)
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:  # also what is no JSON
-        raise DataError(f"{folder}: the files of {task} are not those of its source ({error!r})") from None
     return _shuffled(docs)
 
 
 def coda(folder: str = "", **_: Any) -> dict[str, Any]:
-    return _split(coda_documents(folder))
+    with _reading("coda", folder):
+        return _split(coda_documents(folder))
 
 
 def verbphysics(folder: str = "", attribute: str = "size", **_: Any) -> dict[str, Any]:
-    return _split(verbphysics_documents(folder, attribute))
+    with _reading("verbphysics", folder):
+        return _split(verbphysics_documents(folder, attribute))
 
 
 def blimp(folder: str = "", **_: Any) -> dict[str, Any]:
-    return _split(blimp_documents(folder))
+    with _reading("blimp", folder):
+        return _split(blimp_documents(folder))
 
 
 def coda_documents(folder: str) -> list[dict[str, Any]]:
@@ -180,7 +195,8 @@ def own(path: Path) -> list[dict[str, Any]]:
 
 
 def world(folder: str = "", group: str = "seen", each: int = 4, **_: Any) -> dict[str, Any]:
-    """What happens when two kinds meet? As `quadrivium ask` asks it, in text alone."""
+    """What happens when two kinds meet? As `quadrivium ask` asks it, in text alone, but for the end mark, which `ask` counts as part of
+    every answer and lm-eval has no letters for."""
     config = world_config(_find(folder, "world", "world.json"))
     docs = []
     for i, q in enumerate(make_questions(config, group, each, config.languages)):
@@ -223,7 +239,7 @@ def _find(folder: str, name: str, *marks: str) -> Path:
     for root in (Path(folder) / name, Path(folder)):
         if any((root / mark).exists() for mark in marks):
             return root
-    raise DataError(f"{folder} has no {name}: looked for {' or '.join(marks)} there and in {name}/")
+    raise Absent(f"{folder} has no {name}: looked for {' or '.join(marks)} there and in {name}/")
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
