@@ -197,9 +197,10 @@ def tell(
 ) -> list[list[str]]:
     """The model's own words after each beginning, ``samples`` of them, or one for each clip that it is shown.
 
-    They are read up to the first blank line: what a document goes on with after that is another matter.
+    They are read up to the first blank line: what a document goes on with after that is another matter. A caption may end where a
+    beginning does, so one word at least is asked for.
     """
-    sampling = sampling or Sampling(temperature=0.0, max_ids=60)
+    sampling = sampling or Sampling(temperature=0.0, max_ids=60, min_ids=1)
     begun = [seq.text([text.end, *ids]) for ids in text.encode_all([q.beginning.rstrip() for q in questions])]
     if clips is None:
         given: list[seq.Sequence] = [(b,) for b in begun for _ in range(samples)]

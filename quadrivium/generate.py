@@ -33,8 +33,11 @@ class Sampling:
     )
     seed: int = 0
     max_ids: int = 160  # of text, where no end mark comes earlier
+    min_ids: int = 0  # of text, before which no end mark is drawn
 
     def __post_init__(self) -> None:
+        if not 0 <= self.min_ids <= self.max_ids:
+            raise ValueError(f"min_ids is {self.min_ids}; it lies between 0 and max_ids ({self.max_ids})")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_ids >= 1):
             raise ValueError("temperature is not negative, top_p lies in (0, 1], max_ids is positive")
         if not 0 <= self.seed < 2**40:
@@ -203,15 +206,17 @@ class Engine:
 
         Rows that have ended are computed on until all have, on a GPU for up to 15 positions more."""
 
-        def one(last: Tensor, place: Tensor, draw: Tensor) -> Tensor:
-            hidden = self._add(last, last.new_empty(0, 1), last[:0], place[:, None].expand(-1, 3))
-            return choose(self.model.text_logits(hidden), sampling, draw)
+        def one(last: Tensor, place: Tensor, draw: Tensor, early: Tensor) -> Tensor:
+            logits = self.model.text_logits(self._add(last, last.new_empty(0, 1), last[:0], place[:, None].expand(-1, 3)))
+            logits[:, end].masked_fill_(early, -torch.inf)
+            return choose(logits, sampling, draw)
 
         step, often = self._repeated(one), 16 if self.fixed else 1  # asking whether all are done waits for the GPU
         last, done, out = first, torch.zeros(self.rows, dtype=torch.bool, device=first.device), []
         start = torch.tensor([w.end for w in self.walks], device=self.device)
+        early = torch.arange(sampling.max_ids, device=self.device) < sampling.min_ids
         for count, draw in enumerate(draws(sampling.max_ids, generators).to(self.device), 1):
-            last = step(last, start + (count - 1), draw)
+            last = step(last, start + (count - 1), draw, early[count - 1])
             done |= last == end
             out.append(torch.where(done, -1, last))
             if bar is not None:

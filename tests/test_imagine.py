@@ -17,7 +17,7 @@ from quadrivium.data.questions import make_questions
 from quadrivium.data.sources import ReadOptions, frames_read
 from quadrivium.data.world import FPS, WorldConfig, make_kinds, simulate
 from quadrivium.errors import ConfigError
-from quadrivium.generate import Engine, Sampling
+from quadrivium.generate import Engine, Sampling, generate
 from quadrivium.imagine import Imagining, _generators, imagine
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
@@ -142,6 +142,19 @@ def test_own_words_end_at_a_blank_line(asked, monkeypatch):
     made = text.encode(f" {told}\n\n{more}")
     monkeypatch.setattr("quadrivium.ask.generate", lambda model, given, *_, **__: [made] * len(given))
     assert tell(model, text, questions[:2], samples=2) == [[told] * 2] * 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_text_ends_before_its_least_length(temperature, rng, monkeypatch):
+    """A model that always wants to end does so as soon as it may."""
+    model, given = tiny(), [(seq.text([0, *rng.integers(1, 60, n)]),) for n in (3, 8, 2)]
+    plain = model.text_logits
+    monkeypatch.setattr(model, "text_logits", lambda hidden: plain(hidden) + 100 * torch.eye(60)[0])
+    for least in (0, 1, 4):
+        made = generate(model, given, "text", 0, sampling=Sampling(temperature, max_ids=9, min_ids=least))
+        assert [len(ids) for ids in made] == [least] * 3
+    with pytest.raises(ValueError, match="min_ids"):
+        Sampling(max_ids=3, min_ids=4)
 
 
 def test_an_untrained_model_tells_nothing_and_is_wrong(asked):
