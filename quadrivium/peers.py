@@ -66,7 +66,10 @@ class Peer:
 
 def matched(build: Callable[[int], M], parameters: int) -> M:
     """The module whose feed-forward size makes it come nearest to so many parameters, in steps of 8."""
-    with torch.device("meta"):  # to be counted, weights need no numbers
+    try:
+        with torch.device("meta"):  # to be counted, weights need no numbers
+            few, more = (count(build(hidden)) for hidden in (64, 128))
+    except NotImplementedError:  # unless, as in transfusion-pytorch, something is read off them while they are made
         few, more = (count(build(hidden)) for hidden in (64, 128))
     return build(max(8, 8 * round((64 + 64 * (parameters - few) / (more - few)) / 8)))
 

@@ -16,7 +16,7 @@ from quadrivium.bench import BenchConfig, Case, _attended, _row, _size, four_rou
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Engine, continuations
 from quadrivium.model import Batch, _Attend, attention, rms_norm, rotate
-from quadrivium.peers import Size, count
+from quadrivium.peers import Size, count, matched
 from quadrivium.sequence import frames, pack, text
 from quadrivium.train import tune
 
@@ -193,6 +193,16 @@ def test_ratios_are_over_the_fastest_of_the_others_and_an_absent_one_is_a_line()
     shown = table({"machine": {}, "rows": rows})
     assert "not installed" in shown and "3.00" in shown
     assert _row(case, [case, *others], "cuda")["over_fastest_peer_fp32"] == 1.0
+
+
+def test_parameters_are_matched_where_numbers_are_read_while_they_are_made():
+    """transfusion-pytorch reads ids off a tensor, which a device without numbers does not have."""
+
+    def build(hidden: int) -> torch.nn.Module:
+        assert torch.arange(3).tolist() == [0, 1, 2]
+        return torch.nn.Linear(hidden, 10, bias=False)
+
+    assert matched(build, 2000).in_features == 200
 
 
 @pytest.mark.parametrize("sharing", ["attention", "none", "cross"])
