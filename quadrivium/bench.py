@@ -619,7 +619,10 @@ def machine(device: str) -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+        # A name may be that of a whole family, whose members differ twofold.
+        kind = f", family {told['cpu family']}, model {told['model']}" if {"cpu family", "model"} <= told.keys() else ""
+        name = told.get("model name", name) + kind
     gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return {
         "processor": name,
