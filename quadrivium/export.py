@@ -15,12 +15,12 @@ from typing import Any
 from safetensors.torch import save
 
 from quadrivium import evaluate, harness
-from quadrivium.ask import frames_of
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
 from quadrivium.data.shards import read_json, whole, write_atomic, write_json
 from quadrivium.errors import QuadriviumError, RunError
 from quadrivium.huggingface import config_of, weights_of
+from quadrivium.samples import one_clip
 
 _PACKAGE = Path(__file__).parent
 _IMPORT = re.compile(r"^( *)from quadrivium\.(?:(\w+)\.)?(\w+) import", re.MULTILINE)
@@ -67,7 +67,7 @@ def export_full(run: Run, out: Path) -> None:
     processor = {
         "processor_class": "QuadriviumProcessor",
         "auto_map": {"AutoProcessor": "processing_quadrivium.QuadriviumProcessor"},
-        "read": run.config.get("read", {}) | {"clip_frames": frames_of(run), "max_clips": 1},
+        "read": to_dict(one_clip(run)),
     }
     load = (
         "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"

@@ -208,7 +208,8 @@ class Engine:
 
         def one(last: Tensor, place: Tensor, draw: Tensor, early: Tensor) -> Tensor:
             logits = self.model.text_logits(self._add(last, last.new_empty(0, 1), last[:0], place[:, None].expand(-1, 3)))
-            logits[:, end].masked_fill_(early, -torch.inf)
+            if sampling.min_ids:
+                logits[:, end].masked_fill_(early, -torch.inf)
             return choose(logits, sampling, draw)
 
         step, often = self._repeated(one), 16 if self.fixed else 1  # asking whether all are done waits for the GPU

@@ -367,9 +367,10 @@ def pieces(text: Any, ids: np.ndarray, bits: np.ndarray, prompt: str = "") -> li
     """Ids (n,) that go on from ``prompt`` and their bits (n,) -> letters and what they cost. Ids that are parts of one letter are one
     piece, and what leaves no letters, such as the end mark, is an empty piece."""
     found: list[tuple[str, float]] = []
-    before, cost = "", 0.0
+    begun = text.encode(prompt).tolist()
+    before, cost = text.decode(begun), 0.0
     for k in range(len(ids)):
-        after, cost = text.continued(prompt, ids[: k + 1]), cost + float(bits[k])
+        after, cost = text.decode([*begun, *ids[: k + 1]]), cost + float(bits[k])
         if after.endswith("\ufffd") and k + 1 < len(ids):
             continue  # a letter that is not whole yet
         found.append((after[len(before) :], cost))

@@ -56,15 +56,13 @@ class QuadriviumProcessor(ProcessorMixin):
             for i, row in enumerate(rows):
                 ids[i, longest - len(row) :], mask[i, longest - len(row) - 1 :] = row, 1
             made |= {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        pictures = list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else _several(images)
-        seen = [[self._frame(i)] for i in pictures] + [self._clip(v) for v in _several(videos)]
+        seen = [[self._frame(i)] for i in _several(images, 3)] + [self._clip(v) for v in _several(videos, 4)]
         if seen:
             if self.visual is None:
                 raise ValueError("this model was trained on text alone; it sees nothing")
-            if len({len(clip) for clip in seen}) > 1:
-                raise ValueError(
-                    f"clips of {sorted({len(clip) for clip in seen})} frames in one batch; give those of a length together"
-                )
+            lengths = {len(clip) for clip in seen}
+            if len(lengths) > 1:
+                raise ValueError(f"clips of {sorted(lengths)} frames in one batch; give those of a length together")
             codes = [self.visual.encode(np.stack(clip)).astype(np.int64) for clip in seen]
             made["frames"] = torch.from_numpy(np.stack(codes))
         return BatchFeature(made)
@@ -91,8 +89,9 @@ class QuadriviumProcessor(ProcessorMixin):
         return [self._frame(frame) for frame in video]
 
 
-def _several(given: Any) -> list[Any]:
+def _several(given: Any, axes: int) -> list[Any]:
+    """A list of things of which one, as an array, has so many ``axes``."""
     if given is None:
         return []
-    one = isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray) and given.ndim in (3, 4))
+    one = isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray) and given.ndim <= axes)
     return [given] if one else list(given)
