@@ -428,7 +428,7 @@ _PAGE = """<!doctype html>
 :root { color-scheme: light dark; --ink: #1b1e23; --soft: #8a919c; --mark: #0b62c4; --page: #fff; --line: #dde1e7; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e6e8ec; --soft: #868e9a; --mark: #6db3ff; --page: #14161a; --line: #31353c; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 70rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 78rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1rem; font-weight: 400; color: var(--soft); margin: .5rem 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; break-after: avoid; }
 .verdict { font-size: 1.35rem; line-height: 1.35; border-left: 4px solid var(--mark); padding-left: .8rem; margin: 0 0 1rem; }
@@ -445,7 +445,7 @@ table, svg, img { break-inside: avoid; }
 .verdict, p { max-width: 54rem; }
 p.note { font-size: .9rem; margin: .4rem 0; }
 pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } .wide { overflow: visible; } details { display: none; } }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } table { font-size: 7.8pt; } td, th { padding-inline: .25rem; } .wide { overflow: visible; } details { display: none; } }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="verdict">{{ verdict }}</p>
