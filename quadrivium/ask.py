@@ -79,8 +79,9 @@ def imagined(
         raise ValueError("imagining.frames is 0; set it to the frames that the run's clips have")
     openings = [text.enclose(ids) for ids in text.encode_all([q.opening for q in questions])]
     return imagine(
-        model, openings, imagining.frames, imagining.samples, imagining.sampling, imagining.batch, imagining.forget, progress
-    )
+        model, openings, imagining.frames, imagining.samples, imagining.sampling, imagining.batch, imagining.forget, imagining.tries,
+        progress,
+    )  # fmt: skip
 
 
 def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np.ndarray, progress: bool = False) -> np.ndarray:

@@ -383,6 +383,7 @@ def _ask() -> Callable[..., Any]:
         groups: tuple[Literal["read", "seen", "both", "neither"], ...] = ("read", "seen", "both", "neither"),
         each: int = 4,
         imagine: int = 0,
+        tries: int = 8,
         shown: bool = False,
         free: bool = False,
         forget: bool = False,
@@ -406,6 +407,7 @@ def _ask() -> Callable[..., Any]:
             groups: which facts to ask about, by what the model was given of their kinds.
             each: questions for every template, language, device and outcome; 15 times as many for every group, device and language.
             imagine: clips to imagine for each question; 0: none.
+            tries: first frames to draw for each clip, which goes on from the one off which the question is read best; 1: unchecked.
             shown: also answer from the real clip.
             free: also let the model answer in its own words, which are read for the outcome that they tell.
             forget: while imagining, drop the words after the first frame.
@@ -421,9 +423,11 @@ def _ask() -> Callable[..., Any]:
 
         if (forget or frames) and not imagine:
             raise ConfigError("--forget and --frames are of imagined clips; say how many to imagine, as in --imagine 8")
-        if each < 1 or imagine < 0:
-            raise ConfigError(f"--each must be at least 1 and --imagine not negative, not {each} and {imagine}")
-        imagining = Imagining(max(imagine, 1), frames, temperature, forget=forget, seed=seed)
+        if each < 1 or tries < 1 or imagine < 0:
+            raise ConfigError(
+                f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
+            )
+        imagining = Imagining(max(imagine, 1), tries, frames, temperature, forget=forget, seed=seed)
         config = world_config(world)
         loaded = _run(run, device)
         count = asking.frames_of(loaded, config)
@@ -464,6 +468,7 @@ def _generate() -> Callable[..., Any]:
         image: Path | None = None,
         video: Path | None = None,
         imagine: bool = False,
+        tries: int = 8,
         forget: bool = False,
         n: int | None = None,
         frames: int = 0,
@@ -489,6 +494,7 @@ def _generate() -> Callable[..., Any]:
             image: picture that is given.
             video: clip that is given.
             imagine: draw what --text describes, look at it, and tell.
+            tries: first frames to draw for each imagined clip, which goes on from the one off which --text is read best.
             forget: while imagining, drop the words after the first frame.
             n: samples to draw, four if not given; of sheets the items of every route, eight if not given.
             frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
@@ -509,7 +515,7 @@ def _generate() -> Callable[..., Any]:
                 raise ConfigError("--imagine goes from text to text; give --text, and neither --image, --video nor --want")
             if text is None:
                 raise ConfigError('there is nothing to imagine; say it, as in --text "a red ball on a ramp" --imagine')
-            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget)
+            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget, tries)
             return
         if want == "samples":
             if text or image or video:

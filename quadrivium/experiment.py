@@ -87,6 +87,7 @@ ARMS: dict[str, Arm] = {
     "share-all": Arm("all routes, text and vision in the same weights", sharing="all"),
     "share-attention": Arm("all routes, attention in the same weights", sharing="attention"),
     "share-cross": Arm("all routes, encoders and decoders joined by cross-attention", sharing="cross"),
+    "cross-distil": Arm("share-cross, then its own imaginations as text", extra="distil", after="share-cross", sharing="cross"),
     "pages": Arm("all routes, and documents as pictures of text too", extra="pages"),
 }
 
@@ -297,10 +298,10 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     measured = (results / f"{name}-seed-{seed}.json").is_file()  # then only the run is wanted, by another arm
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":
-        path = home / "distil" / "corpus.jsonl"
+        path = run / "corpus.jsonl"
         report = distil.distil(Run(home / arm.after, device), world, path, config.distil, config.imagining, progress=False)
         corpus = {k: v for k, v in report.items() if k not in ("config", "identity")}  # which the experiment declares
-    data = _more_data(home, config, arm.extra) if arm.extra else home / "data"
+    data = _more_data(home, config, name if arm.extra == "distil" else arm.extra) if arm.extra else home / "data"
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     mixture = arm.mixture(config.mixture, round(config.seen_first * (schedule.steps or 0)))
     state = train_routes(
@@ -329,13 +330,14 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     write_json(results / f"{name}-seed-{seed}.json", cell)
 
 
-LOOKED = ("imagine", "shown", "drawn", "placed")  # read-outs by clips
+LOOKED = ("imagine", "checked", "shown", "drawn", "placed")  # read-outs by clips
 
 
 def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progress: bool = False) -> dict[str, dict]:
-    """Group of facts -> read-out -> accuracy with its error: *direct* and, where the run has t2v and v2t, *imagine*, *shown*
-    (read off the real clip), *drawn* (what the imagined clip shows in the eyes of the simulator) and *placed* (whether it opens with the
-    two pieces where the words put them, or the other way round: chance 1/2)."""
+    """Group of facts -> read-out -> accuracy with its error: *direct* and, where the run has t2v and v2t, *imagine* (clips drawn
+    straight away), *checked* (each goes on from the one of ``imagining.tries`` first frames off which the question is read best), *shown*
+    (read off the real clip), *drawn* (what the clip of *imagine* shows in the eyes of the simulator) and *placed* (whether that opens
+    with the two pieces where the words put them, or the other way round: chance 1/2)."""
     routes = run.config["mixture"]["routes"]
     sees = {"t2v", "v2t"} <= set(routes)
     found: dict[str, dict] = {}
@@ -345,8 +347,10 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
         questions = make_questions(world, group, config.looked, world.languages)
         if sees:
             count, options = config.imagining.frames or ask.frames_of(run, world), ask.read_options(run)
-            clips = ask.imagined(run.model, run.text, questions, replace(config.imagining, frames=count), progress)
+            imagining = replace(config.imagining, frames=count)
+            clips = ask.imagined(run.model, run.text, questions, replace(imagining, tries=1), progress)
             found[group]["imagine"] = ask.ask(run.model, run.text, questions, progress, clips=clips)
+            found[group]["checked"] = ask.ask(run.model, run.text, questions, progress, imagining)
             shown = ask.shown(run, world, questions, count)
             found[group]["shown"] = ask.ask(run.model, run.text, questions, progress, clips=shown)
             some = np.random.default_rng(0).permutation(len(questions))[:60]  # simulating every way out takes its time
@@ -356,7 +360,7 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
             found[group]["drawn"] = ask.rows(few, right)
             right = np.array([placed(world, q.spec, clip) for q, clip in zip(few, seen, strict=True)], float)
             found[group]["placed"] = ask.rows(few, right, chance=0.5)
-            for read_out in ("imagine", "shown"):
+            for read_out in ("imagine", "checked", "shown"):
                 found[group][read_out].pop("votes")
     return found
 
@@ -371,6 +375,7 @@ COMPARISONS = (
     ("distil", "captions", "seen"),
     ("distil", "four", "seen"),
     ("distil", "four-more", "seen"),
+    ("cross-distil", "share-cross", "seen"),
     ("four-more", "four", "seen"),
     ("distil", "four", "read"),
     ("distil", "four-more", "read"),

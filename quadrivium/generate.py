@@ -147,14 +147,14 @@ class Engine:
         if longest:
             model(Batch.of(pack(given), weight.device), self.cache)
 
-    def fork(self, times: int) -> None:
-        """Go on in ``times`` ways from every row: row i becomes rows i * times, ..., i * times + times - 1."""
-        cache = self.cache
-        cache.store = cache.store.repeat_interleave(times, dim=2)
-        cache.starts = cache.starts.repeat_interleave(times)
-        cache.textual = cache.textual.repeat_interleave(times, dim=0)
-        self.walks = [replace(walk) for walk in self.walks for _ in range(times)]
-        self.rows *= times
+    def take(self, rows: np.ndarray) -> None:
+        """Go on from these ``rows`` (n,) only, from one that stands there several times in as many ways."""
+        cache, chosen = self.cache, torch.as_tensor(rows, device=self.device)
+        cache.store = cache.store.index_select(2, chosen)
+        cache.starts = cache.starts[chosen]
+        cache.textual = cache.textual[chosen]
+        self.walks = [replace(self.walks[row]) for row in rows]
+        self.rows = len(rows)
 
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""

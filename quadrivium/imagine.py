@@ -1,7 +1,11 @@
 """Imagine: text -> first frame -> later frames -> text, inside the model.
 
-    opening ids --read once--> cache --fork--> samples x { frame 1 | frame 2 | ... } --v2t--> text, or options to choose from
+    opening ids --read once--> cache --take--> samples x tries x { frame 1 } --v2t--> how well is the opening read off it?
+        the best try of each sample --> frame 2 | ... --v2t--> text, or options to choose from
 
+Drawing who is where from words is learnt long after reading it off a picture (docs/figures.md), so the model checks its own first
+frames: it draws several and goes on from the one off which it reads best what it was told. That is one draw from the
+posterior p(frame | text) p(text | frame), nearly, as DALL-E chose among its pictures by another model (https://arxiv.org/abs/2102.12092).
 The first step is the route t2v of a clip, whose later frames see text and earlier frames alike (t2v and tv2v are one walk).
 With ``forget`` the text is dropped after the first frame: what follows is the route v2v alone. The last step reads the
 frames and no earlier text (v2t), so nothing but the picture carries what the answer rests on.
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from quadrivium.generate import Engine, Sampling
+from quadrivium.generate import Engine, Sampling, continuations
 from quadrivium.model import Model
 from quadrivium.sequence import frames, text
 
@@ -29,16 +33,18 @@ class Imagining:
     """How clips are imagined before an answer is read off them."""
 
     samples: int = 8  # clips for each question
+    # First frames drawn for a clip, at temperature 1; it goes on from the one off which the model reads best what it was told. 1: unchecked.
+    tries: int = 8
     frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
     temperature: float = 0.7
     top_p: float = 0.95
     forget: bool = False  # drop the text after the first frame
     seed: int = 0
-    batch: int = 64  # clips at a time
+    batch: int = 64  # first frames at a time
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.frames < 0 or self.batch < 1:
-            raise ValueError("imagining: samples and batch are at least 1, frames is not negative (0: as in the data)")
+        if self.samples < 1 or self.tries < 1 or self.frames < 0 or self.batch < 1:
+            raise ValueError("imagining: samples, tries and batch are at least 1, frames is not negative (0: as in the data)")
         _ = self.sampling  # which checks the rest
 
     @property
@@ -46,9 +52,13 @@ class Imagining:
         return Sampling(self.temperature, self.top_p, self.seed)
 
 
-def _generators(opening: np.ndarray, samples: Iterable[int], seed: int) -> list[torch.Generator]:
-    """A generator for every sample: a function of the text, the sample and the seed, never of the place in a batch."""
-    digests = (hashlib.sha256(f"{seed} {j} ".encode() + opening.astype(np.int64).tobytes()).digest() for j in samples)
+AS_BELIEVED = Sampling(temperature=1.0, top_p=1.0)  # how first frames are drawn that are chosen among
+
+
+def _generators(opening: np.ndarray, draws: Iterable[object], seed: int) -> list[torch.Generator]:
+    """A generator for every draw, a sample or one of its tries: a function of the text, the draw and the seed, never of the place
+    in a batch."""
+    digests = (hashlib.sha256(f"{seed} {j} ".encode() + opening.astype(np.int64).tobytes()).digest() for j in draws)
     return [torch.Generator().manual_seed(int.from_bytes(d[:7], "little")) for d in digests]
 
 
@@ -61,11 +71,13 @@ def imagine(
     sampling: Sampling | None = None,
     batch: int = 64,
     forget: bool = False,
+    tries: int = 1,
     progress: bool = False,
 ) -> np.ndarray:
-    """Draw ``samples`` clips of ``count`` frames for each opening, at most ``batch`` clips at a time.
+    """Draw ``samples`` clips of ``count`` frames for each opening, at most ``batch`` first frames at a time, or those of one clip.
 
     openings: ids ``[end, x_1, ..., x_n, end]`` of closed captions.
+    tries: first frames of each clip, drawn as the model believes, of which it goes on from the one that costs the opening least (v2t).
     Returns codes (n, samples, F, R, C, G). Each text is read once; sample j of an opening is the same whatever else is drawn.
     """
     sampling, config = sampling or Sampling(), model.config
@@ -77,16 +89,28 @@ def imagine(
     found = np.empty(shape, np.int64)
     # Neighbours of nearly equal length waste no columns of the cache, and equal ones need no mask.
     order = sorted(range(len(openings)), key=lambda i: len(openings[i]))
-    each = min(samples, batch)  # samples of an opening at once
-    at_once = batch // each
+    each = min(samples, max(batch // tries, 1))  # samples of an opening at once
+    at_once = max(batch // (each * tries), 1)
     with tqdm(total=len(order) * samples, desc="imagine", unit="clip", leave=False, disable=not progress) as bar:
         for begin, sample in itertools.product(range(0, len(order), at_once), range(0, samples, each)):
             rows, some = order[begin : begin + at_once], range(sample, min(sample + each, samples))
             generators = [g for i in rows for g in _generators(openings[i], some, sampling.seed)]
             first = 1 if forget else count
             engine = Engine(model, [(text(openings[i]),) for i in rows], first * per_frame)
-            engine.fork(len(some))
-            clips = engine.frames(first, sampling, generators)
+            clips = np.zeros((len(rows) * len(some), 0, *shape[3:]), np.int64)
+            if tries == 1:
+                engine.take(np.repeat(np.arange(len(rows)), len(some)))
+            else:
+                of = np.repeat(rows, len(some) * tries)
+                engine.take(np.repeat(np.arange(len(rows)), len(some) * tries))
+                named = [f"{j}.{t}" for j in some for t in range(tries)]
+                drawn = engine.frames(1, AS_BELIEVED, [g for i in rows for g in _generators(openings[i], named, sampling.seed)])
+                nats, _ = continuations(model, [(frames(frame),) for frame in drawn], [[openings[i]] for i in of])
+                best = np.arange(0, len(of), tries) + nats.reshape(-1, tries).argmin(axis=1)
+                engine.take(best)
+                clips = drawn[best]
+            if clips.shape[1] < first:
+                clips = np.concatenate([clips, engine.frames(first - clips.shape[1], sampling, generators)], axis=1)
             if forget and count > 1:
                 engine = Engine(model, [(frames(clip),) for clip in clips], (count - 1) * per_frame)
                 clips = np.concatenate([clips, engine.frames(count - 1, sampling, generators)], axis=1)

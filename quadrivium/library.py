@@ -154,19 +154,22 @@ class Quadrivium:
         top_p: float = 0.95,
         seed: int = 0,
         max_ids: int = 160,
+        tries: int = 8,
     ) -> list[Imagined]:
-        """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame."""
+        """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame. ``tries``: first frames
+        drawn for each clip, which goes on from the one off which the model reads the text best."""
         self._check_sight()
-        if n < 1 or (frames is not None and frames < 1) or not text.strip():
-            raise ConfigError("n and frames are at least 1, and there is a text to imagine")
+        if n < 1 or tries < 1 or (frames is not None and frames < 1) or not text.strip():
+            raise ConfigError("n, tries and frames are at least 1, and there is a text to imagine")
         run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
+        drawn = dream(run, text, n, frames or frames_of(run), sampling, forget, tries=tries)
         return [
             Imagined(
                 decode(run, clip[-1].data),
                 text + run.text.continued(text, story[-1].data[1:]),
                 run.text.decode(caption[-1].data[1:]),
             )
-            for clip, story, caption in zip(*dream(run, text, n, frames or frames_of(run), sampling, forget), strict=True)
+            for clip, story, caption in zip(*drawn, strict=True)
         ]
 
     def _sampling(self, temperature: float, top_p: float, seed: int, max_ids: int) -> Sampling:

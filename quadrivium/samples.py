@@ -193,12 +193,14 @@ def dream(
     sampling: Sampling,
     forget: bool = False,
     words: Sampling | None = None,
+    tries: int = 8,
     progress: bool = False,
 ) -> list[list[Sequence]]:
     """Text -> frames -> later frames -> text, as three lists of ``n`` sequences: the clips, how the text goes on after each,
-    and what each alone is called. ``words``: how the texts are drawn, where that is not how the clips are."""
-    document = run.text.document(prompt)
-    clips = imagine(run.model, [document], count, n, sampling, forget=forget, progress=progress)[0]
+    and what each alone is called. ``words``: how the texts are drawn, where that is not how the clips are. ``tries``: see
+    `imagine`; a run that never learnt v2t cannot check what it draws, and has one."""
+    document, tries = run.text.document(prompt), tries if "v2t" in run.config["mixture"]["routes"] else 1
+    clips = imagine(run.model, [document], count, n, sampling, forget=forget, tries=tries, progress=progress)[0]
     drawn: list[list[Sequence]] = [[(text(document), frames(clip, wanted=True)) for clip in clips]]
     for after in (give(run, "text", prompt), ()):
         drawn.append(write(run, [(frames(clip), *after) for clip in clips], words or sampling, progress))
@@ -206,22 +208,30 @@ def dream(
 
 
 def imagine_aloud(
-    run: Run, prompt: str, n: int, count: int, sampling: Sampling, out: Path, forget: bool = False, progress: bool = True
+    run: Run,
+    prompt: str,
+    n: int,
+    count: int,
+    sampling: Sampling,
+    out: Path,
+    forget: bool = False,
+    tries: int = 8,
+    progress: bool = True,
 ) -> list[Path]:
     """What `quadrivium generate --imagine` does: text -> frames -> later frames -> text, ``n`` times.
 
     Prints of each imagined clip how the text goes on after it was looked at, and what the clip is called in a caption; writes
     it to ``out`` as GIF and as a PNG strip. ``count``: frames; 0: as many as the run's clips have.
     """
-    if n < 1 or count < 0:
-        raise ConfigError("--n has to be at least 1, and --frames not negative")
+    if n < 1 or tries < 1 or count < 0:
+        raise ConfigError("--n and --tries have to be at least 1, and --frames not negative")
     if run.visual is None:
         raise ConfigError(f"{run.folder} was trained on text alone; it imagines nothing")
     if not prompt.strip():
         raise ConfigError("there is nothing to imagine; say it with --text")
     count = count or frames_of(run)
     sober = replace(sampling, temperature=min(sampling.temperature, 0.7))  # words are drawn more soberly than pictures
-    drawn = dream(run, prompt, n, count, sampling, forget, sober, progress)
+    drawn = dream(run, prompt, n, count, sampling, forget, sober, tries, progress)
     out.mkdir(parents=True, exist_ok=True)
     fps = read_options(run).fps
     written = []

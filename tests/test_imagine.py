@@ -41,19 +41,40 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.mark.parametrize("tries", [1, 3])
 @pytest.mark.parametrize("forget", [False, True])
 @pytest.mark.parametrize("sharing", SHARINGS)
-def test_what_shares_a_prefix_is_what_each_imagines_alone(sharing, forget, rng):
+def test_what_shares_a_prefix_is_what_each_imagines_alone(sharing, forget, tries, rng):
     """One batch of everything, one opening at a time, other company, another order: equal clips."""
-    model, texts, sampling = tiny(sharing), openings(rng), Sampling(seed=3)
-    together = imagine(model, texts, 2, 3, sampling, forget=forget)
+    model, texts, sampling, how = tiny(sharing), openings(rng), Sampling(seed=3), {"forget": forget, "tries": tries}
+    together = imagine(model, texts, 2, 3, sampling, **how)
     assert together.shape == (4, 3, 2, 3, 2, 4)
-    for batch in (1, 2, 7):  # fewer at once than an opening has samples, too
-        assert np.array_equal(together, imagine(model, texts, 2, 3, sampling, batch=batch, forget=forget))
-    assert np.array_equal(together[::-1], imagine(model, texts[::-1], 2, 3, sampling, forget=forget))
-    assert np.array_equal(together[1, :2], imagine(model, texts[1:2], 2, 2, sampling, forget=forget)[0])
+    for batch in (1, 2, 7):  # fewer at once than an opening has samples, or a clip tries, too
+        assert np.array_equal(together, imagine(model, texts, 2, 3, sampling, batch=batch, **how))
+    assert np.array_equal(together[::-1], imagine(model, texts[::-1], 2, 3, sampling, **how))
+    assert np.array_equal(together[1, :2], imagine(model, texts[1:2], 2, 2, sampling, **how)[0])
     assert not np.array_equal(together[0, 0], together[0, 1])
-    assert not np.array_equal(together, imagine(model, texts, 2, 3, Sampling(seed=4), forget=forget))
+    assert not np.array_equal(together, imagine(model, texts, 2, 3, Sampling(seed=4), **how))
+
+
+@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_a_clip_goes_on_from_the_try_off_which_the_words_are_read_best(sharing, forget, rng):
+    """Twin: every try drawn by itself, priced as evaluation prices v2t, and the best gone on from."""
+    model, (opening,), surest = tiny(sharing), openings(rng, (6,)), Sampling(temperature=0)
+    clip = imagine(model, [opening], 3, 1, surest, forget=forget, tries=5)[0, 0]
+    tries = []
+    for generator in _generators(opening, [f"0.{t}" for t in range(5)], 0):
+        with torch.no_grad():
+            tries.append(Engine(model, [(seq.text(opening),)], 7).frames(1, Sampling(1.0, 1.0), [generator])[0])
+    bits = evaluate.bits(model, [(seq.frames(frame), seq.text(opening, wanted=True)) for frame in tries])
+    assert len({frame.tobytes() for frame in tries}) == 5 and np.ptp(bits) > 0.01
+    best = tries[int(np.argmin(bits))]
+    given = (seq.frames(best),) if forget else (seq.text(opening), seq.frames(best))
+    with torch.no_grad():
+        later = Engine(model, [given], 14).frames(2, surest, [torch.Generator()])[0]
+    assert np.array_equal(clip, np.concatenate([best, later]))
+    assert np.array_equal(best, imagine(model, [opening], 1, 1, surest, tries=5)[0, 0])
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
@@ -79,7 +100,7 @@ def test_later_frames_follow_the_words_unless_they_are_forgotten(sharing, forget
 def test_a_model_without_frames_imagines_nothing(rng):
     with pytest.raises(ValueError, match="without frames"):
         imagine(Model(ModelConfig(layers=1, width=16, heads=1, vocab=60)), openings(rng), 2)
-    for wrong in ({"samples": 0}, {"frames": -1}, {"top_p": 0.0}, {"batch": 0}):
+    for wrong in ({"samples": 0}, {"tries": 0}, {"frames": -1}, {"top_p": 0.0}, {"batch": 0}):
         with pytest.raises(ValueError):
             Imagining(**wrong)
 
