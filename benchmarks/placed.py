@@ -1,6 +1,6 @@
 """What is wrong with what a run imagines: how a clip opens, or how it goes on?
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/placed.py RUN WORLD [--group seen] [--each 4]
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/placed.py RUN WORLD [--group seen] [--each 4] [--tries 1]
 
 RUN: a run with t2v and v2t, such as OUT/seed-1/four of `quadrivium experiment`; WORLD: its world. A clip for each question, by
 device and by which piece its caption names first (the upper, the left or the falling one, or the other):
@@ -46,10 +46,10 @@ def going_on(run: Run, questions: list[Question], real: np.ndarray, imagining: I
     return np.concatenate([real[:, :, :1], np.concatenate(clips)[:, None]], axis=2)
 
 
-def rows(run: Run, world: WorldConfig, group: str, each: int) -> dict[tuple[str, str], np.ndarray]:
+def rows(run: Run, world: WorldConfig, group: str, each: int, tries: int) -> dict[tuple[str, str], np.ndarray]:
     """(device, piece that is named first) -> (n, 3): placed, imagine, goes on."""
     questions, kinds = make_questions(world, group, each, world.languages), make_kinds(world)
-    imagining = Imagining(samples=1, frames=ask.frames_of(run, world))
+    imagining = Imagining(samples=1, tries=tries, frames=ask.frames_of(run, world))
     clips = ask.imagined(run.model, run.text, questions, imagining, progress=True)
     real = ask.shown(run, world, questions, imagining.frames, progress=True)
     right = [[placed(world, q.spec, decode(run, clip[0])) for q, clip in zip(questions, clips, strict=True)]]
@@ -72,9 +72,12 @@ def main() -> None:
     parser.add_argument("world", type=Path)
     parser.add_argument("--group", choices=GROUPS, default="seen", help="of kinds (default: seen)")
     parser.add_argument("--each", type=int, default=4, help="questions for every template, device and outcome")
+    parser.add_argument(
+        "--tries", type=int, default=1, help="first frames to choose from for each clip (default: 1, unchecked)"
+    )
     options = parser.parse_args()
     threads()
-    found = rows(Run(options.run), world_config(options.world), options.group, options.each)
+    found = rows(Run(options.run), world_config(options.world), options.group, options.each, options.tries)
     print(f"{'device':<10}{'named first':<13}{'n':>4}{'placed':>9}{'imagine':>9}{'goes on':>9}")
     for (device, first), values in found.items():
         print(f"{device:<10}{first:<13}{len(values):>4}" + "".join(f"{value:>9.3f}" for value in values.mean(axis=0)))

@@ -4,8 +4,8 @@
         the best try of each sample --> frame 2 | ... --v2t--> text, or options to choose from
 
 Drawing who is where from words is learnt long after reading it off a picture (docs/figures.md), so the model checks its own first
-frames: it draws several and goes on from the one off which it reads best what it was told. That is one draw from the
-posterior p(frame | text) p(text | frame), nearly, as DALL-E chose among its pictures by another model (https://arxiv.org/abs/2102.12092).
+frames: it draws several and goes on from the one off which it reads best what it was told, as DALL-E chose among its pictures by
+another model (Ramesh et al. 2021, arXiv 2102.12092).
 The first step is the route t2v of a clip, whose later frames see text and earlier frames alike (t2v and tv2v are one walk).
 With ``forget`` the text is dropped after the first frame: what follows is the route v2v alone. The last step reads the
 frames and no earlier text (v2t), so nothing but the picture carries what the answer rests on.

@@ -57,7 +57,7 @@ TINY = ExperimentConfig(
     train=TrainConfig(steps=4),
     distil_train=TrainConfig(steps=2),
     distil=DistilConfig(agree=0.3, limit=6, wordings=1),
-    imagining=Imagining(samples=2),
+    imagining=Imagining(samples=2, tries=2),
     each=1,
 )
 
@@ -90,11 +90,12 @@ def test_a_grid_is_finished_over_several_sittings(finished):
 def test_cells_say_what_they_measured(finished):
     out, _ = finished
     cells = read_cells(out / "results")
+    looked = {"direct", "imagine", "checked", "shown", "drawn", "placed"}
     for arm, by_seed in cells.items():
         facts = by_seed[0]["facts"]
         assert set(facts) == {"read", "seen", "both", "neither"}
         for read_outs in facts.values():
-            assert set(read_outs) == ({"direct"} if arm == "captions" else {"direct", "imagine", "shown", "drawn", "placed"})
+            assert set(read_outs) == ({"direct"} if arm == "captions" else looked)
             assert all(0 <= r["all"]["accuracy"] <= 1 for r in read_outs.values())
     assert cells["distil"][0]["distilled"]["situations"] == 6
     assert cells["captions"][0]["routes"].keys() == {"t2t"}
@@ -141,17 +142,18 @@ def test_where_imagined_pieces_are_placed(finished):
 
 def test_arms_read_what_they_say(finished):
     out, _ = finished
-    config = {arm: json.loads((out / "seed-0" / arm / "config.json").read_text()) for arm in ("four", "captions", "distil")}
+    config = {arm: json.loads((out / "seed-0" / arm / "config.json").read_text()) for arm in read_cells(out / "results")}
     assert config["captions"]["mixture"]["captions"] and not config["four"]["mixture"]["captions"]
     assert config["captions"]["mixture"]["routes"] == ["t2t"]
     assert config["distil"]["data"].endswith("data-distil")
     assert config["four"]["model"] == config["distil"]["model"] == config["captions"]["model"]
     for name, arm in ARMS.items():
         assert not arm.after or arm.after in ARMS, name
-        assert arm.model(TINY.model).sharing == (name[6:] if name.startswith("share-") else TINY.model.sharing)
+        assert arm.model(TINY.model).sharing == (arm.sharing or TINY.model.sharing)
+        assert arm.sharing == {"cross-distil": "cross"}.get(name, name[6:] if name.startswith("share-") else None)
         mixture = arm.mixture(replace(TINY.mixture, ahead=3.0), 2)
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
-        at_once = name in ("text", "text-equal", "captions", "four-more", "distil")
+        at_once = name in ("text", "text-equal", "captions", "four-more", "distil", "cross-distil")
         drawn = {"pages": (("world/text, rendered", 2),), "oracle": (("oracle", 2),)}.get(name, ())
         assert mixture.begin == (() if at_once else (("world/text", 2), *drawn))
         assert mixture.rendered == (name == "pages")
