@@ -544,7 +544,7 @@ def _distil() -> Callable[..., Any]:
         world: tyro.conf.Positional[Path],
         out: Path,
         config: Annotated[DistilConfig, tyro.conf.arg(name="")] = DistilConfig(),
-        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(),
+        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(tries=8),
         device: Device = "auto",
     ) -> None:
         """Write down, as ordinary text, what the model imagines of situations that no text tells.

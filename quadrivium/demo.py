@@ -88,7 +88,7 @@ def _imagined(run: Run, world: Any, config: DemoConfig, out: Path) -> list[Path]
     questions = make_questions(world, "seen", 1, ("en",))
     chosen = np.random.default_rng(0).permutation(len(questions))[: config.imagined]
     asked = [questions[i] for i in chosen]
-    imagining = ask.Imagining(samples=1, frames=ask.frames_of(run, world))
+    imagining = replace(config.experiment.imagining, samples=1, frames=ask.frames_of(run, world))
     clips = ask.imagined(run.model, run.text, asked, imagining)
     votes = ask.votes(run.model, run.text, asked, clips)
     rows: list[list[Cell]] = []
@@ -117,13 +117,14 @@ def sentence(cells: dict[str, dict]) -> str:
 
     four, dream, distil, captions = (
         of("four", "direct"),
-        of("four", "imagine"),
+        of("four", "checked"),
         of("distil", "direct"),
         of("captions", "direct"),
     )
     return (
         f"What was only ever seen, asked in text alone (chance {four['chance']:.0%}): text and captions without pixels are right in "
         f"{captions['accuracy']:.0%} ({judged(captions)}), all four routes in {four['accuracy']:.0%} ({judged(four)}), in "
-        f"{dream['accuracy']:.0%} when the model imagines the scene first ({judged(dream)}), and in {distil['accuracy']:.0%} after it has "
-        f"read its own imaginations ({judged(distil)}); one seed, by two standard errors over questions."
+        f"{dream['accuracy']:.0%} when the model imagines the scene first and checks how it opens ({judged(dream)}), and in "
+        f"{distil['accuracy']:.0%} after it has read its own imaginations ({judged(distil)}); one seed, by two standard errors over "
+        f"questions."
     )

@@ -34,7 +34,7 @@ class Imagining:
 
     samples: int = 8  # clips for each question
     # First frames drawn for a clip, at temperature 1; it goes on from the one off which the model reads best what it was told. 1: unchecked.
-    tries: int = 8
+    tries: int = 1
     frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
     temperature: float = 0.7
     top_p: float = 0.95
