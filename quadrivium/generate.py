@@ -53,16 +53,16 @@ def choose(logits: Tensor, sampling: Sampling, draw: Tensor) -> Tensor:
     """Draw one id a row. logits (S, V), draw (S,) from [0, 1) -> (S,)"""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    probability, index = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probability.cumsum(dim=-1) - probability  # what more likely ids hold: 0 for the first, which always stays
-    probability = probability.masked_fill(before >= sampling.top_p, 0.0)
+    probability, index = (logits.float() / sampling.temperature).softmax(dim=-1), None
+    if sampling.top_p < 1:  # nothing is cut otherwise, and sorting takes longer than all the rest
+        probability, index = probability.sort(dim=-1, descending=True)
+        before = probability.cumsum(dim=-1) - probability  # what more likely ids hold: 0 for the first, which always stays
+        probability = probability.masked_fill(before >= sampling.top_p, 0.0)
     reach = probability.cumsum(dim=-1)
-    pick = torch.searchsorted(reach, (draw.to(reach.device) * reach[:, -1])[:, None], right=True).clamp(
-        max=logits.shape[-1] - 1
-    )
-    # A draw that rounds up to the very end would land on an id that was cut.
-    pick = torch.minimum(pick, (probability > 0).sum(dim=-1, keepdim=True) - 1)
-    return index.gather(1, pick).squeeze(1)
+    # A draw that rounds up to the very end would land on an id that was cut, or that cannot be.
+    pick = torch.searchsorted(reach, (draw.to(reach.device) * reach[:, -1])[:, None], right=True)
+    pick = torch.minimum(pick, (reach < reach[:, -1:]).sum(dim=-1, keepdim=True))
+    return (pick if index is None else index.gather(1, pick)).squeeze(1)
 
 
 class Recording:

@@ -17,7 +17,7 @@ from quadrivium.data.questions import make_questions
 from quadrivium.data.sources import ReadOptions, frames_read
 from quadrivium.data.world import FPS, WorldConfig, make_kinds, simulate
 from quadrivium.errors import ConfigError
-from quadrivium.generate import Engine, Sampling, generate
+from quadrivium.generate import Engine, Sampling, choose, generate
 from quadrivium.imagine import Imagining, _generators, imagine
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
@@ -163,6 +163,20 @@ def test_own_words_end_at_a_blank_line(asked, monkeypatch):
     made = text.encode(f" {told}\n\n{more}")
     monkeypatch.setattr("quadrivium.ask.generate", lambda model, given, *_, **__: [made] * len(given))
     assert tell(model, text, questions[:2], samples=2) == [[told] * 2] * 2
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_draws_are_as_frequent_as_they_are_likely(top_p):
+    """Evenly spread draws give every id its share of what is not cut, and the ends of [0, 1) never one that cannot be."""
+    logits = torch.tensor([-torch.inf, 1.0, 3.0, -torch.inf, 2.0, 0.0, -torch.inf])
+    likely, order = logits.softmax(0), [2, 4, 1, 5]  # 0.64, 0.24, 0.09, 0.03
+    kept = order if top_p == 1 else order[:2]
+    want = torch.zeros(7).index_copy(0, torch.tensor(kept), likely[kept] / likely[kept].sum())
+    draw = (torch.arange(20_000) + 0.5) / 20_000
+    drawn = choose(logits.expand(20_000, 7), Sampling(top_p=top_p), draw)
+    assert torch.allclose(drawn.bincount(minlength=7) / 20_000, want, atol=2e-4)
+    ends = torch.tensor([0.0, 1 - 2**-24, 1.0])
+    assert set(choose(logits.expand(3, 7), Sampling(top_p=top_p), ends).tolist()) <= set(kept)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
