@@ -383,7 +383,7 @@ def _ask() -> Callable[..., Any]:
         groups: tuple[Literal["read", "seen", "both", "neither"], ...] = ("read", "seen", "both", "neither"),
         each: int = 4,
         imagine: int = 0,
-        tries: int = 8,
+        tries: int | None = None,
         shown: bool = False,
         free: bool = False,
         forget: bool = False,
@@ -407,12 +407,13 @@ def _ask() -> Callable[..., Any]:
             groups: which facts to ask about, by what the model was given of their kinds.
             each: questions for every template, language, device and outcome; 15 times as many for every group, device and language.
             imagine: clips to imagine for each question; 0: none.
-            tries: first frames to draw for each clip, which goes on from the one off which the question is read best; 1: unchecked.
+            tries: first frames to draw for each clip, which goes on from the one off which the question is read best; 8 if not given; 1:
+                unchecked.
             shown: also answer from the real clip.
             free: also let the model answer in its own words, which are read for the outcome that they tell.
             forget: while imagining, drop the words after the first frame.
             frames: frames of an imagined clip; 0: as many as the clips have that the run was trained on.
-            temperature: of imagined clips.
+            temperature: of imagined clips; their first frames are chosen among what is drawn at 1, unless --tries is 1.
             seed: of imagined clips.
         """
         from quadrivium import ask as asking
@@ -421,8 +422,11 @@ def _ask() -> Callable[..., Any]:
         from quadrivium.data.world import make_kinds, world_config
         from quadrivium.imagine import Imagining
 
-        if (forget or frames) and not imagine:
-            raise ConfigError("--forget and --frames are of imagined clips; say how many to imagine, as in --imagine 8")
+        if (forget or frames or tries is not None) and not imagine:
+            raise ConfigError(
+                "--forget, --frames and --tries are of imagined clips; say how many to imagine, as in --imagine 8"
+            )
+        tries = 8 if tries is None else tries
         if each < 1 or tries < 1 or imagine < 0:
             raise ConfigError(
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
@@ -439,7 +443,9 @@ def _ask() -> Callable[..., Any]:
             looks: dict[str, Any] = {"direct": None}
             if imagine:
                 drawing = replace(imagining, frames=frames or count)
-                looks["imagine"] = asking.imagined(loaded.model, loaded.text, questions, drawing, progress=True)
+                looks["imagine" if tries == 1 else "checked"] = asking.imagined(
+                    loaded.model, loaded.text, questions, drawing, progress=True
+                )
             if shown:
                 looks["shown"] = asking.shown(loaded, config, questions, count, progress=True)
             results[group] = {}
@@ -449,7 +455,7 @@ def _ask() -> Callable[..., Any]:
                     results[group][f"{name}, free"] = asking.free(
                         loaded.model, loaded.text, questions, make_kinds(config), clips, progress=True
                     )
-        write_json(run / "questions.json", {**results, "step": loaded.step})
+        write_json(run / "questions.json", {**results, "step": loaded.step, **({"tries": tries} if imagine else {})})
         print(asking.table(results))
         print(f"by template, language and device: {run / 'questions.json'}")
 
@@ -468,7 +474,7 @@ def _generate() -> Callable[..., Any]:
         image: Path | None = None,
         video: Path | None = None,
         imagine: bool = False,
-        tries: int = 8,
+        tries: int | None = None,
         forget: bool = False,
         n: int | None = None,
         frames: int = 0,
@@ -494,7 +500,8 @@ def _generate() -> Callable[..., Any]:
             image: picture that is given.
             video: clip that is given.
             imagine: draw what --text describes, look at it, and tell.
-            tries: first frames to draw for each imagined clip, which goes on from the one off which --text is read best.
+            tries: first frames to draw, at temperature 1, for each imagined clip, which goes on from the one off which --text is read
+                best; 8 if not given; 1: unchecked.
             forget: while imagining, drop the words after the first frame.
             n: samples to draw, four if not given; of sheets the items of every route, eight if not given.
             frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
@@ -508,14 +515,16 @@ def _generate() -> Callable[..., Any]:
             raise ConfigError("--frames has to be at least 1 (0: as in the run's data)")
         if n is not None and n < 1:
             raise ConfigError("--n has to be at least 1")
-        if forget and not imagine:
-            raise ConfigError("--forget is of --imagine: it drops the words after the first imagined frame")
+        if (forget or tries is not None) and not imagine:
+            raise ConfigError(
+                "--forget and --tries are of --imagine: what is dropped, or chosen, after the first imagined frame"
+            )
         if imagine:
             if image or video or want not in ("samples", "text"):
                 raise ConfigError("--imagine goes from text to text; give --text, and neither --image, --video nor --want")
             if text is None:
                 raise ConfigError('there is nothing to imagine; say it, as in --text "a red ball on a ramp" --imagine')
-            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget, tries)
+            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget, 8 if tries is None else tries)
             return
         if want == "samples":
             if text or image or video:

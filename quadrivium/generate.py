@@ -59,9 +59,10 @@ def choose(logits: Tensor, sampling: Sampling, draw: Tensor) -> Tensor:
         before = probability.cumsum(dim=-1) - probability  # what more likely ids hold: 0 for the first, which always stays
         probability = probability.masked_fill(before >= sampling.top_p, 0.0)
     reach = probability.cumsum(dim=-1)
-    # A draw that rounds up to the very end would land on an id that was cut, or that cannot be.
     pick = torch.searchsorted(reach, (draw.to(reach.device) * reach[:, -1])[:, None], right=True)
-    pick = torch.minimum(pick, (reach < reach[:, -1:]).sum(dim=-1, keepdim=True))
+    # A draw that rounds up to the very end would land on an id that was cut, or that cannot be.
+    last = logits.shape[-1] - 1 - (probability > 0).flip(-1).int().argmax(dim=-1, keepdim=True)
+    pick = torch.minimum(pick, last)
     return (pick if index is None else index.gather(1, pick)).squeeze(1)
 
 

@@ -33,10 +33,11 @@ class Imagining:
     """How clips are imagined before an answer is read off them."""
 
     samples: int = 8  # clips for each question
-    # First frames drawn for a clip, at temperature 1; it goes on from the one off which the model reads best what it was told. 1: unchecked.
+    # First frames drawn for a clip, at temperature 1; it goes on from the one off which the model reads best what it was told. 1: unchecked,
+    # as it also is at temperature 0.
     tries: int = 1
     frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
-    temperature: float = 0.7
+    temperature: float = 0.7  # of what follows, and of first frames that are not chosen among
     top_p: float = 0.95
     forget: bool = False  # drop the text after the first frame
     seed: int = 0
@@ -78,9 +79,11 @@ def imagine(
 
     openings: ids ``[end, x_1, ..., x_n, end]`` of closed captions.
     tries: first frames of each clip, drawn as the model believes, of which it goes on from the one that costs the opening least (v2t).
-    Returns codes (n, samples, F, R, C, G). Each text is read once; sample j of an opening is the same whatever else is drawn.
+        At temperature 0 there is nothing to choose among, and one.
+    Returns codes (n, samples, F, R, C, G). Sample j of an opening is the same whatever else is drawn, up to tries that cost the opening alike.
     """
     sampling, config = sampling or Sampling(), model.config
+    tries = tries if sampling.temperature else 1
     if not (config.rows and config.columns and config.codes):
         raise ValueError("this model was built without frames, so it imagines nothing")
     model.eval()
@@ -107,8 +110,9 @@ def imagine(
                 drawn = engine.frames(1, AS_BELIEVED, [g for i in rows for g in _generators(openings[i], named, sampling.seed)])
                 nats, _ = continuations(model, [(frames(frame),) for frame in drawn], [[openings[i]] for i in of])
                 best = np.arange(0, len(of), tries) + nats.reshape(-1, tries).argmin(axis=1)
-                engine.take(best)
                 clips = drawn[best]
+                if first > 1:
+                    engine.take(best)
             if clips.shape[1] < first:
                 clips = np.concatenate([clips, engine.frames(first - clips.shape[1], sampling, generators)], axis=1)
             if forget and count > 1:

@@ -157,7 +157,7 @@ class Quadrivium:
         tries: int = 8,
     ) -> list[Imagined]:
         """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame. ``tries``: first frames
-        drawn for each clip, which goes on from the one off which the model reads the text best."""
+        drawn for each clip at temperature 1, which goes on from the one off which the model reads the text best; 1: unchecked."""
         self._check_sight()
         if n < 1 or tries < 1 or (frames is not None and frames < 1) or not text.strip():
             raise ConfigError("n, tries and frames are at least 1, and there is a text to imagine")

@@ -199,7 +199,7 @@ def dream(
     """Text -> frames -> later frames -> text, as three lists of ``n`` sequences: the clips, how the text goes on after each,
     and what each alone is called. ``words``: how the texts are drawn, where that is not how the clips are. ``tries``: see
     `imagine`; a run that never learnt v2t cannot check what it draws, and has one."""
-    document, tries = run.text.document(prompt), tries if "v2t" in run.config["mixture"]["routes"] else 1
+    document, tries = run.text.document(prompt), tries if "v2t" in run.config.get("routes", ROUTES) else 1
     clips = imagine(run.model, [document], count, n, sampling, forget=forget, tries=tries, progress=progress)[0]
     drawn: list[list[Sequence]] = [[(text(document), frames(clip, wanted=True)) for clip in clips]]
     for after in (give(run, "text", prompt), ()):

@@ -194,6 +194,11 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["eval", "{run}", "--alignment", "--lm-eval", "coda"], ["apart"]),
         (["eval", "{run}", "--world", "{tmp}"], ["--alignment"]),
         (["ask", "{run}", "{tmp}", "--forget"], ["--imagine"]),
+        (["ask", "{run}", "{tmp}", "--tries", "2"], ["--imagine"]),
+        (["ask", "{run}", "{tmp}", "--imagine", "2", "--tries", "0"], ["--tries"]),
+        (["generate", "{run}", "--want", "image", "--text", "a", "--tries", "2"], ["--imagine"]),
+        (["generate", "{run}", "--imagine", "--text", "a", "--tries", "0"], ["--tries"]),
+        (["distil", "{run}", "{tmp}", "--out", "{tmp}/c.jsonl", "--tries", "0"], ["tries"]),
         (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "mine/text", "-1"], ["source weight -1"]),
         (["train", "{data}", "--out", "{tmp}/r", "--source-weights", "mine/text", "nan"], ["source weight nan"]),
         (["train", "{data}", "--out", "{tmp}/r", "--balance", "nan"], ["balance"]),
@@ -442,7 +447,7 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
         train=TrainConfig(steps=40, lr=5e-3, save_every=5, log_every=1),
         distil_train=TrainConfig(steps=3),
         distil=DistilConfig(limit=4, agree=0.3),
-        imagining=Imagining(samples=2),
+        imagining=Imagining(samples=2, tries=2),
         each=1,
     )  # fmt: skip
     config, out = DemoConfig(size, samples=2, imagined=2), tmp_path / "demo"
@@ -476,9 +481,9 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     looking = ["--groups", "seen", "--each", "1", "--imagine", "2", "--shown", "--free"]
     assert main(["ask", str(run), str(world), *looking]) == 0
     asked = json.loads((run / "questions.json").read_text())["seen"]
-    assert list(asked) == ["direct", "direct, free", "imagine", "imagine, free", "shown", "shown, free"]
+    assert list(asked) == ["direct", "direct, free", "checked", "checked, free", "shown", "shown, free"]
     assert asked["direct"] == json.loads(first)["seen"]["direct"]
-    assert all(abs(sum(votes) - 2) < 1e-3 for votes in asked["imagine"]["votes"])
+    assert all(abs(sum(votes) - 2) < 1e-3 for votes in asked["checked"]["votes"])
     corpus = tmp_path / "corpus.jsonl"
     assert main(["distil", str(run), str(world), "--out", str(corpus), "--limit", "4", "--samples", "2"]) == 0
     report = json.loads(next(tmp_path.glob("*.report.json")).read_text())

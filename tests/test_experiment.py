@@ -223,6 +223,17 @@ def test_an_option_added_since_then_counts_as_its_default(stored, config, refuse
         grid.declare(path, config, grid.plain(config))
 
 
+def test_cells_from_before_clips_were_checked_count_as_unchecked(tmp_path):
+    path, config = tmp_path / "experiment.json", small()
+    before = grid.plain(config)
+    del before["imagining"]["tries"]
+    path.write_text(json.dumps({"form": FORM, **before, "device": "cpu"}))
+    unchecked = replace(config, imagining=replace(config.imagining, tries=1))
+    grid.declare(path, unchecked, grid.plain(unchecked) | {"device": "cpu"})
+    with pytest.raises(RunError, match="another imagining"):
+        grid.declare(path, config, grid.plain(config) | {"device": "cpu"})
+
+
 def test_cells_of_processors_and_of_a_gpu_are_not_mixed(tmp_path):
     """Grids from before it was declared were computed on processors."""
     path, config = tmp_path / "experiment.json", ExperimentConfig()

@@ -92,7 +92,10 @@ def test_a_step_of_fixed_shape_is_a_step(sharing, temperature, rng):
             drawn = [torch.Generator().manual_seed(i) for i in range(3)]
             engine = Engine(model, given, 24)
             engine.fixed = fixed
-            clips = engine.frames(2, sampling, drawn)
+            engine.take(np.array([1, 0, 0, 2, 2]))
+            first = engine.frames(1, sampling, [*drawn, *(torch.Generator().manual_seed(i) for i in (3, 4))])
+            engine.take(np.array([4, 0, 1]))  # as imagining chooses among first frames
+            clips = np.concatenate([first[[4, 0, 1]], engine.frames(1, sampling, drawn)], axis=1)
             told = engine.text(torch.zeros(3, dtype=torch.long), 5, sampling, drawn)
             found.append((clips, told, engine.cache.used))
     (clips, told, used), (again, retold, reused) = found

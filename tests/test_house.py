@@ -162,7 +162,7 @@ def test_the_library_is_frozen():
     assert list(inspect.signature(quadrivium.load).parameters) == ["folder", "device"]
     assert list(inspect.signature(model.generate).parameters) == ["self", "want", *given, "n", "frames", *drawn]
     assert list(inspect.signature(model.score).parameters) == ["self", *given, "given_text", "given_image", "given_video"]
-    assert list(inspect.signature(model.imagine).parameters) == ["self", "text", "n", "frames", "forget", *drawn]
+    assert list(inspect.signature(model.imagine).parameters) == ["self", "text", "n", "frames", "forget", *drawn, "tries"]
     assert [f.name for f in dataclasses.fields(quadrivium.Imagined)] == ["frames", "story", "caption"]
     assert all(x.__doc__ for x in (quadrivium.load, model, model.generate, model.score, model.imagine, quadrivium.Imagined))
 

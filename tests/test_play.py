@@ -198,6 +198,9 @@ def test_an_export_plays_like_its_run(run, tmp_path):
     with closing(Player(run, WebLimits())) as one, closing(Player(exported, WebLimits())) as other:
         assert not other.examples.captions and one.frames == other.frames
         assert last(one.see(ENGLISH, "a red ball", 2, *HOW)) == last(other.see(ENGLISH, "a red ball", 2, *HOW))
+        assert last(one.answer(ENGLISH, "a red ball", True, 2, *HOW)) == last(
+            other.answer(ENGLISH, "a red ball", True, 2, *HOW)
+        )
     assert main(["eval", str(tmp_path / "whole")]) == 2
     (tmp_path / "whole" / "model.safetensors").unlink()
     with pytest.raises(RunError, match="--full"):
