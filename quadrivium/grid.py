@@ -127,11 +127,11 @@ class Job:
 
 
 def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
-    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
+    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time, on equal shares of the cores.
+    A job that all others wait for, as the last one is, has them all.
 
     The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
     """
-    threads = max(1, cores() // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
@@ -145,10 +145,13 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
                 if missing := [n for n in job.needs if n in failed]:
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
-                elif len(running) < workers and all(n in done for n in job.needs):
-                    process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
-                    process.start()
-                    running[process.sentinel] = (waiting.pop(name), process)
+            ready = [name for name, job in waiting.items() if all(n in done for n in job.needs)]
+            threads = cores() if len(running) + len(ready) == 1 else max(1, cores() // workers)
+            for name in ready[: workers - len(running)]:
+                job = waiting.pop(name)
+                process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
+                process.start()
+                running[process.sentinel] = (job, process)
             for sentinel in wait(list(running), timeout=2.0):
                 job, process = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
