@@ -128,10 +128,10 @@ class Job:
 
 def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
     """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time, on equal shares of the cores.
-    A job that all others wait for, as the last one is, has them all.
 
     The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
     """
+    threads = max(1, cores() // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
@@ -146,7 +146,6 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
             ready = [name for name, job in waiting.items() if all(n in done for n in job.needs)]
-            threads = cores() if len(running) + len(ready) == 1 else max(1, cores() // workers)
             for name in ready[: workers - len(running)]:
                 job = waiting.pop(name)
                 process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))

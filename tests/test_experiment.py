@@ -1,7 +1,6 @@
 """The experiment: arms differ in what they read, finished cells are kept, intervals cover what they promise."""
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -223,20 +222,6 @@ def test_an_option_added_since_then_counts_as_its_default(stored, config, refuse
     write_json(path, stored)  # of a time when equal options made another model
     with pytest.raises(RunError, match="begun with another form of the model"):
         grid.declare(path, config, grid.plain(config))
-
-
-def _write_threads(out: Path, name: str) -> None:
-    (out / name).write_text(os.environ["OMP_NUM_THREADS"])
-
-
-def test_a_job_that_all_others_wait_for_has_every_core(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "get_context", lambda _: multiprocessing.get_context("fork"))  # which starts at once
-    monkeypatch.setattr(grid, "cores", lambda: 6)
-    needs = {"world": (), "one": ("world",), "other": ("world",), "last": ("one", "other")}
-    grid.run_jobs(
-        {n: grid.Job(n, _write_threads, (tmp_path, n), before, 1.0) for n, before in needs.items()}, 2, progress=False
-    )
-    assert {n: (tmp_path / n).read_text() for n in needs} == {"world": "6", "one": "3", "other": "3", "last": "6"}
 
 
 def test_cells_from_before_clips_were_checked_count_as_unchecked(tmp_path):
