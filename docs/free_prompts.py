@@ -16,7 +16,7 @@ from quadrivium.data.judge import film
 from quadrivium.data.machine import DEVICES
 from quadrivium.data.questions import make_questions
 from quadrivium.data.world import make_kinds, world_config
-from quadrivium.imagine import Imagining
+from quadrivium.imagine import TRIES, Imagining
 from quadrivium.pictures import save_gif, sheet
 from quadrivium.samples import decode
 
@@ -29,7 +29,7 @@ def main(folder: Path, home: Path, out: Path) -> None:
         every = make_questions(world, "seen", 1, (tongue,))
         asked += [every[i] for i in rng.permutation(len(every))[: 10 // len(world.languages)]]
     count = ask.frames_of(run, world)
-    clips = ask.imagined(run.model, run.text, asked, Imagining(samples=1, tries=8, frames=count))
+    clips = ask.imagined(run.model, run.text, asked, Imagining(samples=1, tries=TRIES, frames=count))
     told = ask.tell(run.model, run.text, asked, clips)
     parsed = ask.outcomes_told(asked, told, make_kinds(world))
     rows, both = [], []

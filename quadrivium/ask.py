@@ -79,9 +79,16 @@ def imagined(
         raise ValueError("imagining.frames is 0; set it to the frames that the run's clips have")
     openings = [text.enclose(ids) for ids in text.encode_all([q.opening for q in questions])]
     return imagine(
-        model, openings, imagining.frames, imagining.samples, imagining.sampling, imagining.batch, imagining.forget, imagining.tries,
-        progress,
-    )  # fmt: skip
+        model,
+        openings,
+        imagining.frames,
+        imagining.samples,
+        imagining.sampling,
+        imagining.batch,
+        forget=imagining.forget,
+        tries=imagining.tries,
+        progress=progress,
+    )
 
 
 def votes(model: Model, text: TextTokenizer, questions: Seq[Question], clips: np.ndarray, progress: bool = False) -> np.ndarray:

@@ -420,13 +420,13 @@ def _ask() -> Callable[..., Any]:
         from quadrivium.data.questions import make_questions
         from quadrivium.data.shards import write_json
         from quadrivium.data.world import make_kinds, world_config
-        from quadrivium.imagine import Imagining
+        from quadrivium.imagine import TRIES, Imagining
 
         if (forget or frames or tries is not None) and not imagine:
             raise ConfigError(
                 "--forget, --frames and --tries are of imagined clips; say how many to imagine, as in --imagine 8"
             )
-        tries = 8 if tries is None else tries
+        tries = TRIES if tries is None else tries
         if each < 1 or tries < 1 or imagine < 0:
             raise ConfigError(
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
@@ -508,6 +508,7 @@ def _generate() -> Callable[..., Any]:
             out: folder to write; RUN/samples if not given.
         """
         from quadrivium.ask import frames_of
+        from quadrivium.imagine import TRIES
         from quadrivium.samples import SOBER, answer, imagine_aloud, write_samples
 
         folder = out or run / "samples"
@@ -524,7 +525,7 @@ def _generate() -> Callable[..., Any]:
                 raise ConfigError("--imagine goes from text to text; give --text, and neither --image, --video nor --want")
             if text is None:
                 raise ConfigError('there is nothing to imagine; say it, as in --text "a red ball on a ramp" --imagine')
-            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget, 8 if tries is None else tries)
+            imagine_aloud(_run(run, device), text, n or 4, frames, sampling, folder, forget, TRIES if tries is None else tries)
             return
         if want == "samples":
             if text or image or video:
@@ -546,14 +547,14 @@ def _distil() -> Callable[..., Any]:
     import tyro
 
     from quadrivium.distil import DistilConfig
-    from quadrivium.imagine import Imagining
+    from quadrivium.imagine import TRIES, Imagining
 
     def distil(
         run: tyro.conf.Positional[Path],
         world: tyro.conf.Positional[Path],
         out: Path,
         config: Annotated[DistilConfig, tyro.conf.arg(name="")] = DistilConfig(),
-        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(tries=8),
+        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(tries=TRIES),
         device: Device = "auto",
     ) -> None:
         """Write down, as ordinary text, what the model imagines of situations that no text tells.

@@ -38,7 +38,7 @@ from quadrivium.data.world import GROUPS, WorldConfig, stream, write_world
 from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs, without
-from quadrivium.imagine import Imagining
+from quadrivium.imagine import TRIES, Imagining
 from quadrivium.model import ModelConfig, Sharing
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
@@ -133,7 +133,7 @@ class ExperimentConfig:
     seen_first: float = 0.3  # share of the steps before documents are read, so that they find there what was seen
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, decay=0.7, optimizer="muon"))
     distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, lr=2e-3, optimizer="muon"))
-    imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, tries=8, batch=256))
+    imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, tries=TRIES, batch=256))
     distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
     each: int = 2  # questions for every template, language, device and outcome
     looked: int = 1  # of these, how many are also answered by looking at clips, which takes longer

@@ -127,7 +127,7 @@ class Job:
 
 
 def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
-    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time, on equal shares of the cores.
+    """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
 
     The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
     """
@@ -145,12 +145,10 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
                 if missing := [n for n in job.needs if n in failed]:
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
-            ready = [name for name, job in waiting.items() if all(n in done for n in job.needs)]
-            for name in ready[: workers - len(running)]:
-                job = waiting.pop(name)
-                process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
-                process.start()
-                running[process.sentinel] = (job, process)
+                elif len(running) < workers and all(n in done for n in job.needs):
+                    process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
+                    process.start()
+                    running[process.sentinel] = (waiting.pop(name), process)
             for sentinel in wait(list(running), timeout=2.0):
                 job, process = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()

@@ -27,6 +27,8 @@ from quadrivium.generate import Engine, Sampling, continuations
 from quadrivium.model import Model
 from quadrivium.sequence import frames, text
 
+TRIES = 8  # first frames to choose from, where nothing is said
+
 
 @dataclass(frozen=True)
 class Imagining:
@@ -100,12 +102,10 @@ def imagine(
             generators = [g for i in rows for g in _generators(openings[i], some, sampling.seed)]
             first = 1 if forget else count
             engine = Engine(model, [(text(openings[i]),) for i in rows], first * per_frame)
+            engine.take(np.repeat(np.arange(len(rows)), len(some) * tries))
             clips = np.zeros((len(rows) * len(some), 0, *shape[3:]), np.int64)
-            if tries == 1:
-                engine.take(np.repeat(np.arange(len(rows)), len(some)))
-            else:
+            if tries > 1:
                 of = np.repeat(rows, len(some) * tries)
-                engine.take(np.repeat(np.arange(len(rows)), len(some) * tries))
                 named = [f"{j}.{t}" for j in some for t in range(tries)]
                 drawn = engine.frames(1, AS_BELIEVED, [g for i in rows for g in _generators(openings[i], named, sampling.seed)])
                 nats, _ = continuations(model, [(frames(frame),) for frame in drawn], [[openings[i]] for i in of])

@@ -22,6 +22,7 @@ from quadrivium.data.sources import fitted
 from quadrivium.dist import device_of
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
+from quadrivium.imagine import TRIES
 from quadrivium.samples import decode, dream, give, read, write
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
@@ -154,7 +155,7 @@ class Quadrivium:
         top_p: float = 0.95,
         seed: int = 0,
         max_ids: int = 160,
-        tries: int = 8,
+        tries: int = TRIES,
     ) -> list[Imagined]:
         """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame. ``tries``: first frames
         drawn for each clip at temperature 1, which goes on from the one off which the model reads the text best; 1: unchecked."""

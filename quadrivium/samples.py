@@ -21,7 +21,7 @@ from quadrivium.data.mixture import Mixture
 from quadrivium.data.sources import Item, ReadOptions, read_clips
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
-from quadrivium.imagine import imagine
+from quadrivium.imagine import TRIES, imagine
 from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
 from quadrivium.sequence import ROUTES, Segment, Sequence, frames, group, route_of, text, ungroup
 
@@ -193,7 +193,7 @@ def dream(
     sampling: Sampling,
     forget: bool = False,
     words: Sampling | None = None,
-    tries: int = 8,
+    tries: int = TRIES,
     progress: bool = False,
 ) -> list[list[Sequence]]:
     """Text -> frames -> later frames -> text, as three lists of ``n`` sequences: the clips, how the text goes on after each,
@@ -215,7 +215,7 @@ def imagine_aloud(
     sampling: Sampling,
     out: Path,
     forget: bool = False,
-    tries: int = 8,
+    tries: int = TRIES,
     progress: bool = True,
 ) -> list[Path]:
     """What `quadrivium generate --imagine` does: text -> frames -> later frames -> text, ``n`` times.
