@@ -106,15 +106,18 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
 def _experiment(found: dict[str, Any]) -> dict[str, Any]:
     from quadrivium.experiment import ARMS, LOOKED
 
-    arms, rows = found["arms"], []
-    groups, outs = ("read", "seen", "both", "neither"), ("direct", *LOOKED)
-    columns = [(g, o) for g in groups for o in outs if any(o in r["facts"].get(g, {}) for r in arms.values())]
-    columns = [c for c in columns if c[1] == "direct" or c[0] == "seen"]
+    arms, rows, looked = found["arms"], [], []
+    groups = [g for g in ("read", "seen", "both", "neither") if any(g in r["facts"] for r in arms.values())]
+    outs = [o for o in LOOKED if any(o in r["facts"].get("seen", {}) for r in arms.values())]
     for arm, r in arms.items():
-        cells = [r["facts"].get(g, {}).get(o) for g, o in columns]
+        asked, seen = ([r["facts"].get(g, {}).get("direct") for g in groups], [r["facts"].get("seen", {}).get(o) for o in outs])
+        told, sights = (
+            ["–" if c is None else _interval(c["accuracy"], c["half"], ".3f") for c in cells] for cells in (asked, seen)
+        )
         text = r["bits"].get("t2t")
-        rows.append([arm, len(r["seeds"]), *("–" if c is None else _interval(c["accuracy"], c["half"], ".3f") for c in cells),
-                     "–" if text is None else _interval(text["mean"], text["half"])])  # fmt: skip
+        rows.append([arm, len(r["seeds"]), *told, "–" if text is None else _interval(text["mean"], text["half"])])
+        if any(seen):
+            looked.append([arm, *sights])
     seen = [(a, r["facts"].get("seen", {}).get("direct")) for a, r in arms.items()]
     points = [
         (a, c["accuracy"], *((None, None) if c["half"] is None else (c["accuracy"] - c["half"], c["accuracy"] + c["half"])))
@@ -146,12 +149,12 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         f"{'harmless' if row['harmless'] else 'not shown to be harmless'}."
         for row in found["harm"]
     )
-    head = ["arm", "seeds", *(g if o == "direct" else f"{g}, {o}" for g, o in columns), "text, bits per byte"]
     cost = [[a, ARMS[a].says if a in ARMS else "", _number(r["seconds"], ",.0f")] for a, r in arms.items()]
     sections = [
         _section("Facts that were only ever seen, asked in text", [], [], _forest(points, "accuracy, direct", found["chance"]),
                  f"The line is chance, {found['chance']:.3f}. Intervals: 95 %, over seeds."),
-        _section("Facts, by what was given of their kinds", head, rows),
+        _section("Facts asked in text, by what was given of their kinds", ["arm", "seeds", *groups, "text, bits per byte"], rows),
+        *([_section("Facts that were only ever seen, by looking", ["arm", *outs], looked)] if looked else []),
         _section("Differences between arms, paired by seed", ["arm", "minus", "facts, direct", "seeds", "difference", "p (Holm)"], differ, note=harm),
         _section("Arms and cost", ["arm", "reads", "seconds a cell"], cost),
     ]  # fmt: skip
