@@ -192,9 +192,12 @@ def run_experiment(
     checkpoint.check_own(out, "experiment.json", "looks", "results")
     for folder in (out, results):
         grid.declare(folder / "experiment.json", config, declared)
+    if not config.world.narrated:  # clips have no words then, and these streams are not there
+        kept = (w for w in config.mixture.source_weights if w[0] not in ("t2v/world/clips", "v2t/world/clips"))
+        config = replace(config, mixture=replace(config.mixture, source_weights=tuple(kept)))
     jobs: dict[str, Job] = {}
     for seed in seeds:
-        for arm in arms:
+        for arm in sorted(arms, key=lambda arm: not ARMS[arm].after):  # what waits for another comes first once it can begin
             _plan(jobs, out, results, config, arm, seed, device)
     if jobs:
         run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
@@ -214,20 +217,24 @@ def _plan(
     arm: str,
     seed: int,
     device: str,
-    needed: bool = False,
+    train: bool = False,
 ) -> None:
-    """Add a cell, and what it needs, to ``jobs`` if it is not measured (or, ``needed`` by another arm, not trained) yet."""
-    name, before = f"{arm}-seed-{seed}", ARMS[arm].after
-    if name in jobs or ((results / f"{name}.json").is_file() and not needed):
+    """Add a cell that is not measured yet, and what it needs, to ``jobs``. With ``train``, the arm's training alone if it is not
+    finished yet: a job of its own where another arm goes on from it, which then begins before the first is measured."""
+    cell, before = f"{arm}-seed-{seed}", ARMS[arm].after
+    training, home = f"train-{cell}", out / f"seed-{seed}" / arm
+    name = training if train else cell
+    if name in jobs or (grid.finished(home) if train else (results / f"{cell}.json").is_file()):
         return
-    needs = [_plan_data(jobs, out, config, seed)]
-    if before and not grid.finished(out / f"seed-{seed}" / before):
-        _plan(jobs, out, results, config, before, seed, device, needed=True)
-        needs.append(f"{before}-seed-{seed}")
+    needs = [_plan_data(jobs, out, config, seed), training]
+    if before:
+        _plan(jobs, out, results, config, before, seed, device, train=True)
+        needs.append(f"train-{before}-seed-{seed}")
+    needs = [n for n in needs if n in jobs]
     steps = (config.distil_train if before else config.train).steps or 0
-    arguments = (out, results, config, arm, seed, device)
-    cost = ARMS[arm].share * config.mixture.positions * steps
-    jobs[name] = Job(name, _cell, arguments, tuple(n for n in needs if n in jobs), cost, out / f"seed-{seed}" / arm)
+    cost, run = (4e5, None) if training in needs else (ARMS[arm].share * config.mixture.positions * steps, home)
+    arguments = (out, config, arm, seed, device)
+    jobs[name] = Job(name, _train if train else _cell, arguments if train else (*arguments, results), tuple(needs), cost, run)
 
 
 def _plan_data(jobs: dict[str, Job], out: Path, config: ExperimentConfig, seed: int) -> str:
@@ -288,14 +295,10 @@ def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
     return home / f"data-{extra}"
 
 
-def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: int, device: str) -> None:
-    """Train one arm on one seed, ask it everything, write the cell."""
-    began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
+def _train(out: Path, config: ExperimentConfig, name: str, seed: int, device: str) -> dict[str, Any]:
+    """Train one arm on one seed, or go on with it. Returns where its training stands, its ``data`` and the ``corpus`` it wrote."""
+    arm, home = ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
-    if not world.narrated:  # clips have no words then, and these streams are not there
-        kept = (w for w in config.mixture.source_weights if w[0] not in ("t2v/world/clips", "v2t/world/clips"))
-        config = replace(config, mixture=replace(config.mixture, source_weights=tuple(kept)))
-    measured = (results / f"{name}-seed-{seed}.json").is_file()  # then only the run is wanted, by another arm
     corpus: dict[str, Any] | None = None
     if arm.extra == "distil":
         path = run / "corpus.jsonl"
@@ -310,21 +313,29 @@ def _cell(out: Path, results: Path, config: ExperimentConfig, name: str, seed: i
     )  # fmt: skip
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
-    if measured:
-        return
+    return {**state, "data": data, "corpus": corpus}
+
+
+def _cell(out: Path, config: ExperimentConfig, name: str, seed: int, device: str, results: Path) -> None:
+    """Train one arm on one seed, ask it everything, write the cell."""
+    began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
+    run, world = home / name, replace(config.world, seed=seed)
+    before = grid.finished(run)
+    state = _train(out, config, name, seed, device)
     loaded = Run(run, device)
     cell = {"arm": name, "seed": seed, "facts": measure_facts(loaded, world, config)}
-    asked = data if arm.extra == "pages" else home / "data"  # codes of the run's own tokenizer; no extra text
+    asked = state["data"] if arm.extra == "pages" else home / "data"  # codes of the run's own tokenizer; no extra text
     mixed = Mixture(Dataset(asked), replace(config.mixture, routes=arm.routes), loaded.text.end, seed, loaded.patch)
     routes = evaluate.routes(loaded.model, mixed, loaded.text.id_bytes, 200)["routes"]
-    cell |= {"routes": routes, "distilled": corpus, "steps": state["step"], "positions": state["positions"]}
-    cell |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": round(state["seconds"], 1)}
+    cell |= {"routes": routes, "distilled": state["corpus"], "steps": state["step"], "positions": state["positions"]}
+    spent = time.monotonic() - began + (state["seconds"] if before else 0.0)
+    cell |= {"seconds": round(spent, 1), "training_seconds": round(state["seconds"], 1)}
     cell |= {"visual_tokenizer": sha256(run / "tokenizers" / "visual" / "model.safetensors")}
     where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
     cell |= {
         "device": where,
         "threads": torch.get_num_threads(),
-        "bf16": autocast(schedule.precision, torch.device(device))._enabled,
+        "bf16": autocast((config.distil_train if arm.after else config.train).precision, torch.device(device))._enabled,
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__},
     }
     write_json(results / f"{name}-seed-{seed}.json", cell)

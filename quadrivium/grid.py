@@ -119,7 +119,7 @@ class Job:
     """One process: what it does, with which arguments (the first is the folder for its log), and after which others."""
 
     name: str
-    work: Callable[..., None]
+    work: Callable[..., Any]
     arguments: tuple
     needs: tuple[str, ...]
     cost: float  # positions, or what takes as long

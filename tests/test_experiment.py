@@ -21,7 +21,7 @@ from quadrivium.data.shards import Dataset, sha256, write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import GROUPS, WorldConfig, facts, make_kinds
 from quadrivium.distil import DistilConfig
-from quadrivium.errors import ConfigError, RunError
+from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.experiment import ARMS, ExperimentConfig, read_cells, run_experiment, small, summary, table
 from quadrivium.imagine import Imagining
 from quadrivium.model import FORM, ModelConfig
@@ -60,6 +60,9 @@ TINY = ExperimentConfig(
     imagining=Imagining(samples=2, tries=2),
     each=1,
 )
+
+
+DATA = (experiment._looks, experiment._world, experiment._data)
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +342,21 @@ def test_what_was_not_declared_is_corrected_for_its_number_and_what_differs_besi
     assert "2 visual tokenizers (14, 1 cells)" in summary(tmp_path)["notes"][0] and "visual tokenizers" in table(
         summary(tmp_path)
     )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_arms_that_go_on_from_another_do_not_wait_until_it_is_measured(tmp_path, monkeypatch, trained):
+    planned = {}
+    monkeypatch.setattr(experiment, "run_jobs", lambda jobs, *_: planned.update(jobs))
+    monkeypatch.setattr(grid, "finished", lambda run: trained)
+    with pytest.raises(DataError, match="no finished cell"):
+        run_experiment(tmp_path, TINY, seeds=(0,), arms=("four", "captions", "distil", "four-more"), progress=False)
+    needs = {name: set(job.needs) - {"shards-seed-0"} for name, job in planned.items() if job.work not in DATA}
+    first = set() if trained else {"train-four-seed-0"}
+    assert list(needs) == [*first, "distil-seed-0", "four-more-seed-0", "four-seed-0", "captions-seed-0"]  # in which they begin
+    assert all(needs[f"{arm}-seed-0"] == first for arm in ("distil", "four-more", "four"))
+    assert not needs["captions-seed-0"] and not any(needs[name] for name in first)
+    assert sum(job.run == tmp_path / "seed-0" / "four" for job in planned.values()) == 1  # a bar counts its progress once
 
 
 def test_summaries_need_a_finished_cell(tmp_path):
