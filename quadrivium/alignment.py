@@ -45,6 +45,7 @@ from quadrivium.data.machine import CELL, MachineSpec, portrait
 from quadrivium.data.mixture import Mixture
 from quadrivium.data.questions import make_questions
 from quadrivium.data.world import WorldConfig, make_kinds, stream
+from quadrivium.distil import check_names
 from quadrivium.errors import ConfigError, DataError
 from quadrivium.model import Batch, Model
 from quadrivium.sequence import Sequence
@@ -330,7 +331,7 @@ def probe(
 
 def _costs(run: Run, mixture: Mixture, world: WorldConfig | None, limit: int) -> Callable[[], Costs]:
     """Held-out documents in bits a byte; of a world also right answers about what was read, seen and both, by text alone."""
-    held = [(s, u) for s in mixture.held.values() if s.route == "t2t" for u in mixture.held_units(s, limit)]
+    held = [(s, u) for s in mixture.held.values() if s.route == "t2t" and not s.told for u in mixture.held_units(s, limit)]
     documents = [mixture.sequence(s, u) for s, u in held]
     bytes_of = np.array([evaluate.units(d, run.text.id_bytes) for d in documents])
     groups = np.array([int(s.source.group[s.unit[u, 0]]) for s, u in held])
@@ -368,13 +369,15 @@ def measure(
     run = Run(folder, device)
     if run.visual is None:
         raise ConfigError(f"{folder} was prepared from text alone; there are no frames to be aligned with")
+    if world:
+        check_names(run, world)
     # Also of an arm that never read a caption.
     mixture = run.mixture(data, routes=("t2t", "t2v"), source_weights=())
     seed = mixture.seed
     pairs = pairs_of(mixture, limit)
     if not pairs:
         raise DataError(
-            f"{data or run.config['data']}: no source has {MIN_ITEMS} captioned held-out items, in groups of their own"
+            f"{data or run.config['data']}: no source has {MIN_ITEMS} captioned held-out items, in groups of their own, among {limit} (--limit)"
         )
     named = kind_pairs(run, world) if world else None
     rank = max(1, run.model.config.head_size // 8)

@@ -420,6 +420,7 @@ def _ask() -> Callable[..., Any]:
         from quadrivium.data.questions import make_questions
         from quadrivium.data.shards import write_json
         from quadrivium.data.world import make_kinds, world_config
+        from quadrivium.distil import check_names
         from quadrivium.imagine import TRIES, Imagining
 
         if (forget or frames or tries is not None) and not imagine:
@@ -434,6 +435,7 @@ def _ask() -> Callable[..., Any]:
         imagining = Imagining(max(imagine, 1), tries, frames, temperature, forget=forget, seed=seed)
         config = world_config(world)
         loaded = _run(run, device)
+        check_names(loaded, config)
         count = asking.frames_of(loaded, config)
         if imagine or shown:
             asking.check_sight(loaded, frames or count)
@@ -674,7 +676,7 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
         Args:
             out: folder for worlds, shards and runs.
             arms: what is compared: text, text-equal, captions, four, four-more, distil, oracle, no-ahead, no-t2t, no-t2v, no-v2t,
-                no-v2v, share-all, share-attention, share-cross, pages.
+                no-v2v, share-all, share-attention, share-cross, cross-distil, pages.
             seeds: a world, its kinds and first weights each; 0 is not among them, since options were chosen on it.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.

@@ -68,7 +68,7 @@ def distil(
             if (found := read_json(judged, "a report")).get("identity") == work:
                 return found
         raise ConfigError(f"{out} is already there and holds something else; choose another --out or delete it")
-    _check_names(run, world)
+    check_names(run, world)
     asked = [q for group in config.groups for q in situations(world, group, world.languages)]
     stream(world, "distil", *config.groups).shuffle(asked)
     asked = asked[: config.limit or None]
@@ -176,7 +176,7 @@ def judge(asked: Seq[Question], best: np.ndarray, share: np.ndarray, kept: np.nd
     return found
 
 
-def _check_names(run: Run, world: WorldConfig) -> None:
+def check_names(run: Run, world: WorldConfig) -> None:
     """Refuse a world whose kinds the run's data hardly names. Where the data is gone, nothing can be checked."""
     try:
         sources = Dataset(Path(run.config["data"])).sources

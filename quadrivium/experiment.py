@@ -2,7 +2,7 @@
 
     OUT/looks                     a visual tokenizer for all seeds, learnt from every look that a world can have
     OUT/seed-S/world, data        a world and its shards; data-oracle, data-distil and data-cross-distil hold one more folder of text,
-                                  data-pages its documents as pictures too, on a visual tokenizer that has learnt letters
+                                  extra/ARM; data-pages its documents as pictures too, on a visual tokenizer that has learnt letters
     OUT/seed-S/ARM                a run
     RESULTS/ARM-seed-S.json       what a finished cell measured. The grid goes on from these files alone, so it can be finished
                                   over several sittings and on several machines
@@ -28,7 +28,7 @@ import torch
 import quadrivium
 from quadrivium import ask, checkpoint, distil, evaluate, grid
 from quadrivium.checkpoint import Run
-from quadrivium.data.judge import judge_clips, placed
+from quadrivium.data.judge import clip_frames, judge_clips, placed
 from quadrivium.data.machine import DEVICES, LOOKS
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.questions import make_questions, situations
@@ -186,6 +186,15 @@ def run_experiment(
         raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
     if not 0 <= config.seen_first < 1:
         raise ConfigError(f"seen_first is {config.seen_first}; it is a share of the steps, from 0 to below 1")
+    if any(not t.steps or t.tokens or t.minutes for t in (config.train, config.distil_train)):
+        raise ConfigError(
+            "arms take equal steps, which tokens and minutes would cut short; give --train.steps and --distil-train.steps"
+        )
+    clip = clip_frames(config.world, config.prepare.read)
+    if config.imagining.frames and not 2 <= config.imagining.frames <= clip:
+        raise ConfigError(
+            f"imagining.frames is {config.imagining.frames}; clips are read as {clip} frames, and one shows no outcome"
+        )
     declared = grid.plain(config)
     declared["world"].pop("processes")
     declared |= {"device": torch.device(device).type, "primary": PRIMARY}
@@ -256,12 +265,11 @@ def _looks(out: Path, config: ExperimentConfig) -> None:
 
 
 def _world(out: Path, config: ExperimentConfig, seed: int) -> None:
-    """A seed's world, and what the oracle reads of it."""
+    """A seed's world."""
     home, world = out / f"seed-{seed}", replace(config.world, seed=seed, processes=1)
     write_world(world, home / "world", progress=False)
     for group in GROUPS:  # a world that cannot be asked about is refused before anything is trained on it
         make_questions(world, group, config.each, world.languages)
-    write_atomic(home / "oracle" / "seen.jsonl", _lines(_seen_facts(world)))
 
 
 def _data(out: Path, config: ExperimentConfig, seed: int) -> None:
@@ -285,14 +293,16 @@ def _lines(rows: Iterable[dict]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _more_data(home: Path, config: ExperimentConfig, extra: str) -> Path:
+def _more_data(home: Path, config: ExperimentConfig, extra: Path | None) -> Path:
     """The shards of a seed with one more folder of text, on the same tokenizers; or with pages, for which frames get their own,
     since that of the other arms has never seen a letter."""
-    tokenizers, pages = home / "data" / "tokenizers", extra == "pages"
-    options = replace(config.prepare, text_tokenizer=tokenizers / "text")
-    options = replace(options, render=True) if pages else replace(options, visual_tokenizer=tokenizers / "visual")
-    prepare([home / "world", *([] if pages else [home / extra])], home / f"data-{extra}", options, progress=False)
-    return home / f"data-{extra}"
+    tokenizers, name = home / "data" / "tokenizers", extra.name if extra else "pages"
+    if not (home / f".prepared-{name}").is_file():
+        options = replace(config.prepare, text_tokenizer=tokenizers / "text")
+        options = replace(options, visual_tokenizer=tokenizers / "visual") if extra else replace(options, render=True)
+        prepare([home / "world", *([extra] if extra else [])], home / f"data-{name}", options, progress=False)
+        write_json(home / f".prepared-{name}", {})
+    return home / f"data-{name}"
 
 
 def _train(out: Path, config: ExperimentConfig, name: str, seed: int, device: str) -> dict[str, Any]:
@@ -300,11 +310,15 @@ def _train(out: Path, config: ExperimentConfig, name: str, seed: int, device: st
     arm, home = ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
     corpus: dict[str, Any] | None = None
+    extra, data = home / "extra" / name, home / "data"  # no folder of a run, which `prepare` refuses to read
     if arm.extra == "distil":
-        path = run / "corpus.jsonl"
+        path = extra / "corpus.jsonl"
         report = distil.distil(Run(home / arm.after, device), world, path, config.distil, config.imagining, progress=False)
         corpus = {k: v for k, v in report.items() if k not in ("config", "identity")}  # which the experiment declares
-    data = _more_data(home, config, name if arm.extra == "distil" else arm.extra) if arm.extra else home / "data"
+    elif arm.extra == "oracle":
+        write_atomic(extra / "seen.jsonl", _lines(_seen_facts(world)))
+    if arm.extra:
+        data = _more_data(home, config, None if arm.extra == "pages" else extra)
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)
     mixture = arm.mixture(config.mixture, round(config.seen_first * (schedule.steps or 0)))
     state = train_routes(
@@ -320,7 +334,7 @@ def _cell(out: Path, config: ExperimentConfig, name: str, seed: int, device: str
     """Train one arm on one seed, ask it everything, write the cell."""
     began, arm, home = time.monotonic(), ARMS[name], out / f"seed-{seed}"
     run, world = home / name, replace(config.world, seed=seed)
-    before = grid.finished(run)
+    earlier = grid.trained(run).get("seconds", 0.0)  # in other sittings, or in a job of its own
     state = _train(out, config, name, seed, device)
     loaded = Run(run, device)
     cell = {"arm": name, "seed": seed, "facts": measure_facts(loaded, world, config)}
@@ -328,8 +342,7 @@ def _cell(out: Path, config: ExperimentConfig, name: str, seed: int, device: str
     mixed = Mixture(Dataset(asked), replace(config.mixture, routes=arm.routes), loaded.text.end, seed, loaded.patch)
     routes = evaluate.routes(loaded.model, mixed, loaded.text.id_bytes, 200)["routes"]
     cell |= {"routes": routes, "distilled": state["corpus"], "steps": state["step"], "positions": state["positions"]}
-    spent = time.monotonic() - began + (state["seconds"] if before else 0.0)
-    cell |= {"seconds": round(spent, 1), "training_seconds": round(state["seconds"], 1)}
+    cell |= {"seconds": round(time.monotonic() - began + earlier, 1), "training_seconds": round(state["seconds"], 1)}
     cell |= {"visual_tokenizer": sha256(run / "tokenizers" / "visual" / "model.safetensors")}
     where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
     cell |= {

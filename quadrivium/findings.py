@@ -51,7 +51,9 @@ def measure(run: Run, mixture: Mixture, limit: int = 128, pictures: Path | None 
         if source in seen & led:
             found["unspoken"][source] = unspoken(run.model, items)
         if source in seen & drawn:
-            found["lossy"][source] = lossy(run.model, items)
+            found["lossy"][source] = lossy(
+                run.model, [i for i in items if len(i[1]) > 1]
+            )  # captioned stills are never read bare
         if source in read & drawn:
             found["round_trip"][source], shown = round_trip(run, items, min(limit, 32))
             sheets += shown
@@ -157,8 +159,8 @@ def unspoken(model: Model, items: Seq[Told]) -> dict[str, Any]:
 
 
 def lossy(model: Model, items: Seq[Told]) -> dict[str, Any]:
-    """The share of a frame's bits that its caption saves, [bits(V) - bits(V|T)] / bits(V), of first frames of what is also read without a
-    caption; what the caption of an item of another group saves, and how much more the own one does. A row has ``share``, ``wrong``, ``own`` and their intervals,
+    """The share of a frame's bits that its caption saves, [bits(V) - bits(V|T)] / bits(V), of first frames of clips, which are also read
+    without a caption; what the caption of an item of another group saves, and how much more the own one does. A row has ``share``, ``wrong``, ``own`` and their intervals,
     ``n``, and bits a frame: ``none``, ``told``."""
     if len(items) < 2:
         return {}

@@ -109,9 +109,14 @@ def read_cells(results: Path, arms: Iterable[str]) -> dict[str, dict[int, dict]]
     return {arm: dict(sorted(found[arm].items())) for arm in arms if arm in found}
 
 
-def finished(run: Path) -> bool:
+def trained(run: Path) -> dict[str, Any]:
+    """Where the training of a run stands; empty before its first checkpoint."""
     last = checkpoint.latest(run / "checkpoints")
-    return last is not None and bool(read_json(last / "state.json", "a checkpoint").get("finished"))
+    return read_json(last / "state.json", "a checkpoint") if last else {}
+
+
+def finished(run: Path) -> bool:
+    return bool(trained(run).get("finished"))
 
 
 @dataclass

@@ -623,7 +623,7 @@ def train_routes(
     elif (run / MANIFEST).exists():
         raise RunError(f"{run} is a prepared data folder; choose another --out")
     if ranks.first and not resume:
-        checkpoint.check_own(run, ".lock", "config.json", "corpus.jsonl")  # `experiment` trains where distil wrote
+        checkpoint.check_own(run, ".lock", "config.json")
     Tracking(track)  # a library that is missing is said before anything is written
     if model.contrast.weight and ranks.world * computing.accumulate > 1:
         raise ConfigError(

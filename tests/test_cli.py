@@ -490,6 +490,12 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     assert report["situations"] == 4 and report["texts"] == len(corpus.read_text().splitlines()) == 4 * report["kept"]
     assert main(["ask", str(run), str(out / "seed-0" / "data")]) == 2
     assert "no world.json" in capsys.readouterr().err
+    nothing = ["--clips", "0", "--told", "0", "--stills", "0", "--narrations", "0"]
+    assert main(["world", str(tmp_path / "other"), "--seed", "7", *nothing]) == 0
+    assert main(["ask", str(run), str(tmp_path / "other"), "--each", "1"]) == 2
+    assert "give the world that its data was prepared from" in capsys.readouterr().err
+    assert main(["eval", str(run), "--alignment", "--world", str(tmp_path / "other")]) == 2
+    assert "give the world that its data was prepared from" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed: pip install -c constraints.txt -e '.[hf]'"

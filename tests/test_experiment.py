@@ -105,6 +105,26 @@ def test_cells_say_what_they_measured(finished):
     assert cells["captions"][0]["routes"].keys() == {"t2t"}
 
 
+@pytest.mark.parametrize("stopped", ["before its first checkpoint", "while it was measured"])
+def test_arms_with_text_of_their_own_go_on_where_they_were_stopped(finished, tmp_path, stopped):
+    """What distil wrote, and the oracle's facts, lie where `prepare` reads and no run stands; and the folder may be moved."""
+    out = tmp_path / "moved"
+    shutil.copytree(finished[0], out)
+    whole = read_cells(out / "results")["distil"][0]
+    (out / "results" / "distil-seed-0.json").unlink()
+    if stopped == "before its first checkpoint":
+        shutil.rmtree(out / "seed-0" / "distil" / "checkpoints")
+        run_experiment(out, TINY, seeds=(0,), arms=("oracle",), progress=False)
+        (out / "results" / "oracle-seed-0.json").unlink()
+    run_experiment(out, TINY, seeds=(0,), arms=("distil", "oracle"), progress=False)
+    again = read_cells(out / "results")
+    assert again["distil"][0]["facts"] == whole["facts"] and again["distil"][0]["distilled"] == whole["distilled"]
+    assert again["oracle"][0]["steps"] == TINY.train.steps
+    if stopped == "while it was measured":
+        assert all(c[0]["seconds"] >= c[0]["training_seconds"] for c in again.values())
+        assert again["distil"][0]["training_seconds"] == whole["training_seconds"]
+
+
 def test_what_a_run_knows_and_what_it_says(finished):
     out, _ = finished
     root, home = Path(__file__).parents[1], out / "seed-0"
@@ -357,6 +377,21 @@ def test_arms_that_go_on_from_another_do_not_wait_until_it_is_measured(tmp_path,
     assert all(needs[f"{arm}-seed-0"] == first for arm in ("distil", "four-more", "four"))
     assert not needs["captions-seed-0"] and not any(needs[name] for name in first)
     assert sum(job.run == tmp_path / "seed-0" / "four" for job in planned.values()) == 1  # a bar counts its progress once
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"train": TrainConfig(steps=4, minutes=1.0)}, "train.steps"),
+        ({"distil_train": TrainConfig(minutes=1.0)}, "distil-train.steps"),
+        ({"imagining": Imagining(frames=1)}, "imagining.frames"),
+        ({"imagining": Imagining(frames=8)}, "clips are read as 2 frames"),
+    ],
+)
+def test_what_could_not_be_measured_afterwards_is_refused_at_once(tmp_path, change, named):
+    with pytest.raises(ConfigError, match=named):
+        run_experiment(tmp_path / "out", replace(TINY, **change), seeds=(0,), arms=("four",), progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_summaries_need_a_finished_cell(tmp_path):

@@ -122,6 +122,9 @@ def test_names_are_distinct_words() -> None:
         assert not words.outcome_words(latin + " " + kana)
     everything = [latin for latin, _ in names]
     assert not any(a != b and a in b for a in everything for b in everything)
+    assert not any(
+        "domino" in pair or "ドミノ" in pair for pair in words.invent_names(Random(2099), 64)
+    )  # drawn once, and a device
 
 
 def test_accounts_tell_what_the_simulation_did() -> None:

@@ -40,12 +40,16 @@ SYLLABLES: dict[str, str] = {
 
 
 def invent_names(rng: Random, count: int) -> list[tuple[str, str]]:
-    """``count`` invented words (Latin, katakana) of three syllables, any two different in at least two of them."""
+    """``count`` invented words (Latin, katakana) of three syllables, any two different in at least two of them; no domino."""
     heads = [s for s in SYLLABLES if s[0] in "zpbgdrm"]  # sounds that few words of either language begin with
     names: list[tuple[str, ...]] = []
     while len(names) < count:
         name = (rng.choice(heads), *rng.sample(list(SYLLABLES), 2))
-        if len(set(name)) == 3 and all(sum(a != b for a, b in zip(name, other, strict=True)) >= 2 for other in names):
+        if (
+            len(set(name)) == 3
+            and name != ("do", "mi", "no")
+            and all(sum(a != b for a, b in zip(name, other, strict=True)) >= 2 for other in names)
+        ):
             names.append(name)
     return [("".join(name), "".join(SYLLABLES[s] for s in name)) for name in names]
 

@@ -511,7 +511,7 @@ def _write(config: WorldConfig, folder: Path, progress: bool) -> dict:
                 rows[task[1]] += result
                 bar.update(len(result))
 
-        if config.processes == 1 or len(tasks) == 1:
+        if config.processes == 1 or len(tasks) <= 1:
             take(map(_work, tasks))
         else:
             # Fresh processes, not forked ones: a fork of a program that already runs threads of torch can hang.
