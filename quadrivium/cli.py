@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # the system's refusals are the user's to mend: full disk, no permission
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
+    except MemoryError as error:
+        return _fail(str(error) or "not enough memory")
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
@@ -516,8 +518,10 @@ def _generate() -> Callable[..., Any]:
         folder = out or run / "samples"
         if frames < 0:
             raise ConfigError("--frames has to be at least 1 (0: as in the run's data)")
-        if n is not None and n < 1:
-            raise ConfigError("--n has to be at least 1")
+        if n is not None and not 1 <= n <= 10_000:
+            raise ConfigError(f"--n is {n}; it lies between 1 and 10,000")
+        if folder.is_file():
+            raise ConfigError(f"{folder} is a file; --out is a folder")
         if (forget or tries is not None) and not imagine:
             raise ConfigError(
                 "--forget and --tries are of --imagine: what is dropped, or chosen, after the first imagined frame"

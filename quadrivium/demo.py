@@ -35,7 +35,8 @@ def few_minutes() -> ExperimentConfig:
         model=replace(less.model, sharing="cross"),
         world=replace(less.world, kinds=20, shares=(0.2, 0.2, 0.4, 0.2), narrations=6000),
         train=replace(less.train, steps=1200),
-        distil_train=replace(less.distil_train, steps=250),
+        distil_train=replace(less.distil_train, steps=320),
+        distil=replace(less.distil, wordings=12),  # of a few dozen situations, which in fewer wordings are learnt word by word
         each=2,
         looked=1,
     )

@@ -182,6 +182,8 @@ def run_experiment(
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
     if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
         raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
     if not 0 <= config.seen_first < 1:

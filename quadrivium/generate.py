@@ -38,8 +38,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.min_ids <= self.max_ids:
             raise ValueError(f"min_ids is {self.min_ids}; it lies between 0 and max_ids ({self.max_ids})")
-        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_ids >= 1):
-            raise ValueError("temperature is not negative, top_p lies in (0, 1], max_ids is positive")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; it is not negative")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it lies above 0 and is at most 1")
+        if self.max_ids < 1:
+            raise ValueError(f"max_ids is {self.max_ids}; it has to be at least 1")
         if not 0 <= self.seed < 2**40:
             raise ValueError(f"seed is {self.seed}; it lies between 0 and 2^40")
 

@@ -53,17 +53,14 @@ def look(
             told = sum(len(i.texts) for i in source.items if i.kind != "text")
             counts = (kinds["text"], kinds["image"], kinds["video"], told, len(groups))
             out = sum(is_held(g, held) for g in groups)
-            lines.append(
-                f"{source.name:<28.28}{counts[0]:>10,}{counts[1]:>10,}{counts[2]:>8,}{counts[3]:>10,}{counts[4]:>8,}{out:>10,}"
-                f"{len(source.problems):>10,}  {' '.join(routes_of(source.items))}"
-            )
+            broken = 0  # of the samples
             order = np.random.default_rng([stable_hash(source.name)]).permutation(len(source.items))[:samples]
             chosen = [source.items[int(i)] for i in order]
             shown: list[list[Cell]] = []
             for item, clips in zip(chosen, decoders.read_all(chosen), strict=True):
                 if isinstance(clips, ItemError):
-                    bad += 1
-                    details.append(f"{source.name}: {clips}")
+                    bad, broken = bad + 1, broken + 1
+                    details.append(f"{source.name}: problem: {clips}")
                     continue
                 frames = clips[0][:8] if clips else None
                 shown.append([one_line(item.key, 80), frames, one_line(" | ".join(item.texts), 400)])
@@ -73,6 +70,10 @@ def look(
                     f"{source.name}: {one_line(item.key, 60)} ({seen}): {one_line(' | '.join(item.texts), 100) or '-'}"
                 )
             rows.append((source, shown))
+            lines.append(
+                f"{source.name:<28.28}{counts[0]:>10,}{counts[1]:>10,}{counts[2]:>8,}{counts[3]:>10,}{counts[4]:>8,}{out:>10,}"
+                f"{len(source.problems) + broken:>10,}  {' '.join(routes_of(source.items))}"
+            )
             details += [f"{source.name}: note: {note}" for note in source.notes]
             details += [f"{source.name}: problem: {p.item}: {p.reason}" for p in source.problems[:5]]
             if len(source.problems) > 5:
@@ -85,7 +86,7 @@ def look(
     total = sum(len(s.items) + len(s.problems) for s in sources)
     if bad > max_bad * total:
         said.append(
-            f"prepare would stop: {bad} of {total} items cannot be used, more than {max_bad:.0%}; mend them or allow more with --max-bad"
+            f"prepare would stop: at least {bad} of {total} items cannot be used, more than {max_bad:.0%}; mend them or allow more with --max-bad"
         )
     return "\n".join([*lines, *filter(None, said), "", *details]), rows
 

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -62,6 +63,7 @@ except ImportError:
 
 FORM = 3  # raised where equal options make other cells of experiments than before, which do not mix. 3: the world's second form
 Sharing = Literal["all", "attention", "none", "cross"]
+_MOST = {"layers": 1024, "width": 1 << 16}
 _POSITIVE = ("layers", "width", "heads", "head_size", "code_width")
 AXES = 3  # time, row, column
 
@@ -133,6 +135,8 @@ class ModelConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (value < 0 or (value == 0 and field.name in _POSITIVE)):
                 raise ValueError(f"{field.name} is {value}; it has to be positive")
+            if field.type == "int" and value > _MOST.get(field.name, 2**31):
+                raise ValueError(f"{field.name} is {value}; it is at most {_MOST.get(field.name, 2**31):,}")
         if not (self.rope_base > 0 and self.norm_eps >= 0):
             raise ValueError(
                 f"rope_base is {self.rope_base}, norm_eps {self.norm_eps}; the first is positive, the second not negative"
@@ -299,6 +303,9 @@ def _buckets(order: Tensor, lengths: Tensor, slack: float) -> tuple[list[Tensor]
     return buckets, back
 
 
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+
+
 class Cache:
     """Keys and values of every layer for S sequences that grow together.
 
@@ -307,6 +314,13 @@ class Cache:
 
     def __init__(self, config: ModelConfig, sequences: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.layers, 2, sequences, config.kv_heads, capacity, config.head_size)
+        size = math.prod(shape) * dtype.itemsize
+        whole = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _MEMORY
+        if size > whole:
+            raise MemoryError(
+                f"{sequences} sequences of {capacity:,} positions take {size / 2**30:,.0f} GiB of keys and values, of {whole / 2**30:.0f} "
+                "that are here; generate fewer at a time, or shorter ones (--n, --max-ids, --frames)"
+            )
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.textual = torch.zeros((sequences, capacity), device=device, dtype=torch.bool)  # what a column is
         self.starts = torch.zeros(sequences, dtype=torch.long, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterator
@@ -31,13 +32,18 @@ def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageF
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
+_WIDE = re.compile("[\u2e80-\U0010ffff]+")
+_NO_FONT = "(Japanese: no font for it on this machine; the text stands in the page or file beside)"
+
+
 def legible(text: str) -> str:
-    """The text without control characters, at some of which the layout of text fails; a sentence in its place where it would
-    come out as boxes, because no font here has Japanese letters."""
+    """The text without control characters, at some of which the layout of text fails; [ja] for what would come out as boxes, because
+    no font here has Japanese letters, and a sentence where that is all."""
     text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    if any(ord(c) > 0x2E7F for c in text) and _japanese() is None:
-        return "(Japanese: no font for it on this machine; the text stands in the page or file beside)"
-    return text
+    if _japanese() is not None or not _WIDE.search(text):
+        return text
+    some = _WIDE.sub("[ja]", text)
+    return some if any(c.isalnum() for c in some.replace("[ja]", "")) else _NO_FONT
 
 
 def _japanese() -> str | None:

@@ -85,10 +85,13 @@ class PrepareConfig:
     shard_items: int = 2000
 
     def __post_init__(self) -> None:
-        if not (0 < self.held < 1 and 0 <= self.max_bad <= 1 and self.shard_items >= 1 and self.sample_frames >= 1):
-            raise ConfigError("held lies in (0, 1), max_bad in [0, 1], shard_items and sample_frames are positive")
-        if self.visual_batch < 1:
-            raise ConfigError(f"visual_batch is {self.visual_batch}; it has to be at least 1")
+        if not 0 < self.held < 1:
+            raise ConfigError(f"held is {self.held}; it lies between 0 and 1")
+        if not 0 <= self.max_bad <= 1:
+            raise ConfigError(f"max_bad is {self.max_bad}; it is a share, from 0 to 1")
+        for name in ("shard_items", "sample_frames", "visual_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least 1")
         if not self.visual_tokenizer and (self.read.size % self.visual.down or self.read.size > 4096):
             raise ConfigError(
                 f"--read.size is {self.read.size}; it has to be a multiple of {self.visual.down} (--visual.down), at most 4096"
@@ -525,8 +528,8 @@ class _Preparation:
         if self._too_many(bad):
             self._skipped()
             raise DataError(
-                f"{bad} of {self.total} items cannot be used, more than {self.config.max_bad:.0%}; "
-                f"{self.out / 'skipped.jsonl'} lists them; mend them or allow more with --max-bad"
+                f"{bad} of {self.total} items cannot be used so far, more than {self.config.max_bad:.0%}; "
+                f"{self.out / 'skipped.jsonl'} lists these; mend them or allow more with --max-bad"
             )
 
     def _skipped(self, more: Sequence[dict[str, str]] = ()) -> None:

@@ -25,6 +25,8 @@ from quadrivium.imagine import TRIES, imagine
 from quadrivium.pictures import Cell, save_gif, save_mp4, save_png, sheet
 from quadrivium.sequence import ROUTES, Segment, Sequence, frames, group, route_of, text, ungroup
 
+_NOTHING = "(nothing)"
+
 HEADS = ("source", "given", "wanted", "generated")
 SOBER = Sampling(temperature=0.9, top_p=0.95, max_ids=60)
 
@@ -131,7 +133,7 @@ def answer(
     )
     if want == "text":
         for ids in made:
-            print(f"{prompt or ''}{run.text.continued(prompt or '', ids)}")
+            print(f"{prompt or ''}{run.text.continued(prompt or '', ids)}" or _NOTHING)
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
@@ -241,7 +243,7 @@ def imagine_aloud(
         save_gif(clip, written[-2], fps=fps, scale=4)
         save_png(clip, written[-1], scale=4)
         account, called = run.text.continued(prompt, story[-1].data[1:]), run.text.decode(caption[-1].data[1:])
-        print(f"{prompt}{account}\n  the clip as a caption: {called}")
+        print(f"{prompt}{account}\n  the clip as a caption: {called or _NOTHING}")
         print(f"  {written[-2]}\n  {written[-1]}\n{'-' * 20}")
     return written
 

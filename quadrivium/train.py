@@ -113,9 +113,9 @@ class TrainConfig:
     explode: float = 5.0  # a loss explodes when it is so many times its running mean and above the first; 0: never
 
     def __post_init__(self) -> None:
-        budgets = [b for b in (self.steps, self.tokens, self.minutes) if b is not None]
-        if not all(0 < b < math.inf for b in budgets):
-            raise ConfigError("a budget in steps, tokens or minutes has to be positive")
+        for name in ("steps", "tokens", "minutes"):
+            if (budget := getattr(self, name)) is not None and not 0 < budget < math.inf:
+                raise ConfigError(f"{name} is {budget}; a budget has to be positive")
         for name in ("lr", "clip", "log_every", "save_minutes", "keep"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be positive")
@@ -368,7 +368,9 @@ class _Loop:
             ThreadPoolExecutor(1) as ahead,
             self.tracking,
         ):
-            began, seconds, saved, shown = time.monotonic(), state["seconds"], state["seconds"], (time.monotonic(), 0)
+            began, seconds, saved = time.monotonic(), state["seconds"], state["seconds"]
+            shown: tuple[float, int] | None = None  # since when speed is counted: not before the first step is done
+            said = began
             pending = ahead.submit(self._parts, state["step"])
             while not self._done() and not self.stop:
                 step = state["step"]
@@ -393,22 +395,24 @@ class _Loop:
                 for key, value in (*log.items(), ("loss", loss), ("norm", norm)) if not bad else ():
                     state["sums"].setdefault(key, []).append(float(value))
                 bar.update(min(self._progress(), bar.total) - bar.n)
-                if step % config.log_every == 0 or self._done():
+                now, logged = (time.monotonic(), state["positions"]), step % config.log_every == 0 or self._done()
+                shown = shown or now
+                if logged or now[0] - said > 3:  # a bar that says nothing for long looks stuck
                     means = {k: sum(v) / len(v) for k, v in state["sums"].items()}
-                    now = (time.monotonic(), state["positions"])
-                    speed = (now[1] - shown[1]) / max(now[0] - shown[0], 1e-9) if shown[1] else 0.0
-                    shown = now
-                    self._write(
-                        {"step": step, "seconds": round(state["seconds"], 3), "lr": rate, **means}
-                        | {"positions": state["positions"], "positions_per_second": round(speed, 1), "real": self._real()}
-                    )
+                    since, done = shown if now[1] > shown[1] else (now[0] - state["seconds"], 0)
+                    speed, said = (now[1] - done) / max(now[0] - since, 1e-9), now[0]
                     skipped = ("loss", "norm")
                     bar.set_postfix_str(
                         " ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in skipped)
                         + f" | {speed / 1000:.1f}k pos/s, {self._real():.0%} real",
                         refresh=False,
                     )
-                    state["sums"] = {}
+                if logged:
+                    shown, state["sums"] = now, {}
+                    self._write(
+                        {"step": step, "seconds": round(state["seconds"], 3), "lr": rate, **means}
+                        | {"positions": state["positions"], "positions_per_second": round(speed, 1), "real": self._real()}
+                    )
                 better = False
                 if self._due(config.eval_every, step) or self._done():
                     state["held"] = self.task.evaluate()
@@ -576,6 +580,18 @@ def _where(data: Path, stored: dict[str, Any]) -> Path:
     return Path(stored.get("data", data))
 
 
+def _unheeded(given: Seq[Any], kept: Seq[Any]) -> str:
+    """Options that were given and are others than those of the run, which it keeps."""
+    found = []
+    for new, old in zip(given, kept, strict=True):
+        usual = type(new)()
+        for name in (f.name for f in dataclasses.fields(new) if f.name != "skip_bad_batches"):
+            value, mine = getattr(new, name), getattr(old, name)
+            if value not in (getattr(usual, name), mine):
+                found.append(f"{name} {mine} (not {value})")
+    return ", ".join(found)
+
+
 def train_routes(
     data: Path,
     run: Path,
@@ -607,11 +623,13 @@ def train_routes(
         ranks.wait()
         resume = True
     if resume:
-        stored = read_json(path, "a run folder")
+        stored, given = read_json(path, "a run folder"), (model, mixture, config)
         model = from_dict(ModelConfig, stored.get("model", {}), f"{path}: model")
         mixture = from_dict(MixtureConfig, stored.get("mixture", {}), f"{path}: mixture")
         skip = config.skip_bad_batches  # the one option that can be given later: the message about a bad batch offers it
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
+        if ranks.first and (other := _unheeded(given, (model, mixture, config))):
+            print(f"note: {run} goes on as it was begun, with {other}; for others choose another --out", file=sys.stderr)
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         data = _where(data, stored)
         if ranks.first and str(data.resolve()) != stored.get("data"):  # what is asked of the run later looks there

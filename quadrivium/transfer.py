@@ -100,8 +100,12 @@ class TransferConfig:
     endpoints: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.text <= 1 or self.limit < 1 or not self.train.steps:
-            raise ConfigError("text lies above 0 and is at most 1, limit is positive, and --train.steps is a number")
+        if not 0 < self.text <= 1:
+            raise ConfigError(f"text is {self.text}; the share of the documents that is read lies above 0 and is at most 1")
+        if self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; it has to be at least 1")
+        if not self.train.steps:
+            raise ConfigError("arms take equal steps; give --train.steps")
         if self.train.tokens or self.train.minutes:
             raise ConfigError(
                 "arms take equal steps, which --train.tokens and --train.minutes would cut short; give --train.steps"
@@ -154,6 +158,8 @@ def run_transfer(
     config, out, seeds = config or TransferConfig(), out.resolve(), list(seeds)
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget is {budget:g}; it is a number of hours")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
     if workers < 0 or any(seed < 0 for seed in seeds) or not seeds:
         raise ConfigError("workers and seeds are not negative, and there is a seed")
     plan = out / "transfer.json"

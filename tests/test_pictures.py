@@ -26,7 +26,8 @@ LATIN = st.text(st.characters(max_codepoint=0xFF), max_size=80)
 
 def test_letters_that_no_font_has_are_named_and_others_are_left(monkeypatch):
     monkeypatch.setattr(pictures, "_FONTS", ())
-    assert "no font" in pictures.legible("坂の上") and pictures.legible("a ramp, naïve") == "a ramp, naïve"
+    assert "no font" in pictures.legible("坂の上。") and pictures.legible("a ramp, naïve") == "a ramp, naïve"
+    assert pictures.legible("a 赤い ball 坂") == "a [ja] ball [ja]"
     monkeypatch.setattr(pictures, "_FONTS", (__file__,))  # anything that is there counts as a font
     assert pictures.legible("坂の上") == "坂の上"
 

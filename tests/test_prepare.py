@@ -268,7 +268,9 @@ def test_when_every_picture_is_bad_the_first_is_named(tmp_path, capsys):
         prepare([root], tmp_path / "out", TINY, progress=False)
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 3
     told = look(find([root], TINY), TINY.read, TINY.limits, TINY.held)[0]
-    assert "prepare would stop: 3 of 3 items cannot be used, more than 5%; mend them or allow more with --max-bad" in told
+    assert (
+        "prepare would stop: at least 3 of 3 items cannot be used, more than 5%; mend them or allow more with --max-bad" in told
+    )
     assert "prepare would stop" not in look(find([root], TINY), TINY.read, TINY.limits, TINY.held, max_bad=1.0)[0]
 
 

@@ -336,6 +336,19 @@ def test_a_run_is_not_overwritten_and_nothing_is_resumed_from_nowhere(data, tmp_
         train_routes(data, tmp_path / "none", SMALL, MIX, TrainConfig(steps=1), resume=True, progress=False)
 
 
+def test_a_resumed_run_says_which_options_it_does_not_heed(data, tmp_path, capsys):
+    train_routes(data, tmp_path, SMALL, MIX, TrainConfig(steps=2), progress=False)
+    capsys.readouterr()
+    train_routes(data, tmp_path, SMALL, MIX, TrainConfig(steps=2), resume=True, progress=False)
+    train_routes(data, tmp_path, ModelConfig(), MixtureConfig(), TrainConfig(), resume=True, progress=False)
+    assert "goes on as it was begun" not in capsys.readouterr().err
+    train_routes(data, tmp_path, replace(SMALL, layers=7), MIX, TrainConfig(steps=3), resume=True, progress=False)
+    said = capsys.readouterr().err
+    assert f"goes on as it was begun, with layers {SMALL.layers} (not 7), steps 2 (not 3);" in said
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["positions_per_second"] > 0 for line in lines if "positions_per_second" in line)
+
+
 def test_budgets_in_tokens_and_minutes_end(data, tmp_path):
     spent = fit(task(data), TrainConfig(tokens=3000), tmp_path / "a", progress=False)
     assert spent["finished"] and spent["positions"] == pytest.approx(3000, rel=0.25)

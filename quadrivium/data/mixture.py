@@ -63,6 +63,8 @@ class MixtureConfig:
         for name, low in (("positions", 1), ("context", 2), ("frames", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
+        if self.positions > 1 << 24:
+            raise ConfigError(f"positions is {self.positions}; a step holds at most {1 << 24:,}")
         for name, factor in self.source_weights:
             if not 0 <= factor < float("inf"):
                 raise ConfigError(f"source weight {factor} of {name}: a factor that is not negative")

@@ -147,6 +147,13 @@ def write_json(path: Path, value: object) -> None:
     write_atomic(path, (to_json(value) + "\n").encode("utf-8", "backslashreplace"))
 
 
+_CURES = {  # what writes it
+    "a run folder": "; `quadrivium train DATA --out RUN` writes one",
+    "a prepared data folder": "; `quadrivium prepare FOLDER --out DATA` writes one",
+    "results of an experiment": "; `quadrivium transfer`, `experiment` or `eval` write them",
+}
+
+
 def read_json(path: Path, what: str, most: int = _JSON) -> dict:
     """A JSON object from a file of at most ``most`` bytes; `RunError` with one line where it is absent or damaged."""
     try:
@@ -154,7 +161,8 @@ def read_json(path: Path, what: str, most: int = _JSON) -> dict:
             raise RunError(f"{path}: larger than {most:,} bytes; this is not {what}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path}: not found; this is not {what}") from None
+        missing = "not found" if path.parent.is_dir() else "not found, nor is its folder"
+        raise RunError(f"{path}: {missing}; this is not {what}{_CURES.get(what, '')}") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); this is not {what}") from None
     except (ValueError, RecursionError) as error:
