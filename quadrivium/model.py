@@ -135,8 +135,8 @@ class ModelConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (value < 0 or (value == 0 and field.name in _POSITIVE)):
                 raise ValueError(f"{field.name} is {value}; it has to be positive")
-            if field.type == "int" and value > _MOST.get(field.name, 2**31):
-                raise ValueError(f"{field.name} is {value}; it is at most {_MOST.get(field.name, 2**31):,}")
+            if field.name in _MOST and value > _MOST[field.name]:
+                raise ValueError(f"{field.name} is {value}; it is at most {_MOST[field.name]:,}")
         if not (self.rope_base > 0 and self.norm_eps >= 0):
             raise ValueError(
                 f"rope_base is {self.rope_base}, norm_eps {self.norm_eps}; the first is positive, the second not negative"
