@@ -179,8 +179,8 @@ def matched(covariance: Tensor, wanted: Tensor, rank: int, seed: int) -> Tensor:
     values, axes = torch.linalg.eigh(covariance)
     values = values.clamp(min=1e-9 * float(values.max().clamp(min=1e-9)))
     draw = torch.randn((*values.shape, rank), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(values)
-    low, high = torch.full_like(wanted, -16.0), torch.full_like(wanted, 16.0)
-    for _ in range(40):
+    low, high = torch.full_like(wanted, -64.0), torch.full_like(wanted, 64.0)  # two axes may be nearly alike
+    for _ in range(42):
         power = (low + high) / 2
         stretch = values.log().sub(values.log().mean(-1, keepdim=True)) * power[..., None]
         basis = axes @ torch.linalg.qr(stretch.clamp(-60, 60).exp()[..., None] * draw)[0]
