@@ -182,16 +182,13 @@ def run_experiment(
     for arm in arms:
         if arm not in ARMS:
             raise ConfigError(f"arm {arm!r} is unknown; arms are {', '.join(ARMS)}")
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
-    if workers < 0 or config.each < 1 or not 1 <= config.looked <= config.each or any(seed < 0 for seed in seeds):
-        raise ConfigError("workers and seeds are not negative, each is at least 1, and looked is 1 to each")
+    grid.check(seeds, workers)
+    grid.equal_steps(config.train)
+    grid.equal_steps(config.distil_train, "--distil-train")
+    if config.each < 1 or not 1 <= config.looked <= config.each:
+        raise ConfigError(f"each is {config.each} and looked {config.looked}; each is at least 1, and looked is 1 to each")
     if not 0 <= config.seen_first < 1:
         raise ConfigError(f"seen_first is {config.seen_first}; it is a share of the steps, from 0 to below 1")
-    if any(not t.steps or t.tokens or t.minutes for t in (config.train, config.distil_train)):
-        raise ConfigError(
-            "arms take equal steps, which tokens and minutes would cut short; give --train.steps and --distil-train.steps"
-        )
     clip = clip_frames(config.world, config.prepare.read)
     if config.imagining.frames and not 2 <= config.imagining.frames <= clip:
         raise ConfigError(

@@ -51,9 +51,8 @@ def measure(run: Run, mixture: Mixture, limit: int = 128, pictures: Path | None 
         if source in seen & led:
             found["unspoken"][source] = unspoken(run.model, items)
         if source in seen & drawn:
-            found["lossy"][source] = lossy(
-                run.model, [i for i in items if len(i[1]) > 1]
-            )  # captioned stills are never read bare
+            clips = [item for item in items if len(item[1]) > 1]  # captioned stills are never read bare
+            found["lossy"][source] = lossy(run.model, clips)
         if source in read & drawn:
             found["round_trip"][source], shown = round_trip(run, items, min(limit, 32))
             sheets += shown

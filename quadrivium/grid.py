@@ -26,10 +26,10 @@ from quadrivium import checkpoint
 from quadrivium.config import to_dict
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json, write_json
-from quadrivium.errors import QuadriviumError, RunError
+from quadrivium.errors import ConfigError, QuadriviumError, RunError
 from quadrivium.model import FORM
 from quadrivium.sequence import ROUTES
-from quadrivium.train import cores
+from quadrivium.train import TrainConfig, cores
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,22 @@ def without(*gone: str) -> tuple[str, ...]:
 def plain(config: Any) -> dict[str, Any]:
     """A config as JSON keeps it."""
     return json.loads(json.dumps(to_dict(config), default=str))
+
+
+def check(seeds: list[int], workers: int) -> None:
+    """Raises ConfigError for seeds that cannot be, or that would be counted twice, and for a negative number of workers."""
+    if workers < 0 or any(seed < 0 for seed in seeds):
+        raise ConfigError("workers and seeds are not negative")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
+
+
+def equal_steps(train: TrainConfig, option: str = "--train") -> None:
+    """Raises ConfigError for a schedule that would give arms unequal steps."""
+    if not train.steps or train.tokens or train.minutes:
+        raise ConfigError(
+            f"arms take equal steps, which {option}.tokens and {option}.minutes would cut short; give {option}.steps alone"
+        )
 
 
 def declare(path: Path, config: Any, now: dict[str, Any]) -> None:

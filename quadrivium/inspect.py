@@ -53,13 +53,11 @@ def look(
             told = sum(len(i.texts) for i in source.items if i.kind != "text")
             counts = (kinds["text"], kinds["image"], kinds["video"], told, len(groups))
             out = sum(is_held(g, held) for g in groups)
-            broken = 0  # of the samples
             order = np.random.default_rng([stable_hash(source.name)]).permutation(len(source.items))[:samples]
             chosen = [source.items[int(i)] for i in order]
             shown: list[list[Cell]] = []
             for item, clips in zip(chosen, decoders.read_all(chosen), strict=True):
                 if isinstance(clips, ItemError):
-                    bad, broken = bad + 1, broken + 1
                     details.append(f"{source.name}: problem: {clips}")
                     continue
                 frames = clips[0][:8] if clips else None
@@ -70,6 +68,8 @@ def look(
                     f"{source.name}: {one_line(item.key, 60)} ({seen}): {one_line(' | '.join(item.texts), 100) or '-'}"
                 )
             rows.append((source, shown))
+            broken = len(chosen) - len(shown)  # of the samples
+            bad += broken
             lines.append(
                 f"{source.name:<28.28}{counts[0]:>10,}{counts[1]:>10,}{counts[2]:>8,}{counts[3]:>10,}{counts[4]:>8,}{out:>10,}"
                 f"{len(source.problems) + broken:>10,}  {' '.join(routes_of(source.items))}"

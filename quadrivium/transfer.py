@@ -104,12 +104,7 @@ class TransferConfig:
             raise ConfigError(f"text is {self.text}; the share of the documents that is read lies above 0 and is at most 1")
         if self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; it has to be at least 1")
-        if not self.train.steps:
-            raise ConfigError("arms take equal steps; give --train.steps")
-        if self.train.tokens or self.train.minutes:
-            raise ConfigError(
-                "arms take equal steps, which --train.tokens and --train.minutes would cut short; give --train.steps"
-            )
+        grid.equal_steps(self.train)
         for name in ("routes", "captions", "scramble", "text"):
             if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
                 raise ConfigError(
@@ -158,10 +153,9 @@ def run_transfer(
     config, out, seeds = config or TransferConfig(), out.resolve(), list(seeds)
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget is {budget:g}; it is a number of hours")
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
-    if workers < 0 or any(seed < 0 for seed in seeds) or not seeds:
-        raise ConfigError("workers and seeds are not negative, and there is a seed")
+    grid.check(seeds, workers)
+    if not seeds:
+        raise ConfigError("there is no seed; give at least a seed")
     plan = out / "transfer.json"
     checkpoint.check_own(out, plan.name, "data", "cells")
     ready = [path for path in paths if (path / MANIFEST).is_file()]
