@@ -13,10 +13,11 @@ from hypothesis.extra.numpy import arrays
 from quadrivium import evaluate
 from quadrivium import sequence as seq
 from quadrivium.ask import ask, credit, score, table
+from quadrivium.data import questions
 from quadrivium.data.language import LANGUAGES, outcome_words
 from quadrivium.data.machine import DEVICES
 from quadrivium.data.questions import TEMPLATES, alone, even_quotas, make_questions
-from quadrivium.data.world import WorldConfig, make_kinds, outcome_of
+from quadrivium.data.world import WorldConfig, facts, make_kinds, outcome_of
 from quadrivium.errors import ConfigError
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
@@ -36,6 +37,16 @@ def test_every_template_asks_for_every_outcome_equally_often(seen):
         part = [q for q in seen if (q.template, q.language, q.device) == (template, language, device)]
         assert Counter(q.answer for q in part) == dict.fromkeys(range(3), 2)
     assert all(len(q.options) == 3 for q in seen)
+
+
+def test_of_many_kinds_a_sample_of_pairs_is_asked_about(monkeypatch):
+    every = facts(WORLD, "seen")
+    assert facts(WORLD, "seen", most=len(every)) == every, "where there are no more pairs, all of them"
+    some = facts(WORLD, "seen", most=30)
+    assert len(some) == 30 * len(WORLD.devices) and set(some) < set(every) and some == facts(WORLD, "seen", most=30)
+    monkeypatch.setattr(questions, "PAIRS", 30)
+    asked = {(q.device, q.first, q.second) for q in make_questions(WORLD, "seen", each=2)}
+    assert asked <= {(device, first, second) for first, second, device, _ in some}
 
 
 @pytest.mark.parametrize("group", GROUPS)

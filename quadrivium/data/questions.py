@@ -59,6 +59,7 @@ class Question:
 
 
 Levels = tuple[int, int]  # mass levels of the first and the second kind
+PAIRS = 2000  # of a group, at the most, that questions are drawn from
 
 
 def even_quotas(cells: Sequence[Levels], total: int) -> dict[Levels, int]:
@@ -119,7 +120,7 @@ def _decks(config: WorldConfig, group: str, total: int) -> dict[tuple[str, str],
     """(device, outcome) -> its facts, from which ``total`` will be drawn."""
     kinds = make_kinds(config)
     rows = defaultdict(list)
-    for first, second, device, outcome in facts(config, group):
+    for first, second, device, outcome in facts(config, group, most=PAIRS):
         rows[device, outcome].append((first, second))
     for device in config.devices:
         for outcome in DEVICES[device]:

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import permutations
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -233,10 +234,13 @@ def group_of(config: WorldConfig, first: int, second: int) -> str:
     return "+".join(sorted(groups))
 
 
-def facts(config: WorldConfig, group: str) -> list[tuple[int, int, str, str]]:
-    """Every fact (first, second, device, outcome) whose two different kinds are both of ``group``."""
-    members = [k for k, kind in enumerate(make_kinds(config)) if kind.group == group]
-    return [(a, b, d, outcome_of(config, a, b, d)) for d in config.devices for a in members for b in members if a != b]
+def facts(config: WorldConfig, group: str, most: int | None = None) -> list[tuple[int, int, str, str]]:
+    """Every fact (first, second, device, outcome) whose two different kinds are both of ``group``; with ``most``, those of so many
+    pairs, drawn by chance where there are more: a hundred kinds meet in ten thousand ways, each of which takes a simulation."""
+    pairs = list(permutations((k for k, kind in enumerate(make_kinds(config)) if kind.group == group), 2))
+    if most and len(pairs) > most:
+        pairs = stream(config, "facts", group).sample(pairs, most)
+    return [(a, b, d, outcome_of(config, a, b, d)) for d in config.devices for a, b in pairs]
 
 
 def caption(config: WorldConfig, spec: MachineSpec, language: Language, rng: Random) -> str:
