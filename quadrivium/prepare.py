@@ -347,9 +347,10 @@ class _Preparation:
         sources = [s for s in self.sources if any(i.kind != "text" for i in s.items)]
         done = work / "sample.json"
         marks = [[s.name, self.marks[s.name]] for s in sources]
-        drawn_from = {"sources": marks, "sample_frames": config.sample_frames, "size": size}
+        drawn_from = {"sources": marks, "size": size, "learning": self.learning}
         if done.exists() and read_json(done, "a frame sample", most=1 << 30).get("from", drawn_from) != drawn_from:
-            shutil.rmtree(work)  # of other sources, as is what was learnt from them
+            print(f"{self.out}: note: other sources or options: the visual tokenizer is learnt from the beginning", file=sys.stderr)
+            shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
         if not done.exists():
             quota, chosen = max(1, config.sample_frames // len(sources)), []
@@ -440,8 +441,9 @@ class _Preparation:
         before = self.before.get(source.name, {})
         if before.get("fingerprint") != self.marks[source.name]:
             return None
-        count = len(self._items(source, number))
-        kept = next((e for e in before["shards"] if e["number"] == number and e["count"] == count), None)
+        first, count = self._chunks(source)[number], len(self._items(source, number))
+        same = (e for e in before["shards"] if e["number"] == number and e["count"] == count and e.get("first", first) == first)
+        kept = next(same, None)
         return kept if kept and not self._allowed_now(kept) and self._whole(kept) else None
 
     def _write(
@@ -455,7 +457,8 @@ class _Preparation:
         problems: list[dict[str, str]] = []
         records = list(self._records(items, text, visual, grid, problems, bar))
         entry = shards.write_shard(path, records, text.dtype, grid)
-        entry |= {"number": number, "count": len(items), "problems": problems, "limits": to_dict(self.config.limits)}
+        entry |= {"number": number, "first": self._chunks(source)[number], "count": len(items), "problems": problems}
+        entry["limits"] = to_dict(self.config.limits)
         entry["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
         return entry
 

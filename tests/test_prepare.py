@@ -140,10 +140,27 @@ def test_a_stopped_sample_of_other_sources_is_drawn_again(tmp_path, monkeypatch)
     of, _ = stopped([a, b], more)
     assert len(of) == 24 and set(of) == {0, 1}
     assert len(stopped([a, b], more, replace(TINY, sample_frames=10))[0]) == 10
+    (more / ".work" / "visual").mkdir()
+    shorter = replace(TINY, visual_train=replace(TINY.visual_train, steps=3))
+    assert len(stopped([a, b], more, shorter)[0]) == 24 and not (more / ".work" / "visual").exists(), "nor was it learnt so"
     fewer = tmp_path / "fewer"
     stopped([a, b], fewer)
     assert len(prepare([b], fewer, TINY, progress=False).sources) == 1
     assert contents(fewer) == contents(prepare([b], tmp_path / "fresh", TINY, progress=False).folder)
+
+
+def test_a_stopped_folder_goes_on_with_other_shards(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    mine, options = tmp_path / "mine", replace(TINY, shard_items=10)
+    mine.mkdir()
+    (mine / "a.jsonl").write_text("".join(json.dumps({"text": f"story {i} of a fox"}) + "\n" for i in range(40)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing._Preparation, "_finish", stop)
+        prepare([mine], tmp_path / "out", options, progress=False)
+    (source,) = prepare([mine], tmp_path / "out", replace(options, shard_items=15), progress=False).sources
+    assert len({source.key(i) for i in range(len(source))}) == len(source) == 40
 
 
 def test_sources_and_out_do_not_lie_in_one_another(tmp_path):

@@ -286,7 +286,7 @@ def test_text_rows(tmp_path: Path) -> None:
         tmp_path,
         a_dot_jsonl='{"text": "one", "text_ja": "一", "group": 3}\r\n\n{"text": "two\\r\\nlines"}\n',
         b_dot_tsv="hello\tこんにちは\r\nbye\t\n\nwell\tさて\n",
-        c_dot_tsv="id\ttext\ttext_ja\tgroup\n9\tcat\t猫\tpets\n",
+        c_dot_tsv="\nid\ttext\ttext_ja\tgroup\n9\tcat\t猫\tpets\n",
         d_dot_txt="\ufeffline\r\nline\n",
     )
     (source,) = scan(tmp_path, OPTIONS)
@@ -296,7 +296,7 @@ def test_text_rows(tmp_path: Path) -> None:
         ("b.tsv#1", "b.tsv#1", "hello\nこんにちは"),
         ("b.tsv#2", "b.tsv#2", "bye"),
         ("b.tsv#4", "b.tsv#4", "さて\nwell"),
-        ("c.tsv#2", "pets", "猫\ncat"),
+        ("c.tsv#3", "pets", "猫\ncat"),
         ("d.txt#1", "d.txt#1", "line\nline"),
     ]
     assert not source.problems
@@ -538,6 +538,8 @@ simple("only other kinds", "data: ignored by their ending: 1 .pdf", one_file("a.
 simple(
     "missing column", "data: no row has the column file_name .*file, label", lambda d: listed(d, [{"file": "a", "label": 1}])
 )
+simple("one csv name twice", "data: names text twice", one_file("metadata.csv", "file_name,text,text\na.png,x,y\n"))
+simple("one tsv name twice", "problem: names text_ja twice", one_file("a.tsv", "text_ja\ttext_ja\na\tb\n"))
 simple("missing csv column", "data: no row has the column file_name", one_file("metadata.csv", "name,text\na.png,x\n"))
 simple("empty metadata", "data: metadata.jsonl cannot be read: the file is empty", one_file("metadata.jsonl", b""))
 simple("metadata of blank lines", "data: no row has the column file_name", one_file("metadata.jsonl", b"\n\n"))

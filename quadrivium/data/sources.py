@@ -31,7 +31,7 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -453,6 +453,7 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
         csv.field_size_limit(min(limits.row_bytes, 2**31 - 1))  # the module's own limit is shorter than a long description
         reader = csv.DictReader(line for _, line in lines)
         try:
+            _distinct(file, reader.fieldnames or ())
             for row in reader:
                 if any(cell.strip() for cell in row.pop(None, None) or []):
                     source.refuse(f"{where}:{reader.line_num}", _SURPLUS)
@@ -462,17 +463,20 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
             raise DataError(f"{one_line(file)}: line {reader.line_num} is not CSV ({error}); mend it") from error
         return
     header: list[str] | None = None
+    first = True
     for number, line in lines:
         if not line.strip(" \r\n"):
             continue
+        heads, first = first, False
         if len(line) > limits.row_bytes:
             reason = f"is longer than limits.row_bytes ({limits.row_bytes:,}); split it or allow more"
             source.refuse(f"{where}:{number}", reason)
             continue
         if file.suffix.lower() == ".tsv":
             cells = line.rstrip("\n").split("\t")
-            if number == 1 and any(_CAPTION.fullmatch(cell.strip()) for cell in cells):
+            if heads and any(_CAPTION.fullmatch(cell.strip()) for cell in cells):
                 header = [cell.strip() for cell in cells]
+                _distinct(file, header)
             elif header is not None and any(cell.strip() for cell in cells[len(header) :]):
                 source.refuse(f"{where}:{number}", _SURPLUS)
             else:
@@ -487,6 +491,12 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
             yield number, row
         else:
             source.refuse(f"{where}:{number}", 'is not a JSON object such as {"text": "..."}')
+
+
+def _distinct(file: Path, header: Sequence[str]) -> None:
+    """Of two columns of texts with one name only the last would be read: DataError."""
+    if twice := [name for name in header if _CAPTION.fullmatch(name) and list(header).count(name) > 1]:
+        raise DataError(f"{one_line(file)}: its first row names {twice[0]} twice; rename one by its language, as in text_ja")
 
 
 def _texts(row: dict[str, Any], limits: Limits) -> tuple[str, ...]:
