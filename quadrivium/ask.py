@@ -153,19 +153,15 @@ def ask(
     text: TextTokenizer,
     questions: Seq[Question],
     progress: bool = False,
-    imagine: Imagining | None = None,
     clips: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Accuracy over all questions and for each template, language and device: ``accuracy``, ``se``, ``n``, ``chance``.
 
-    Text alone answers, unless there is something to look at: clips that are imagined, or ``clips`` (n, samples, F, R, C, G)
-    from outside. Then ``agreement`` is the mean share of votes that the winner has, and "votes" lists every question's.
+    Text alone answers, unless there is something to look at: ``clips`` (n, samples, F, R, C, G), `imagined` or real. Then ``agreement`` is the mean share of votes that the winner has, and "votes" lists every question's.
 
     "all" also has ``first alone`` and ``second alone``: what knowing one kind only would reach, and ``first level`` and
     ``second level``: only its mass level (see data.questions.alone).
     """
-    if imagine is not None and clips is None:
-        clips = imagined(model, text, questions, imagine, progress)
     scores = score(model, text, questions, progress) if clips is None else votes(model, text, questions, clips, progress)
     right = credit(scores, np.array([q.answer for q in questions]))
     results = rows(questions, right)

@@ -90,8 +90,9 @@ class BenchConfig:
             raise ConfigError(f"widths are {self.widths}; each is a multiple of 32, from 64 on")
         if unknown := set(self.only) - {peer.name for peer in PEERS}:
             raise ConfigError(f"{', '.join(sorted(unknown))}: no such peer; there are {', '.join(p.name for p in PEERS)}")
-        if min(self.rounds, self.threads, self.items, self.prompt - 1, self.more, self.layers) < 1 or self.minutes <= 0:
-            raise ConfigError("rounds, threads, items, prompt, more, layers and minutes have to be positive")
+        counts = (self.rounds, self.threads, self.items, self.prompt - 1, self.more, self.layers, *self.batches)
+        if min(counts) < 1 or self.minutes <= 0:
+            raise ConfigError("rounds, threads, items, prompt, more, layers, batches and minutes have to be positive")
 
 
 @dataclass

@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,6 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}")
     except MemoryError as error:
         return _fail(str(error) or "not enough memory")
+    except RuntimeError as error:  # torch has no class of its own for a processor's memory
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        said = str(error).rpartition("DefaultCPUAllocator: ")[2].splitlines()[0]
+        return _fail(f"not enough memory: {said}; `quadrivium train --dry-run` says how large a model fits")
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
@@ -256,7 +261,9 @@ def _train() -> Callable[..., Any]:
         from quadrivium.dist import joined
         from quadrivium.train import train_routes
 
-        if mixture_file and not resume:  # a run goes on with what it was started with
+        if mixture_file and resume:
+            raise ConfigError("--mixture-file has no part in --resume: a run goes on with the mixture that it was begun with")
+        if mixture_file:
             from quadrivium.data.mixture import streams_of
             from quadrivium.data.mixture_file import MixtureFile
             from quadrivium.data.shards import Dataset
@@ -330,7 +337,11 @@ def _evaluate() -> Callable[..., Any]:
         if world and not alignment:
             raise ConfigError("--world is of --alignment; `quadrivium ask` asks a run about its world")
         path = run / "results.json"
-        before = read_json(path, "results of quadrivium eval") if path.is_file() else {}
+
+        def stored() -> dict[str, Any]:  # read when it is written again: another eval may have ended meanwhile
+            return read_json(path, "results of quadrivium eval") if path.is_file() else {}
+
+        stored()  # a file that is damaged is said before anything is measured
         if lm_eval:
             from quadrivium import harness
 
@@ -338,6 +349,7 @@ def _evaluate() -> Callable[..., Any]:
                 raise ConfigError("--alignment and --lm-eval measure apart; ask for one after the other")
             alone = _run(run, device)
             found = harness.scores(alone, lm_eval, lm_eval_data, lm_eval_limit)
+            before = stored()
             old = before.get("lm_eval", {})
             tasks = {**(old["tasks"] if old.get("step") == alone.step else {}), **found}
             write_json(path, {**before, "lm_eval": {"step": alone.step, "tasks": tasks}})
@@ -351,7 +363,7 @@ def _evaluate() -> Callable[..., Any]:
 
             threads()
             aligned = aligning.measure(run, data, world_config(world) if world else None, limit, _device(device))
-            write_json(path, {**before, "alignment": aligned})
+            write_json(path, {**stored(), "alignment": aligned})
             print(aligning.table(aligned))
             print(f"results written to {path}; next: quadrivium report {run}")
             return
@@ -363,7 +375,7 @@ def _evaluate() -> Callable[..., Any]:
         results = measure.routes(loaded.model, mixed, loaded.text.id_bytes, limit)
         findings = finding.measure(loaded, mixed, limit, run / "samples")
         found = measure.retrieval(loaded.model, mixed, limit)
-        kept = {k: v for k, v in before.items() if k in ("lm_eval", "alignment")}
+        kept = {k: v for k, v in stored().items() if k in ("lm_eval", "alignment")}
         on = {"data": str(data or loaded.config["data"]), "limit": limit}
         write_json(path, {**kept, **results, "findings": findings, "retrieval": found, "step": loaded.step, **on})
         print(f"{measure.table(results)}\n\n{measure.READING}")
@@ -429,7 +441,7 @@ def _ask() -> Callable[..., Any]:
             raise ConfigError(
                 "--forget, --frames and --tries are of imagined clips; say how many to imagine, as in --imagine 8"
             )
-        tries = TRIES if tries is None else tries
+        tries = (TRIES if tries is None else tries) if temperature else 1  # all first frames are the same one then
         if each < 1 or tries < 1 or imagine < 0:
             raise ConfigError(
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
@@ -513,7 +525,7 @@ def _generate() -> Callable[..., Any]:
         """
         from quadrivium.ask import frames_of
         from quadrivium.imagine import TRIES
-        from quadrivium.samples import SOBER, answer, imagine_aloud, write_samples
+        from quadrivium.samples import answer, imagine_aloud, write_samples
 
         folder = out or run / "samples"
         if frames < 0:
@@ -537,10 +549,7 @@ def _generate() -> Callable[..., Any]:
             if text or image or video:
                 raise ConfigError("something is given but nothing is wanted; add --want text, image or video")
             loaded, mixed = _load(run, None, device)
-            default = Sampling()
-            said = {f.name: value for f in fields(Sampling) if (value := getattr(sampling, f.name)) != getattr(default, f.name)}
-            how = replace(SOBER, **said)
-            for path in write_samples(loaded, mixed, folder, n or 8, how):
+            for path in write_samples(loaded, mixed, folder, n or 8, sampling):
                 print(path)
             return
         loaded = _run(run, device)

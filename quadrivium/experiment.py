@@ -44,7 +44,7 @@ from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.samples import decode
 from quadrivium.sequence import ROUTES
 from quadrivium.statistics import holm, interval, paired, plus_minus
-from quadrivium.train import TrainConfig, autocast, cores, train_routes
+from quadrivium.train import TrainConfig, autocast, cores, shaped, train_routes
 from quadrivium.visual import VisualConfig
 
 
@@ -185,6 +185,10 @@ def run_experiment(
     grid.check(seeds, workers)
     grid.equal_steps(config.train)
     grid.equal_steps(config.distil_train, "--distil-train")
+    grid.comparable(config.mixture)
+    if config.prepare.visual_tokenizer:
+        raise ConfigError("--prepare.visual-tokenizer is set by the experiment, which learns one of every look; leave it out")
+    shaped(replace(config.model, vocab=config.prepare.vocab), config.mixture)
     if config.each < 1 or not 1 <= config.looked <= config.each:
         raise ConfigError(f"each is {config.each} and looked {config.looked}; each is at least 1, and looked is 1 to each")
     if not 0 <= config.seen_first < 1:
@@ -198,8 +202,7 @@ def run_experiment(
     declared["world"].pop("processes")
     declared |= {"device": torch.device(device).type, "primary": PRIMARY}
     checkpoint.check_own(out, "experiment.json", "looks", "results")
-    for folder in (out, results):
-        grid.declare(folder / "experiment.json", config, declared)
+    grid.declare([folder / "experiment.json" for folder in (out, results)], config, declared)
     if not config.world.narrated:  # clips have no words then, and these streams are not there
         kept = (w for w in config.mixture.source_weights if w[0] not in ("t2v/world/clips", "v2t/world/clips"))
         config = replace(config, mixture=replace(config.mixture, source_weights=tuple(kept)))
@@ -374,7 +377,8 @@ def measure_facts(run: Run, world: WorldConfig, config: ExperimentConfig, progre
             clips = ask.imagined(run.model, run.text, questions, replace(imagining, tries=1), progress)
             found[group]["imagine"] = ask.ask(run.model, run.text, questions, progress, clips=clips)
             if imagining.tries > 1 and group in ("seen", "neither"):  # it takes three times as long
-                found[group]["checked"] = ask.ask(run.model, run.text, questions, progress, imagining)
+                checked = ask.imagined(run.model, run.text, questions, imagining, progress)
+                found[group]["checked"] = ask.ask(run.model, run.text, questions, progress, clips=checked)
             shown = ask.shown(run, world, questions, count)
             found[group]["shown"] = ask.ask(run.model, run.text, questions, progress, clips=shown)
             some = np.random.default_rng(0).permutation(len(questions))[:60]  # simulating every way out takes its time

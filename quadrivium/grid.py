@@ -70,25 +70,40 @@ def check(seeds: list[int], workers: int) -> None:
         raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
 
 
+def comparable(mixture: MixtureConfig, more: Iterable[str] = ()) -> None:
+    """Raises ConfigError for options of the mixture that arms set themselves; ``more``: further ones."""
+    for name in ("routes", "captions", "scramble", *more):
+        if getattr(mixture, name) != getattr(MixtureConfig(), name):
+            raise ConfigError(f"--mixture.{name} is set by the arms; leave it out and choose --arms")
+
+
 def equal_steps(train: TrainConfig, option: str = "--train") -> None:
-    """Raises ConfigError for a schedule that would give arms unequal steps."""
+    """Raises ConfigError for a schedule that would give arms unequal steps, or every seed the same draws."""
+    if train.seed:
+        raise ConfigError(f"{option}.seed is set by the seeds of the grid; give --seeds")
     if not train.steps or train.tokens or train.minutes:
         raise ConfigError(
             f"arms take equal steps, which {option}.tokens and {option}.minutes would cut short; give {option}.steps alone"
         )
 
 
-def declare(path: Path, config: Any, now: dict[str, Any]) -> None:
-    """Write down what is measured before the first run, and refuse to mix runs or cells of different sizes.
+def declare(paths: Iterable[Path], config: Any, now: dict[str, Any]) -> None:
+    """Write down in ``paths`` what is measured before the first run, and refuse to mix runs or cells of different sizes.
 
-    ``now``: ``config`` as `plain` gives it, with what else counts. An option that was not there yet when ``path`` was written
+    ``now``: ``config`` as `plain` gives it, with what else counts. An option that was not there yet when a path was written
     counts as its default, which is to do as before: cells that were finished without it stay valid. Those that do not say on what
-    device were computed on processors.
+    device were computed on processors. Nothing is written where one of them is refused.
     """
     now = {"form": FORM, **now}
-    if not path.exists():
+    fresh = [path for path in paths if not _declared(path, config, now)]
+    for path in fresh:
         write_json(path, now)
-        return
+
+
+def _declared(path: Path, config: Any, now: dict[str, Any]) -> bool:
+    """Whether ``path`` says the same already; raises RunError where it says something else."""
+    if not path.exists():
+        return False
     before = {
         "form": 1,
         **({"device": "cpu"} if "device" in now else {}),
@@ -101,6 +116,7 @@ def declare(path: Path, config: Any, now: dict[str, Any]) -> None:
     if before != now:
         keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")
+    return True
 
 
 def _completed(before: dict[str, Any], config: Any, now: dict[str, Any]) -> dict[str, Any]:

@@ -349,7 +349,10 @@ class _Preparation:
         marks = [[s.name, self.marks[s.name]] for s in sources]
         drawn_from = {"sources": marks, "size": size, "learning": self.learning}
         if done.exists() and read_json(done, "a frame sample", most=1 << 30).get("from", drawn_from) != drawn_from:
-            print(f"{self.out}: note: other sources or options: the visual tokenizer is learnt from the beginning", file=sys.stderr)
+            print(
+                f"{self.out}: note: other sources or options: the visual tokenizer is learnt from the beginning",
+                file=sys.stderr,
+            )
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
         if not done.exists():

@@ -29,7 +29,6 @@ import numpy as np
 Modality = Literal["text", "frames"]
 LETTER: dict[Modality, str] = {"text": "t", "frames": "v"}
 ROUTES = ("t2t", "t2v", "v2t", "v2v", "tv2v")  # what `prepare` can feed; `route_of` names any other mixture by its parts
-MAIN_ROUTES = ROUTES[:4]
 # Arrays of `pack` that say what is wanted, of each modality: where, what, of which sequence; and what is foretold, from where.
 WANTED = ("text_at", "text_want", "text_row", "codes_at", "codes_want", "codes_row", "ahead_at", "ahead_want")
 

@@ -23,12 +23,12 @@ COMPUTE, CAPTION, VISUAL, NONE = "compute or regularisation profit", "caption pr
 CONTROLS = {"text-equal": COMPUTE, "captions": CAPTION, "shuffled": COMPUTE, "noise": COMPUTE}
 
 
-def interval(values: Iterable[float], level: float = LEVEL) -> tuple[float, float]:
+def interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half-width of its t-interval; the half-width of a single value is not known (nan)."""
     x = np.array(list(values), float)
     if len(x) < 2:
         return float(x.mean()), math.nan
-    return float(x.mean()), _critical(len(x), level) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return float(x.mean()), _critical(len(x)) * float(x.std(ddof=1)) / math.sqrt(len(x))
 
 
 def plus_minus(mean: float | None, half: float | None, digits: int) -> str:
@@ -36,17 +36,17 @@ def plus_minus(mean: float | None, half: float | None, digits: int) -> str:
 
     Numbers may come from a file, where what is not finite is None (`data.shards.to_json`).
     """
-    if mean is None:
+    if mean is None or math.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if half is None or math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 @cache
-def _critical(n: int, level: float) -> float:
+def _critical(n: int) -> float:
     """Half-width of the interval of ``n`` values, in standard errors."""
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + level / 2, n - 1))
+    return float(t.ppf(0.5 + LEVEL / 2, n - 1))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Contrast:
         return detectable(self.sd, self.n)
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = LEVEL) -> Contrast:
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Contrast:
     """a - b over the seeds that both have. Raises ValueError where they share none."""
     from scipy.special import stdtr  # the t-distribution
 
@@ -80,7 +80,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = LEVEL)
     if not seeds:
         raise ValueError("two arms without a common seed cannot be compared")
     x = np.array([a[s] - b[s] for s in seeds], float)
-    mean, half = interval(x, level)
+    mean, half = interval(x)
     if len(x) < 2:
         return Contrast(mean, math.nan, math.nan, math.nan, math.nan, 1)
     sd = float(x.std(ddof=1))
@@ -98,25 +98,25 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
+def power(effect: float, sd: float, n: int) -> float:
     """How often an interval of ``n`` paired seeds whose differences scatter by ``sd`` lies on the side of a true ``effect``."""
     from scipy.stats import nct
 
     if n < 2 or not sd > 0:
         return math.nan
-    return float(nct.sf(_critical(n, level), n - 1, abs(effect) / sd * math.sqrt(n)))
+    return float(nct.sf(_critical(n), n - 1, abs(effect) / sd * math.sqrt(n)))
 
 
-def detectable(sd: float, n: int, level: float = LEVEL) -> float:
+def detectable(sd: float, n: int) -> float:
     """The effect for which `power` is `POWER`, in the unit of ``sd``; nan for a single seed."""
-    return sd * _standard(n, level) if n > 1 else math.nan
+    return sd * _standard(n) if n > 1 else math.nan
 
 
 @cache
-def _standard(n: int, level: float) -> float:
+def _standard(n: int) -> float:
     from scipy.optimize import brentq
 
-    return float(brentq(lambda effect: power(effect, 1.0, n, level) - POWER, 1e-6, 1e3))
+    return float(brentq(lambda effect: power(effect, 1.0, n) - POWER, 1e-6, 1e3))
 
 
 # ---- what a frame is worth in text --------------------------------------------------------------------------------
@@ -178,9 +178,7 @@ def _invert(tokens: np.ndarray, costs: np.ndarray, target: np.ndarray, flat: flo
     return np.where(scale > 0, np.clip(np.where(rest > 0, reached, np.inf), tokens.min(), tokens.max()), flat)
 
 
-def effective_text(
-    tokens: np.ndarray, costs: np.ndarray, target: np.ndarray, level: float = LEVEL, draws: int = 2000
-) -> dict[str, Any]:
+def effective_text(tokens: np.ndarray, costs: np.ndarray, target: np.ndarray, draws: int = 2000) -> dict[str, Any]:
     """How much text alone would reach the costs ``target`` (S,) of S seeds, off their ladders: ``costs`` (S, R) at ``tokens`` (R,).
 
     The interval is a parametric bootstrap over seeds: means of the seeds' (ladder, target) vectors are drawn from their
@@ -201,7 +199,7 @@ def effective_text(
         n, rng = len(x), np.random.default_rng(0)
         spread = rng.standard_normal((draws, n)) @ (x - x.mean(0)) / math.sqrt(n * (n - 1))
         drawn = x.mean(0) + spread / np.sqrt(rng.chisquare(n - 1, (draws, 1)) / (n - 1))
-        for name, end, share in (("low", tokens.min(), (1 - level) / 2), ("high", tokens.max(), (1 + level) / 2)):
+        for name, end, share in (("low", tokens.min(), (1 - LEVEL) / 2), ("high", tokens.max(), (1 + LEVEL) / 2)):
             values[name] = float(np.quantile(_invert(tokens, drawn[:, :-1], drawn[:, -1], end), share))
     else:
         values |= {"low": math.nan, "high": math.nan}

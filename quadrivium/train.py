@@ -518,7 +518,8 @@ class _Loop:
         """A budget in positions or minutes becomes a number of steps once its decay begins; from then on it is fixed."""
         state, config = self.state, self.config
         if state["steps"] is None and self._progress() >= 1 - config.decay:
-            state["steps"] = max(state["step"], math.ceil(state["step"] / max(self._progress(), 1e-9)))
+            steps = max(state["step"], math.ceil(state["step"] / max(self._progress(), 1e-9)))
+            state["steps"] = min(steps, config.steps or steps)  # what the quotient rounds up may be one more
 
     def _progress(self) -> float:
         """Share of the budget that is spent."""
@@ -580,7 +581,12 @@ def _where(data: Path, stored: dict[str, Any]) -> Path:
     return Path(stored.get("data", data))
 
 
-def _unheeded(given: Seq[Any], kept: Seq[Any]) -> str:
+def _taken(run: Path) -> RunError:
+    none = "" if checkpoint.checkpoints(run / "checkpoints") else ", or delete it: it has no checkpoint yet"
+    return RunError(f"{run} already holds a run; go on with --resume or choose another --out{none}")
+
+
+def _unheeded(given: Seq[Any], kept: Seq[Any]) -> list[str]:
     """Options that were given and are others than those of the run, which it keeps."""
     found = []
     for new, old in zip(given, kept, strict=True):
@@ -589,7 +595,7 @@ def _unheeded(given: Seq[Any], kept: Seq[Any]) -> str:
             value, mine = getattr(new, name), getattr(old, name)
             if value not in (getattr(usual, name), mine):
                 found.append(f"{name} {mine} (not {value})")
-    return ", ".join(found)
+    return found
 
 
 def train_routes(
@@ -628,16 +634,25 @@ def train_routes(
         mixture = from_dict(MixtureConfig, stored.get("mixture", {}), f"{path}: mixture")
         skip = config.skip_bad_batches  # the one option that can be given later: the message about a bad batch offers it
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
-        if ranks.first and (other := _unheeded(given, (model, mixture, config))):
-            print(f"note: {run} goes on as it was begun, with {other}; for others choose another --out", file=sys.stderr)
+        asked, data = data, _where(data, stored)
+        other = _unheeded(given, (model, mixture, config))
+        other += [f"data {data} (not {asked})"] if data.resolve() != asked.resolve() else []
+        for name, value, usual in (("init", init, None), ("init_vision", init_vision, "copy")):
+            began = stored.get(name, usual)
+            same = value in (usual, began) or (name == "init" and str(Path(str(value)).resolve()) == began)
+            other += [] if same else [f"{name} {began} (not {value})"]
+        if ranks.first and other:
+            print(
+                f"note: {run} goes on as it was begun, with {', '.join(other)}; for others choose another --out",
+                file=sys.stderr,
+            )
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
-        data = _where(data, stored)
         if ranks.first and str(data.resolve()) != stored.get("data"):  # what is asked of the run later looks there
             write_json(path, {**stored, "data": str(data.resolve())})
         init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
         track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():
-        raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+        raise _taken(run)
     elif (run / MANIFEST).exists():
         raise RunError(f"{run} is a prepared data folder; choose another --out")
     if ranks.first and not resume:
@@ -666,8 +681,6 @@ def train_routes(
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
         model, visual, text, source = shape_on(data, prepared, model, mixture, init)
-        if mixture.ahead_layer > model.layers:
-            raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
         if source is not None:  # what cannot be begun with is refused before a run is there
             check(model, Weights(source)) if is_model(source) else checkpoint.weights(source)
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
@@ -691,7 +704,7 @@ def train_routes(
         described |= {"track": list(track)} if track else {}
         with checkpoint.locked(run):
             if path.exists():  # two were started at once, and the other was first
-                raise RunError(f"{run} already holds a run; go on with --resume or choose another --out")
+                raise _taken(run)
             text.save(run / "tokenizers" / "text")
             if visual:
                 visual.save(run / "tokenizers" / "visual")
@@ -714,6 +727,14 @@ def train_routes(
         compile_parts(network)
     ranks.shard(network, network.blocks, device)
     task = RouteTask(network, mixed, text.id_bytes, device)
+    fed = {s.route for s in mixed.streams}
+    idle = [f"--{name}" for name, on, needed in (
+        ("ahead", mixture.ahead, {"t2v"}), ("contrast.weight", model.contrast.weight, {"t2v", "v2t", "tv2v"}),
+    ) if on and not fed & needed]  # fmt: skip
+    if ranks.first and idle:
+        print(
+            f"note: {' and '.join(idle)} changes nothing: no route that is read here has captions with frames", file=sys.stderr
+        )
     if ranks.first:
         shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
         on = f" on {ranks.world} ranks" if ranks.world > 1 else ""
@@ -772,9 +793,21 @@ def shape_on(
         if getattr(model, name):
             raise ConfigError(f"{name} is {getattr(model, name)}, and is set from the data; leave it out")
     try:
-        return (cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model).resolve(), visual, text, source
+        model = cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return shaped(model, mixture), visual, text, source
+
+
+def shaped(model: ModelConfig, mixture: MixtureConfig) -> ModelConfig:
+    """The resolved shape. Raises ConfigError where it is impossible, or lacks the layer after which captions foretell."""
+    try:
+        model = model.resolve()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if mixture.ahead_layer > model.layers:
+        raise ConfigError(f"ahead_layer is {mixture.ahead_layer}; the model has {model.layers} layers")
+    return model
 
 
 def _begin_with_run(source: Path, data: Path, seen: bool, asked: ModelConfig) -> ModelConfig:

@@ -49,7 +49,7 @@ from quadrivium.statistics import (
     verdict,
     worth,
 )
-from quadrivium.train import RouteTask, TrainConfig, autocast, cores, shape_on, train_routes
+from quadrivium.train import RouteTask, TrainConfig, autocast, cores, make_optimizers, shape_on, train_routes
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,9 @@ class TransferConfig:
         if self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; it has to be at least 1")
         grid.equal_steps(self.train)
-        for name in ("routes", "captions", "scramble", "text"):
-            if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
-                raise ConfigError(
-                    f"--mixture.{name} is set by the arms; choose --arms, or --text for the share of the documents"
-                )
+        if self.mixture.text != MixtureConfig().text:
+            raise ConfigError("--mixture.text is set by the arms; give --text for the share of the documents")
+        grid.comparable(self.mixture)
         for name in ("begin", "rendered"):  # text that waits for frames, or is shown as frames, is another experiment
             if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
                 raise ConfigError(f"--mixture.{name} would part the arms by more than their names say; leave it out")
@@ -203,7 +201,8 @@ def run_transfer(
     declared |= {"device": torch.device(device).type, "primary": PRIMARY}
     del declared["prepare"]
     declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
-    grid.declare(plan, config, declared)
+    shape_on(folder, data, config.model, config.mixture)  # what no cell could be trained with is not declared
+    grid.declare([plan], config, declared)
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
     jobs = {}
@@ -221,17 +220,20 @@ def run_transfer(
 
 
 def measure_speed(folder: Path, config: TransferConfig, threads: int, device: str = "cpu", seconds: float = 8.0) -> float:
-    """Positions a second of one process that trains all routes."""
+    """Positions a second of one process that trains all routes, with its optimizer."""
     torch.set_num_threads(threads)
     data = Dataset(folder)
     shape, _, text, _ = shape_on(folder, data, config.model, config.mixture)
     task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes, device)
+    optimizers = make_optimizers(task.model, config.train)
     done, step, began = 0, 0, time.monotonic()
     while step < 3 or time.monotonic() - began < seconds:
         batch = task.batch(step)
         with autocast(config.train.precision, torch.device(device)):
             loss, _ = task.loss(batch)
         loss.backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
         task.model.zero_grad()
         if step == 0:  # the first step warms up
             began = time.monotonic()

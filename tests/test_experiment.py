@@ -240,11 +240,11 @@ def test_an_option_added_since_then_counts_as_its_default(stored, config, refuse
     write_json(path, {"form": FORM, **stored})
     written = path.read_bytes()
     with pytest.raises(RunError, match=f"another {refused};") if refused else nullcontext():
-        grid.declare(path, config, grid.plain(config))
+        grid.declare([path], config, grid.plain(config))
     assert path.read_bytes() == written
     write_json(path, stored)  # of a time when equal options made another model
     with pytest.raises(RunError, match="begun with another form of the model"):
-        grid.declare(path, config, grid.plain(config))
+        grid.declare([path], config, grid.plain(config))
 
 
 def test_cells_from_before_clips_were_checked_count_as_unchecked(tmp_path):
@@ -253,18 +253,18 @@ def test_cells_from_before_clips_were_checked_count_as_unchecked(tmp_path):
     del before["imagining"]["tries"]
     path.write_text(json.dumps({"form": FORM, **before, "device": "cpu"}))
     unchecked = replace(config, imagining=replace(config.imagining, tries=1))
-    grid.declare(path, unchecked, grid.plain(unchecked) | {"device": "cpu"})
+    grid.declare([path], unchecked, grid.plain(unchecked) | {"device": "cpu"})
     with pytest.raises(RunError, match="another imagining"):
-        grid.declare(path, config, grid.plain(config) | {"device": "cpu"})
+        grid.declare([path], config, grid.plain(config) | {"device": "cpu"})
 
 
 def test_cells_of_processors_and_of_a_gpu_are_not_mixed(tmp_path):
     """Grids from before it was declared were computed on processors."""
     path, config = tmp_path / "experiment.json", ExperimentConfig()
-    grid.declare(path, config, grid.plain(config))
-    grid.declare(path, config, grid.plain(config) | {"device": "cpu"})
+    grid.declare([path], config, grid.plain(config))
+    grid.declare([path], config, grid.plain(config) | {"device": "cpu"})
     with pytest.raises(RunError, match="another device"):
-        grid.declare(path, config, grid.plain(config) | {"device": "cuda"})
+        grid.declare([path], config, grid.plain(config) | {"device": "cuda"})
 
 
 def test_cells_that_docs_keep_are_of_the_experiment_that_is_run_today(tmp_path):

@@ -128,8 +128,7 @@ def test_votes_are_those_of_scoring_by_hand(asked):
             likelihood = [np.logaddexp2.reduce(-evaluate.bits(model, wordings)) for wordings in told]
             won[int(np.argmax(likelihood))] += 1
         assert [won[k] for k in range(3)] == count.tolist()
-    results = ask(model, text, few, imagine=Imagining(samples=3, frames=2, seed=1))
-    assert results == ask(model, text, few, clips=clips)
+    results = ask(model, text, few, clips=clips)
     assert results["all"]["accuracy"] == pytest.approx(credit(cast, np.array([q.answer for q in few])).mean())
     assert np.allclose(results["votes"], cast, atol=1e-4) and 1 / 3 <= results["all"]["agreement"] <= 1
 

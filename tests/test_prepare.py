@@ -156,9 +156,10 @@ def test_a_stopped_folder_goes_on_with_other_shards(tmp_path, monkeypatch):
     mine, options = tmp_path / "mine", replace(TINY, shard_items=10)
     mine.mkdir()
     (mine / "a.jsonl").write_text("".join(json.dumps({"text": f"story {i} of a fox"}) + "\n" for i in range(40)))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(preparing._Preparation, "_finish", stop)
-        prepare([mine], tmp_path / "out", options, progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            prepare([mine], tmp_path / "out", options, progress=False)
     (source,) = prepare([mine], tmp_path / "out", replace(options, shard_items=15), progress=False).sources
     assert len({source.key(i) for i in range(len(source))}) == len(source) == 40
 
