@@ -299,14 +299,12 @@ def retrieval_table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-READING = (
-    "A route uses its source where `held-out` lies below `wrong` (the source of another item) by more than two standard errors."
-)
+READING = "A route uses its source where `gain over wrong`, what another item's source makes dearer, is above two of its standard errors."
 
 
 def table(results: dict[str, dict], streams: bool = True) -> str:
     """The route table as text."""
-    head = f"{'route':<26}{'unit':<11}{'held-out':>16}{'order-0':>10}{'without':>10}{'wrong':>10}{'gain over wrong':>22}{'items':>7}"
+    head = f"{'route':<26}{'unit':<11}{'held-out':>16}{'order-0':>10}{'without':>10}{'wrong':>10}{'gain over wrong':>22}{'items':>13}"
     lines = [head, "-" * len(head)]
     blocks = [results["routes"], results["streams"]] if streams else [results["routes"]]
     for block in blocks:
@@ -318,8 +316,13 @@ def table(results: dict[str, dict], streams: bool = True) -> str:
             cells += [plus_minus(row.get(k), None, digits) for k in ("order0", "without_source", "wrong_source")]
             gain = plus_minus(row.get("wrong_source_gain"), row.get("wrong_source_gain_stderr"), digits)
             label = name if block is results["routes"] else f"  {name}"
+            items = f"{row['n']}" + (f" ({row['wrong_source_n']})" if "wrong_source_n" in row else "")
             lines.append(
-                f"{label:<26.26}{unit.replace('bits_per_', 'bits/'):<11}{cells[0]:>16}{cells[1]:>10}{cells[2]:>10}{cells[3]:>10}{gain:>22}{row['n']:>7}"
+                f"{label:<26.26}{unit.replace('bits_per_', 'bits/'):<11}{cells[0]:>16}{cells[1]:>10}{cells[2]:>10}{cells[3]:>10}{gain:>22}{items:>13}"
             )
         lines.append("")
+    if any("wrong_source_n" in row for block in blocks for row in block.values()):
+        lines.append(
+            "In brackets: items that another one of the same folder can be a wrong source of; `wrong` and the gain are of those alone."
+        )
     return "\n".join(lines).rstrip()

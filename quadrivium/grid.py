@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -114,9 +114,22 @@ def _declared(path: Path, config: Any, now: dict[str, Any]) -> bool:
             f"{path}: this experiment was begun with another form of the model or the world; choose another OUT and --results"
         )
     if before != now:
-        keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-        raise RunError(f"{path}: this is an experiment with another {', '.join(keys)}; choose another OUT and --results")
+        differ = list(_differences(before, now))
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise RunError(
+            f"{path}: this is another experiment, with {', '.join(differ[:4])}{more}; choose another OUT and --results"
+        )
     return True
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], under: str = "") -> Iterator[str]:
+    """What was declared and what is asked for now, option by option."""
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{under}{key}.")
+        elif old != new:
+            yield f"another {under}{key}" if key == "data" else f"{under}{key} {old} (not {new})"
 
 
 def _completed(before: dict[str, Any], config: Any, now: dict[str, Any]) -> dict[str, Any]:
@@ -198,6 +211,9 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
             at += sum(_progress(job) - before[job.name] for job, _ in running.values())
             bar.set_postfix_str(", ".join(job.name for job, _ in running.values()), refresh=False)
             bar.update(max(0.0, min(at, total) - bar.n))
+    except KeyboardInterrupt:
+        bar.write("stopping: what is being trained is saved first; the same command goes on", file=sys.stderr)
+        raise
     finally:
         bar.close()
         for _, process in running.values():  # which save and leave; the same command goes on

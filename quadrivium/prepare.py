@@ -124,6 +124,14 @@ def find(paths: list[Path], config: PrepareConfig) -> list[Source]:
     return sources
 
 
+def changed(paths: list[Path], out: Path, config: PrepareConfig) -> list[str]:
+    """Sources of a finished data folder that are others now, or were read under other options; nothing is written."""
+    manifest = read_json(out / MANIFEST, "a prepared data folder", most=1 << 30)
+    before = {s["name"]: s["fingerprint"] for s in manifest["sources"]}
+    now = {s.name: fingerprint([s], config.read) for s in find(paths, config)}
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
 def _is_mixture(path: Path) -> bool:
     return path.suffix == ".toml" and not path.is_dir()
 

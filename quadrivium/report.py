@@ -88,7 +88,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
             f"{said[0].upper() + said[1:]}: {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
             f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
     if routes:
-        sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes))
+        sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes, note=_ROUTE_NOTE))
     if asked := found.get("endpoints"):
         sections += _endpoints(asked, list(arms))
     if any((seen := found.get("findings") or {}).values()):
@@ -170,7 +170,10 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_ROUTE = ["route", "unit", "held-out", "order-0", "without source", "wrong source"]
+_ROUTE = ["route", "unit", "held-out", "order-0", "without source", "wrong source", "gain over wrong", "items"]
+
+_ROUTE_NOTE = """A route uses its source where its gain over a wrong one, another item's, is above two of its standard errors. In brackets: items
+that have a wrong source; its cost and the gain are of those alone."""
 
 
 def _routes(found: dict[str, Any]) -> list[list]:
@@ -178,7 +181,14 @@ def _routes(found: dict[str, Any]) -> list[list]:
     for name, row in found.items():
         shape = ".3f" if name[-1] == "t" else ".1f"
         keys = (unit[name[-1]], "order0", "without_source", "wrong_source")
-        rows.append([name, unit[name[-1]].replace("bits_per_", "bits/"), *(_number(row.get(k), shape) for k in keys)])
+        gain = (
+            _interval(row["wrong_source_gain"], row["wrong_source_gain_stderr"], shape) if "wrong_source_gain" in row else "–"
+        )
+        of = row.get("wrong_source_n")  # the wrong source and the gain are of those alone
+        items = f"{row['n']:,}" + (f" ({of:,})" if of else "") if "n" in row else "–"
+        rows.append(
+            [name, unit[name[-1]].replace("bits_per_", "bits/"), *(_number(row.get(k), shape) for k in keys), gain, items]
+        )
     return rows
 
 
@@ -238,7 +248,7 @@ def _run(found: dict[str, Any]) -> dict[str, Any]:
     """One run, as `quadrivium eval` measured it."""
     sections, said = [], ""
     if routes := found.get("routes"):
-        sections.append(_section("Held-out cost of every route", _ROUTE, _routes(routes)))
+        sections.append(_section("Held-out cost of every route", _ROUTE, _routes(routes), note=_ROUTE_NOTE))
         text = routes.get("t2t")
         said = "" if text is None else f"Held-out text costs {_number(text['bits_per_byte'], '.3f')} bits a byte."
     if any((seen := found.get("findings") or {}).values()):

@@ -34,7 +34,7 @@ from quadrivium.endpoints import EndpointConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs, without
 from quadrivium.model import Model, ModelConfig
-from quadrivium.prepare import PrepareConfig, prepare
+from quadrivium.prepare import PrepareConfig, changed, prepare
 from quadrivium.samples import write_samples
 from quadrivium.statistics import (
     CONTROLS,
@@ -165,6 +165,11 @@ def run_transfer(
         folder = paths[0].resolve()
     else:
         folder = out / "data"
+        if plan.is_file() and (others := changed(paths, folder, config.prepare)):  # cells rest on what is there: it stays
+            raise RunError(
+                f"{', '.join(others)}: changed, or prepared with other options, since {out} was begun; `quadrivium transfer {folder} "
+                f"--out {out}`, with its other options and none of --prepare, goes on with the data as it was; another --out begins anew"
+            )
         prepare(paths, folder, config.prepare, progress)
     data = Dataset(folder)
     able = possible(data, config)
@@ -261,6 +266,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     """Train one arm on one seed, measure held-out text and the arm's routes, write the cell. ``first``: of the seeds, on which what
     pictures hold is measured."""
     arm, run, began = ARMS[name], out / f"seed-{seed}" / name, time.monotonic()
+    _same_data(out, folder)
     mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
     state = train_routes(
@@ -300,6 +306,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     texts = [s for s in read.streams if s.route == "t2t"]
     taken = [(min(s.length, state["step"] * read.shares[s.name]), s.length) for s in texts if not s.told]
     frames, captions = _seen(read, state["step"])
+    _same_data(out, folder)
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
         "epochs": max(state["step"] * read.shares[s.name] / s.length for s in texts),
@@ -309,6 +316,12 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
         "threads": torch.get_num_threads(), "endpoints": asked, **found,
     })  # fmt: skip
+
+
+def _same_data(out: Path, folder: Path) -> None:
+    """Cells of one grid are of one data folder, though another command may write it while this one runs."""
+    if Dataset(folder).checksum != read_json(out / "transfer.json", "an experiment")["data"]:
+        raise RunError(f"{folder} has changed since {out} was begun; prepare it as it was, or choose another --out")
 
 
 def _seen(read: Mixture, steps: int) -> tuple[int, int]:
@@ -368,9 +381,9 @@ def _notes(arms: dict[str, Any]) -> list[str]:
     """What a reader has to know of the arms, in sentences."""
     found, kept = [], arms.get("shuffled", {}).get("still_paired", 0.0)
     if often := [a for a, r in arms.items() if r["epochs"] > 4]:
-        found.append(f"Read their text more than four times: {', '.join(often)}.")
+        found.append(f"Read their text (documents, or captions as text) more than four times: {', '.join(often)}.")
     if part := [a for a, r in arms.items() if r["read"] < 0.999]:
-        found.append(f"Read a part of their text only, so that more of it would change nothing: {', '.join(part)}.")
+        found.append(f"Read a part of their documents only, so that more of them would change nothing: {', '.join(part)}.")
     if kept > 0.02:
         found.append(
             f"{kept:.0%} of the captioned items had frames of their own caption or group in shuffled: it is no full control."

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from PIL import Image
 
@@ -33,6 +36,15 @@ from quadrivium.train import TrainConfig, train_routes
 from tests.conftest import TINY, ball
 
 TRAIN = ["--steps", "2", "--layers", "1", "--width", "16", "--heads", "1", "--positions", "200"]
+
+
+def test_no_memory_is_one_line_and_other_defects_keep_their_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_call", lambda *_: torch.empty(1 << 55))
+    fails(["eval"], capsys, "not enough memory: can't allocate memory", "train --dry-run")
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), RuntimeError("a defect")):
+        monkeypatch.setattr(cli, "_call", Mock(side_effect=error))
+        with pytest.raises(RuntimeError) if "defect" in str(error) else nullcontext():
+            fails(["eval"], capsys, "not enough memory: CUDA out of memory")
 
 
 @pytest.fixture(scope="module")

@@ -345,6 +345,9 @@ def test_a_resumed_run_says_which_options_it_does_not_heed(data, tmp_path, capsy
     train_routes(data, tmp_path, replace(SMALL, layers=7), MIX, TrainConfig(steps=3), resume=True, progress=False)
     said = capsys.readouterr().err
     assert f"goes on as it was begun, with layers {SMALL.layers} (not 7), steps 2 (not 3);" in said
+    none = tmp_path / "none"
+    train_routes(none, tmp_path, SMALL, MIX, TrainConfig(steps=2), resume=True, progress=False, init=none)
+    assert f"with data {data} (not {none}), init None (not {none});" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(line["positions_per_second"] > 0 for line in lines if "positions_per_second" in line)
 

@@ -14,10 +14,11 @@ from quadrivium.data.shards import Dataset, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.experiment import run_experiment
 from quadrivium.model import ModelConfig
-from quadrivium.prepare import PrepareConfig
+from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.report import write_report
 from quadrivium.train import TrainConfig, train_routes
-from quadrivium.transfer import TransferConfig, _ladder, _power, _seen, measure_speed, possible, run_transfer, table
+from quadrivium.transfer import TransferConfig, _ladder, _power, _same_data, _seen, measure_speed, possible, run_transfer, table
+from tests.conftest import TINY
 
 SMALL = TransferConfig(
     model=ModelConfig(layers=1, width=16, heads=1),
@@ -67,7 +68,7 @@ def test_arms_read_what_they_say(finished):
 
 
 def test_cells_of_another_size_are_not_mixed_in(finished, data):
-    with pytest.raises(RunError, match="another limit"):
+    with pytest.raises(RunError, match=r"limit 8 \(not 9\)"):
         run_transfer([data], finished[0], replace(SMALL, limit=9), arms=("text",), progress=False)
 
 
@@ -84,10 +85,32 @@ def test_cells_of_data_that_has_changed_are_not_mixed_in(finished, data, tmp_pat
         run_transfer([there], out, SMALL, seeds=(0,), arms=ARMS, progress=False)
 
 
+def test_a_folder_that_has_changed_costs_no_cell_its_data(folder, tmp_path):
+    """A grid on raw folders: what they became stays, also for a command that runs meanwhile, until it is asked for elsewhere."""
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    shutil.copytree(folder, mine)
+    config = replace(SMALL, prepare=TINY)
+    run_transfer([mine], out, config, seeds=(0,), arms=("text",), workers=1, progress=False)
+    before = Dataset(out / "data").checksum
+    (mine / "text" / "more.txt").write_text("A line that was not there.")
+    with pytest.raises(RunError, match=r"mine/text: changed.* goes on with the data as it was"):
+        run_transfer([mine], out, config, seeds=(0, 1), arms=("text",), workers=1, progress=False)
+    assert Dataset(out / "data").checksum == before
+    later = replace(config, prepare=PrepareConfig())
+    assert set(
+        run_transfer([out / "data"], out, later, seeds=(0, 1), arms=("text",), workers=1, progress=False)["arms"]["text"][
+            "seeds"
+        ]
+    ) == {0, 1}
+    prepare([mine], out / "data", TINY, progress=False)  # by hand, against all advice
+    with pytest.raises(RunError, match="has changed since"):
+        _same_data(out, out / "data")
+
+
 @pytest.mark.parametrize("wrong", [
     {"mixture": MixtureConfig(captions=True)}, {"mixture": MixtureConfig(routes=("t2t",))}, {"mixture": MixtureConfig(text=0.5)},
     {"mixture": MixtureConfig(begin=(("mine", 3),))}, {"mixture": MixtureConfig(rendered=True)},
-    {"train": TrainConfig(steps=5, tokens=9)}, {"train": TrainConfig(steps=5, minutes=1)}, {"train": TrainConfig()},
+    {"train": TrainConfig(steps=5, seed=1)}, {"train": TrainConfig(steps=5, tokens=9)}, {"train": TrainConfig(steps=5, minutes=1)}, {"train": TrainConfig()},
 ])  # fmt: skip
 def test_options_that_would_undo_the_design_are_refused(wrong):
     with pytest.raises(ConfigError):
