@@ -19,11 +19,11 @@ import torch
 import tyro
 from PIL import Image
 
-from quadrivium import cli
+from quadrivium import cli, evaluate
 from quadrivium.checkpoint import Run
 from quadrivium.cli import main
 from quadrivium.data.mixture import MixtureConfig
-from quadrivium.data.shards import read_json
+from quadrivium.data.shards import read_json, write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.data.world import WorldConfig
 from quadrivium.demo import DemoConfig, run_demo
@@ -417,6 +417,20 @@ def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt, name):
         assert strip.width == 4 * 16 * 4
     assert main([*call, "--frames", "3", "--forget"]) == 0
     assert (out / f"imagined-{name}-seed0-0.png").read_bytes() != first
+
+
+def test_an_eval_keeps_what_another_wrote_meanwhile(run, monkeypatch):
+    measured = evaluate.retrieval
+
+    def meanwhile(*given):
+        write_json(run / "results.json", {"alignment": {"layers": 1}})
+        return measured(*given)
+
+    monkeypatch.setattr(evaluate, "retrieval", meanwhile)
+    assert main(["eval", str(run), "--limit", "2"]) == 0
+    results = read_json(run / "results.json", "results")
+    assert results["alignment"] == {"layers": 1} and results["routes"]
+    (run / "results.json").unlink()
 
 
 def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):

@@ -384,6 +384,10 @@ def test_arms_that_go_on_from_another_do_not_wait_until_it_is_measured(tmp_path,
     [
         ({"train": TrainConfig(steps=4, minutes=1.0)}, "train.steps"),
         ({"distil_train": TrainConfig(minutes=1.0)}, "distil-train.steps"),
+        ({"train": TrainConfig(steps=4, seed=1)}, "train.seed"),
+        ({"mixture": replace(TINY.mixture, scramble="noise")}, "mixture.scramble"),
+        ({"mixture": replace(TINY.mixture, ahead_layer=9)}, "ahead_layer is 9"),
+        ({"model": replace(TINY.model, heads=3, kv_heads=2)}, "multiple of kv_heads"),
         ({"imagining": Imagining(frames=1)}, "imagining.frames"),
         ({"imagining": Imagining(frames=8)}, "clips are read as 2 frames"),
     ],
@@ -392,6 +396,15 @@ def test_what_could_not_be_measured_afterwards_is_refused_at_once(tmp_path, chan
     with pytest.raises(ConfigError, match=named):
         run_experiment(tmp_path / "out", replace(TINY, **change), seeds=(0,), arms=("four",), progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_that_is_refused_declares_nothing(tmp_path):
+    ours, theirs = tmp_path / "out" / "experiment.json", tmp_path / "results" / "experiment.json"
+    grid.declare([theirs], TINY, grid.plain(TINY))
+    other = replace(TINY, each=2)
+    with pytest.raises(RunError, match=r"results/experiment\.json: this is another experiment"):
+        grid.declare([ours, theirs], other, grid.plain(other))
+    assert not ours.exists()
 
 
 def test_summaries_need_a_finished_cell(tmp_path):

@@ -359,6 +359,8 @@ def test_budgets_in_tokens_and_minutes_end(data, tmp_path):
     assert timed["finished"] and 1 < timed["seconds"] < 20
     first = fit(task(data), TrainConfig(steps=3, minutes=60.0), tmp_path / "c", progress=False)
     assert first["finished"] and first["step"] == 3
+    many = fit(task(data), TrainConfig(steps=15, minutes=60.0), tmp_path / "d", progress=False)  # 12 / (12 / 15) is above 15
+    assert many["finished"] and many["step"] == 15
 
 
 def test_the_schedule_warms_up_stays_and_falls_to_nothing():
