@@ -53,6 +53,12 @@ def trained(data, folder, **shape):
     return folder
 
 
+def only(folder, pattern):
+    """The one file that is so called."""
+    (path,) = folder.glob(pattern)
+    return path
+
+
 def fails(arguments, capsys, *words):
     """A command that the user got wrong: status 2, one line on stderr that holds the words, no traceback."""
     capsys.readouterr()
@@ -332,13 +338,13 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("The red ball") == 2
     assert main(["generate", str(run), "--image", str(picture), "--want", "text", "--n", "1", "--max-ids", "8"]) == 0
     assert main(["generate", str(run), "--text", "a red ball", "--want", "image", "--out", str(out)]) == 0
-    with Image.open(out / "t2v-a-red-ball-seed0.png") as image:
+    with Image.open(only(out, "t2v-a-red-ball-seed0-??????.png")) as image:
         assert image.size == (4 * 16 * 4, 16 * 4)
     assert (
         main(["generate", str(run), "--video", str(clip), "--want", "video", "--frames", "3", "--n", "1", "--out", str(out)])
         == 0
     )
-    with Image.open(out / "v2v-0-seed0-0.gif") as image:
+    with Image.open(only(out, "v2v-0-seed0-*-0.gif")) as image:
         assert image.n_frames == 3
     assert (
         main(
@@ -361,7 +367,30 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
         )
         == 0
     )
-    assert (out / "tv2v-a-0-seed0-0.mp4").stat().st_size > 500
+    assert only(out, "tv2v-a-0-seed0-*-0.mp4").stat().st_size > 500
+
+
+def test_what_is_asked_otherwise_takes_no_other_pictures_place(run, folder, tmp_path):
+    """The readable part of a name is cut and says only some of what was asked; the same call writes the same name."""
+    long, twin = "a very long sentence about apples and pears and", tmp_path / "twin" / "0.mp4"
+    twin.parent.mkdir()
+    shutil.copy(folder / "clips" / "0.mp4", twin)
+    asked = [
+        ["--text", f"{long} a red box", "--want", "image"],
+        ["--text", f"{long} a blue box", "--want", "image"],
+        ["--text", f"{long} a blue box", "--want", "image", "--temperature", "0.5"],
+        ["--video", str(folder / "clips" / "0.mp4"), "--want", "video", "--frames", "2"],
+        ["--video", str(folder / "clips" / "0.mp4"), "--want", "video", "--frames", "3"],
+        ["--video", str(twin), "--want", "video", "--frames", "2"],
+        ["--text", f"{long} a red box", "--imagine", "--tries", "1", "--max-ids", "4"],
+        ["--text", f"{long} a blue box", "--imagine", "--tries", "1", "--max-ids", "4"],
+    ]
+    for made in (tmp_path / "first", tmp_path / "second"):
+        for number, call in enumerate(asked, 1):
+            for _ in range(2):
+                assert main(["generate", str(run), *call, "--n", "1", "--out", str(made)]) == 0
+            assert len({path.stem.removesuffix("-sheet").removesuffix("-0") for path in made.iterdir()}) == number
+    assert {p.name for p in (tmp_path / "first").iterdir()} == {p.name for p in (tmp_path / "second").iterdir()}
 
 
 def test_generate_says_when_a_route_was_never_learnt(run, folder, tmp_path, capsys):
@@ -393,18 +422,16 @@ def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt, name):
     said = capsys.readouterr().out
     assert said.count(prompt) == 2 and said.count("as a caption") == 2
     for i in range(2):
-        assert str(out / f"imagined-{name}-seed0-{i}.gif") in said
-        with (
-            Image.open(out / f"imagined-{name}-seed0-{i}.gif") as gif,
-            Image.open(out / f"imagined-{name}-seed0-{i}.png") as strip,
-        ):
+        made = only(out, f"imagined-{name}-seed0-*-{i}.gif")
+        assert str(made) in said
+        with Image.open(made) as gif, Image.open(made.with_suffix(".png")) as strip:
             assert gif.n_frames == 3 and strip.size == (3 * 16 * 4, 16 * 4)
-    first = (out / f"imagined-{name}-seed0-0.png").read_bytes()
-    assert main(call) == 0  # frames as the clips of the data have
-    with Image.open(out / f"imagined-{name}-seed0-0.png") as strip:
+    first = only(out, "*-0.png")
+    assert main([*call, "--out", str(tmp_path / "long")]) == 0  # frames as the clips of the data have
+    with Image.open(only(tmp_path / "long", "*-0.png")) as strip:
         assert strip.width == 4 * 16 * 4
-    assert main([*call, "--frames", "3", "--forget"]) == 0
-    assert (out / f"imagined-{name}-seed0-0.png").read_bytes() != first
+    assert main([*call, "--frames", "3", "--forget", "--out", str(tmp_path / "forgot")]) == 0
+    assert only(tmp_path / "forgot", "*-0.png").read_bytes() != first.read_bytes()
 
 
 def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):
@@ -436,7 +463,7 @@ def test_equal_seeds_draw_equal_pictures(run, tmp_path):
                 str(tmp_path / name),
             ]
         )
-    a, b, c = (next((tmp_path / n).glob("*[0-9].png")).read_bytes() for n in "abc")
+    a, b, c = (next((tmp_path / n).glob("*seed?-??????.png")).read_bytes() for n in "abc")
     assert a == b != c
 
 
