@@ -44,7 +44,7 @@ from quadrivium.data.shards import (
     write_json,
 )
 from quadrivium.dist import like, whole
-from quadrivium.errors import ConfigError, RunError
+from quadrivium.errors import ConfigError, RunError, command
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -206,7 +206,7 @@ def weights(run: Path) -> Path:
     if path is None:
         if checkpoints(run / "checkpoints"):
             raise RunError(f"{run}: every checkpoint is damaged; put a whole one back, or train again into another folder")
-        raise RunError(f"{run}: no complete checkpoint here; train it with quadrivium train --out {run} --resume")
+        raise RunError(f"{run}: no complete checkpoint here; {command('train', 'DATA', '--out', run, '--resume')} goes on with it")
     return path / _WEIGHTS
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import quadrivium
-from quadrivium.errors import ConfigError, DataError, QuadriviumError
+from quadrivium.errors import ConfigError, DataError, QuadriviumError, command
 
 if TYPE_CHECKING:
     from quadrivium.checkpoint import Run
@@ -94,12 +94,12 @@ def _call(name: str, arguments: list[str]) -> int:
     import tyro
 
     sized = f"{name} --small"  # where this is said, other options have other defaults
-    command = _FACTORIES[sized if "--small" in arguments and sized in _FACTORIES else name]()
+    called = _FACTORIES[sized if "--small" in arguments and sized in _FACTORIES else name]()
 
-    @functools.wraps(command)
+    @functools.wraps(called)
     def run(*options: Any, **named: Any) -> Any:
         gc.enable()
-        return command(*options, **named)
+        return called(*options, **named)
 
     # Options are read off source code, and the parser of CPython before 3.11.8 ends with a SystemError where a collection lets another
     # thread parse meanwhile (python/cpython issue 106905). Without collections they also come up a tenth sooner.
@@ -163,7 +163,7 @@ def _world() -> Callable[..., Any]:
         from quadrivium.data.world import write_world
 
         write_world(config, out)
-        print(f"world written to {out}; next: quadrivium prepare {out} --out data/world")
+        print(f"world written to {out}; next: {command('prepare', out, '--out', 'data/world')}")
 
     return world
 
@@ -213,7 +213,7 @@ def _prepare() -> Callable[..., Any]:
         with joined() as (ranks, _):
             preparing.prepare(list(sources), out, config, ranks.first, ranks)
         if ranks.first:
-            print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
+            print(f"data written to {out}; next: {command('train', out, '--out', Path('runs', out.name))}")
 
     return prepare
 
@@ -365,7 +365,7 @@ def _evaluate() -> Callable[..., Any]:
             aligned = aligning.measure(run, data, world_config(world) if world else None, limit, _device(device))
             write_json(path, {**stored(), "alignment": aligned})
             print(aligning.table(aligned))
-            print(f"results written to {path}; next: quadrivium report {run}")
+            print(f"results written to {path}; next: {command('report', run)}")
             return
         loaded, mixed = _load(run, data, device)
         if not mixed.held:
@@ -383,7 +383,7 @@ def _evaluate() -> Callable[..., Any]:
             print(f"\n{shown}")
         if found:
             print(f"\n{measure.retrieval_table(found)}")
-        print(f"results written to {path}; next: quadrivium generate {run}")
+        print(f"results written to {path}; next: {command('generate', run)}")
 
     return evaluate
 
@@ -596,11 +596,9 @@ def _distil() -> Callable[..., Any]:
         report = distilling.distil(_run(run, device), described, out, config, imagining)
         print(distilling.table(report))
         print(f"{report['texts']} texts in {out}; judged in {out.with_suffix('.report.json')}")
-        print(
-            f"next: quadrivium prepare {world} {out} --out data/{out.stem} --text-tokenizer {run / 'tokenizers' / 'text'} "
-            f"--visual-tokenizer {run / 'tokenizers' / 'visual'}\n"
-            f"      quadrivium train data/{out.stem} --out runs/{out.stem} --init {run}"
-        )
+        data, words, seen = Path("data", out.stem), run / "tokenizers" / "text", run / "tokenizers" / "visual"
+        again = command("prepare", world, out, "--out", data, "--text-tokenizer", words, "--visual-tokenizer", seen)
+        print(f"next: {again}\n      {command('train', data, '--out', Path('runs', out.stem), '--init', run)}")
 
     return distil
 
@@ -731,16 +729,14 @@ def _transfer() -> Callable[..., Any]:
             workers: cells at a time; 0: one a core.
             device: auto takes a GPU where there is one; cells share it.
         """
-        import shlex
-
         from quadrivium import transfer as run
 
         if not data:
             raise ConfigError("name a folder that prepare wrote, or raw folders")
-        command = shlex.join(["quadrivium", *sys.argv[1:]])
+        said = command(*sys.argv[1:])
         print(
             run.table(
-                run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=command, device=_device(device))
+                run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=said, device=_device(device))
             )
         )
         print(f"cells: {out / 'cells'}; all numbers: {out / 'results.json'}")

@@ -4,12 +4,14 @@ import gc
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,6 +236,25 @@ def test_a_wrong_call_is_one_line(arguments, words, folder, data, run, tmp_path,
         pytest.skip("a GPU is here, so asking for it is no mistake")
     places = {"tmp": tmp_path, "folder": folder, "data": data, "run": run}
     fails([a.format(**places) for a in arguments], capsys, *words)
+
+
+def test_what_comes_next_can_be_typed_where_folders_have_spaces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    nothing = ["--clips", "0", "--told", "0", "--stills", "0", "--narrations", "0"]
+    assert main(["world", "my world", *nothing]) == 0
+
+    def following():
+        return shlex.split(capsys.readouterr().out.rpartition("next: quadrivium ")[2])
+
+    assert following() == ["prepare", "my world", "--out", "data/world"]
+    Path("my words").mkdir()
+    Path("my words/a.txt").write_text("\n\n".join(f"The ball number {i} rolls down the hill." for i in range(40)))
+    line, small = ["prepare", "my words", "--out", "data/my words"], ["--limit", "2"]
+    sizes = {"prepare": ["--vocab", "300", "--read.doc-bytes", "40"], "train": TRAIN, "eval": small, "generate": ["--n", "1"]}
+    for name, options in sizes.items():
+        assert line[0] == name and main([*line, *options]) == 0
+        line = following()
+    assert Path("runs/my words/samples/t2t.png").is_file()
 
 
 def test_data_that_was_prepared_anew_is_not_taken_for_what_a_run_was_trained_on(data, tmp_path, capsys):
