@@ -268,6 +268,19 @@ def test_data_that_was_prepared_anew_is_not_taken_for_what_a_run_was_trained_on(
     fails(["train", there, "--out", run, "--resume"], capsys, "other tokenizers", "--text-tokenizer")
 
 
+def test_a_run_is_told_where_its_data_was_moved_to(data, tmp_path, capsys):
+    """The message says both ways out, and both are."""
+    there, new, run = tmp_path / "data", tmp_path / "new", tmp_path / "run"
+    shutil.copytree(data, there)
+    trained(there, run)
+    there.rename(new)
+    once, stored = f"quadrivium eval {run} --data NEW", f"quadrivium train NEW --out {run} --resume"
+    for call in (["eval", run], ["generate", run]):
+        fails(call, capsys, f"{there}, the data", once, stored)
+    for said in (f"{once} --limit 2", stored, f"quadrivium eval {run} --limit 2"):
+        assert main(said.replace("NEW", str(new)).split()[1:]) == 0
+
+
 def test_what_is_held_out_of_other_data_is_said(run, data, tmp_path, capsys):
     """More than where it was trained: some of it was learnt. Nothing at all: there is nothing to measure."""
     copy = tmp_path / "data"
