@@ -118,9 +118,12 @@ def answer(
     """What `quadrivium generate` does: read what is given, draw ``n`` samples, print text, write pictures and clips to ``out``."""
     if n < 1 or count < 1:
         raise ConfigError("--n and --frames have to be at least 1")
+    if image and video:
+        raise ConfigError("give --image or --video, not both: no route is trained on the two together")
     if run.visual is None and (want != "text" or image or video):
         raise ConfigError(f"{run.folder} was trained on text alone; it neither reads nor draws pictures")
-    given = give(run, want, prompt, [read(run, p, kind) for p, kind in ((image, "image"), (video, "video")) if p is not None])
+    seen, kind = image or video, "image" if image else "video"
+    given = give(run, want, prompt, [read(run, seen, kind)] if seen else [])
     total = count if want == "video" else 1
     wanted = text([0, 0], True) if want == "text" else frames(np.zeros((1, 1, 1, 1)), True)
     route = route_of(
@@ -138,8 +141,8 @@ def answer(
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
-    said, places = f"{prompt or ''} {(image or video or Path()).stem}", [p and p.resolve() for p in (image, video)]
-    stem = _stem(run, route, said, sampling, prompt, places, n, total)
+    said = f"{prompt or ''} {seen.stem if seen else ''}"
+    stem = _stem(run, route, said, sampling, prompt, kind, seen and seen.resolve(), n, total)
     clips = [decode(run, codes) for codes in made]
     written = []
     if total == 1:

@@ -482,8 +482,9 @@ class _Loop:
         if self.state["bad"] >= _PATIENCE:
             raise RunError(f"{told}; {_PATIENCE} batches in a row were bad, so it is not the data; lower --lr and train again")
         if not self.config.skip_bad_batches:
+            kept = "the last checkpoint is kept" if checkpoint.checkpoints(self.folder) else "there is no checkpoint yet"
             raise RunError(
-                f"{told}; the last checkpoint is kept: look at the items, train again with a lower --lr, or go on without "
+                f"{told}; {kept}: look at the items, train again with a lower --lr, or go on without "
                 "such batches with --resume --skip-bad-batches"
             )
         self._say(f"warning: {told}; skipped")
