@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from quadrivium.config import from_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import (
+    MANIFEST,
     Dataset,
     alive,
     read_json,
@@ -44,7 +45,7 @@ from quadrivium.data.shards import (
     write_json,
 )
 from quadrivium.dist import like, whole
-from quadrivium.errors import ConfigError, RunError
+from quadrivium.errors import ConfigError, RunError, command
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -206,7 +207,9 @@ def weights(run: Path) -> Path:
     if path is None:
         if checkpoints(run / "checkpoints"):
             raise RunError(f"{run}: every checkpoint is damaged; put a whole one back, or train again into another folder")
-        raise RunError(f"{run}: no complete checkpoint here; train it with quadrivium train --out {run} --resume")
+        raise RunError(
+            f"{run}: no complete checkpoint here; {command('train', 'DATA', '--out', run, '--resume')} goes on with it"
+        )
     return path / _WEIGHTS
 
 
@@ -340,14 +343,21 @@ class Run(Trained):
         """The mixture that the run was trained on, or that of another data folder, with ``other`` fields of its config changed.
         Without ``begin`` and ``source_weights``, which say nothing of held-out items.
 
-        Raises ConfigError for an export, which does not know it."""
+        Raises ConfigError for an export, which does not know it, and RunError where the data is no longer where it was."""
         if "mixture" not in self.config:
             raise ConfigError(f"{self.folder} was exported and says nothing of its data; give the run folder")
         config = from_dict(MixtureConfig, self.config["mixture"], f"{self.folder / 'config.json'}: mixture")
         seed = self.config["train"].get("seed", 0)
         if not isinstance(seed, int) or seed < 0:
             raise RunError(f"{self.folder / 'config.json'}: train: seed is {seed!r}; it is a number that is not negative")
-        prepared = Dataset(data or Path(self.config["data"]))
+        place = data or Path(self.config["data"])
+        if data is None and not (place / MANIFEST).is_file():
+            raise RunError(
+                f"{place}, the data that {self.home} was trained on, is not there; if it was moved to NEW, "
+                f"`{command('train', 'NEW', '--out', self.home, '--resume')}` writes that down, and "
+                f"`{command('eval', self.folder, '--data', 'NEW')}` reads it once"
+            )
+        prepared = Dataset(place)
         same_tokenizers(prepared.folder, self.home, self.visual is not None and prepared.has_frames)
         share, its = self.config.get("held"), prepared.manifest.get("held")
         if isinstance(share, float) and isinstance(its, float) and its > share:

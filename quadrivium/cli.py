@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import quadrivium
-from quadrivium.errors import ConfigError, DataError, QuadriviumError
+from quadrivium.errors import ConfigError, DataError, QuadriviumError, command
 
 if TYPE_CHECKING:
     from quadrivium.checkpoint import Run
     from quadrivium.data.mixture import Mixture
+    from quadrivium.data.world import WorldConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -94,12 +95,12 @@ def _call(name: str, arguments: list[str]) -> int:
     import tyro
 
     sized = f"{name} --small"  # where this is said, other options have other defaults
-    command = _FACTORIES[sized if "--small" in arguments and sized in _FACTORIES else name]()
+    called = _FACTORIES[sized if "--small" in arguments and sized in _FACTORIES else name]()
 
-    @functools.wraps(command)
+    @functools.wraps(called)
     def run(*options: Any, **named: Any) -> Any:
         gc.enable()
-        return command(*options, **named)
+        return called(*options, **named)
 
     # Options are read off source code, and the parser of CPython before 3.11.8 ends with a SystemError where a collection lets another
     # thread parse meanwhile (python/cpython issue 106905). Without collections they also come up a tenth sooner.
@@ -143,6 +144,15 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
     return run, run.mixture(data)
 
 
+def _world_of(folder: Path) -> "WorldConfig":
+    """Options of the world in a folder. Raises DataError."""
+    from quadrivium.data.world import world_config
+
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "world.json").exists():  # into which none is written
+        raise DataError(f"{folder} is no world: it has no world.json; give the folder that `quadrivium world` wrote")
+    return world_config(folder)
+
+
 # No `from __future__ import annotations` here: option types are read off the functions as they are made.
 # A factory a command, so that `quadrivium eval` does not import what only `world` needs.
 
@@ -163,7 +173,7 @@ def _world() -> Callable[..., Any]:
         from quadrivium.data.world import write_world
 
         write_world(config, out)
-        print(f"world written to {out}; next: quadrivium prepare {out} --out data/world")
+        print(f"world written to {out}; next: {command('prepare', out, '--out', 'data/world')}")
 
     return world
 
@@ -213,7 +223,7 @@ def _prepare() -> Callable[..., Any]:
         with joined() as (ranks, _):
             preparing.prepare(list(sources), out, config, ranks.first, ranks)
         if ranks.first:
-            print(f"data written to {out}; next: quadrivium train {out} --out runs/{out.name}")
+            print(f"data written to {out}; next: {command('train', out, '--out', Path('runs', out.name))}")
 
     return prepare
 
@@ -358,14 +368,13 @@ def _evaluate() -> Callable[..., Any]:
             return
         if alignment:
             from quadrivium import alignment as aligning
-            from quadrivium.data.world import world_config
             from quadrivium.train import threads
 
             threads()
-            aligned = aligning.measure(run, data, world_config(world) if world else None, limit, _device(device))
+            aligned = aligning.measure(run, data, _world_of(world) if world else None, limit, _device(device))
             write_json(path, {**stored(), "alignment": aligned})
             print(aligning.table(aligned))
-            print(f"results written to {path}; next: quadrivium report {run}")
+            print(f"results written to {path}; next: {command('report', run)}")
             return
         loaded, mixed = _load(run, data, device)
         if not mixed.held:
@@ -383,7 +392,7 @@ def _evaluate() -> Callable[..., Any]:
             print(f"\n{shown}")
         if found:
             print(f"\n{measure.retrieval_table(found)}")
-        print(f"results written to {path}; next: quadrivium generate {run}")
+        print(f"results written to {path}; next: {command('generate', run)}")
 
     return evaluate
 
@@ -433,7 +442,7 @@ def _ask() -> Callable[..., Any]:
         from quadrivium import ask as asking
         from quadrivium.data.questions import make_questions
         from quadrivium.data.shards import write_json
-        from quadrivium.data.world import make_kinds, world_config
+        from quadrivium.data.world import make_kinds
         from quadrivium.distil import check_names
         from quadrivium.imagine import TRIES, Imagining
 
@@ -447,7 +456,7 @@ def _ask() -> Callable[..., Any]:
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
             )
         imagining = Imagining(max(imagine, 1), tries, frames, temperature, forget=forget, seed=seed)
-        config = world_config(world)
+        config = _world_of(world)
         loaded = _run(run, device)
         check_names(loaded, config)
         count = asking.frames_of(loaded, config)
@@ -590,17 +599,14 @@ def _distil() -> Callable[..., Any]:
             out: corpus to write, a new .jsonl file.
         """
         from quadrivium import distil as distilling
-        from quadrivium.data.world import world_config
 
-        described = world_config(world)
+        described = _world_of(world)
         report = distilling.distil(_run(run, device), described, out, config, imagining)
         print(distilling.table(report))
         print(f"{report['texts']} texts in {out}; judged in {out.with_suffix('.report.json')}")
-        print(
-            f"next: quadrivium prepare {world} {out} --out data/{out.stem} --text-tokenizer {run / 'tokenizers' / 'text'} "
-            f"--visual-tokenizer {run / 'tokenizers' / 'visual'}\n"
-            f"      quadrivium train data/{out.stem} --out runs/{out.stem} --init {run}"
-        )
+        data, words, seen = Path("data", out.stem), run / "tokenizers" / "text", run / "tokenizers" / "visual"
+        again = command("prepare", world, out, "--out", data, "--text-tokenizer", words, "--visual-tokenizer", seen)
+        print(f"next: {again}\n      {command('train', data, '--out', Path('runs', out.stem), '--init', run)}")
 
     return distil
 
@@ -731,16 +737,14 @@ def _transfer() -> Callable[..., Any]:
             workers: cells at a time; 0: one a core.
             device: auto takes a GPU where there is one; cells share it.
         """
-        import shlex
-
         from quadrivium import transfer as run
 
         if not data:
             raise ConfigError("name a folder that prepare wrote, or raw folders")
-        command = shlex.join(["quadrivium", *sys.argv[1:]])
+        said = command(*sys.argv[1:])
         print(
             run.table(
-                run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=command, device=_device(device))
+                run.run_transfer(list(data), out, config, seeds, arms, budget, workers, command=said, device=_device(device))
             )
         )
         print(f"cells: {out / 'cells'}; all numbers: {out / 'results.json'}")

@@ -17,6 +17,7 @@ from quadrivium.data.mixture import Mixture
 from quadrivium.data.questions import make_questions
 from quadrivium.data.shards import Dataset
 from quadrivium.data.world import contact_sheet, world_config
+from quadrivium.errors import command
 from quadrivium.experiment import ExperimentConfig, read_cells, run_experiment, small, table
 from quadrivium.pictures import Cell, save_gif, sheet
 from quadrivium.samples import decode, write_samples
@@ -80,7 +81,7 @@ def run_demo(out: Path, config: DemoConfig | None = None, progress: bool = True)
     print(
         f"\nNext, with your own folder of pictures, clips and text:\n  quadrivium prepare FOLDER --out data/mine\n"
         f"  quadrivium train data/mine --out runs/mine --minutes 20\n  quadrivium eval runs/mine\n"
-        f'Or play with this one:\n  quadrivium generate {home / "four"} --text "A seesaw." --imagine\n\n'
+        f'Or play with this one:\n  {command("generate", home / "four")} --text "A seesaw." --imagine\n\n'
         f"demo finished in {time.monotonic() - began:.0f} s"
     )
     return found

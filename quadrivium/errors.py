@@ -10,6 +10,13 @@ The command line prints the message on one line and leaves with status 2. A mess
 the cure. Anything that is not a QuadriviumError is a defect of this project and keeps its traceback.
 """
 
+import shlex
+
+
+def command(*words: object) -> str:
+    """A command as it is typed, with paths that hold spaces in quotes."""
+    return shlex.join(["quadrivium", *map(str, words)])
+
 
 def one_line(text: object, most: int = 300) -> str:
     """Printable on one line of a UTF-8 file, whatever the file name or the library's message holds."""

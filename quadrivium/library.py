@@ -7,6 +7,7 @@ the run's data was: turned, flattened on white, made square. Of a video file its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
@@ -20,7 +21,7 @@ from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run
 from quadrivium.data.sources import fitted
 from quadrivium.dist import device_of
-from quadrivium.errors import ConfigError
+from quadrivium.errors import ConfigError, one_line
 from quadrivium.generate import Sampling, generate, opening
 from quadrivium.imagine import TRIES
 from quadrivium.samples import decode, dream, give, read, write
@@ -52,7 +53,15 @@ class _Options(TypedDict, total=False):
 
 def load(folder: str | PathLike[str], device: str = "auto") -> Quadrivium:
     """Load a folder that `quadrivium train` or `quadrivium export --full` wrote. ``device``: auto takes a GPU where there is one. Raises RunError, ConfigError."""
+    _check("the path of a folder", str | PathLike, folder=folder)
     return Quadrivium(Run(Path(folder), device_of(device)))
+
+
+def _check(what: str, kind: Any, **given: object) -> None:
+    """Raises ConfigError where an argument is of another kind than it has to be."""
+    for name, value in given.items():
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name} is {one_line(repr(value), 100)}; it has to be {what}")
 
 
 def draw(
@@ -71,7 +80,10 @@ def _pictures(media: Any, kind: str) -> list[Image.Image]:
     if kind == "image" and isinstance(media, Image.Image):
         return [media]
     shape = "(H, W, 3)" if kind == "image" else "(F, H, W, 3), F at least 1"
-    array = np.asarray(media)
+    try:
+        array = np.asarray(media)
+    except ValueError:
+        raise ConfigError(f"{kind} holds parts of several sizes; give a path or an array uint8 {shape}") from None
     if array.dtype != np.uint8 or array.ndim != (3 if kind == "image" else 4) or array.shape[-1] != 3 or not array.size:
         raise ConfigError(f"{kind} is {array.dtype} {array.shape}; give a path or an array uint8 {shape}")
     return [Image.fromarray(one) for one in (array[None] if kind == "image" else array)]
@@ -105,6 +117,9 @@ class Quadrivium:
         Text after text alone goes on from it, and comes without it. Returns n strings, pictures uint8 (n, S, S, 3), or videos
         uint8 (n, frames, S, S, 3), ``frames`` being as many as the run's clips have where it is not said.
         """
+        _check("one string", str | None, text=text)
+        _check("a whole number", Integral, n=n)
+        _check("a whole number", Integral | None, frames=frames)
         if want not in ("text", "image", "video") or n < 1 or (frames is not None and frames < 1):
             raise ConfigError("want is text, image or video; n and frames are at least 1")
         shown = self._shown(image, video)
@@ -131,6 +146,7 @@ class Quadrivium:
         A text after a text goes on from it, so give the space between them to one of the two (to neither, where the tokenizer spells words
         with a space of their own, as those of Llama 2 and Mistral do).
         """
+        _check("one string", str | None, text=text, given_text=given_text)
         wanted = self._shown(image, video)
         if (text is not None) + len(wanted) != 1:
             raise ConfigError(
@@ -160,6 +176,9 @@ class Quadrivium:
         """Text -> frames -> later frames -> text, ``n`` times. ``forget``: drop the words after the first frame. ``tries``: first frames
         drawn for each clip at temperature 1, which goes on from the one off which the model reads the text best; 1: unchecked."""
         self._check_sight()
+        _check("one string", str, text=text)
+        _check("a whole number", Integral, n=n, tries=tries)
+        _check("a whole number", Integral | None, frames=frames)
         if n < 1 or tries < 1 or (frames is not None and frames < 1) or not text.strip():
             raise ConfigError("n, tries and frames are at least 1, and there is a text to imagine")
         run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
@@ -174,6 +193,8 @@ class Quadrivium:
         ]
 
     def _sampling(self, temperature: float, top_p: float, seed: int, max_ids: int) -> Sampling:
+        _check("a number", Real, temperature=temperature, top_p=top_p)
+        _check("a whole number", Integral, seed=seed, max_ids=max_ids)
         try:
             return Sampling(temperature, top_p, seed, max_ids)
         except ValueError as error:
@@ -185,6 +206,8 @@ class Quadrivium:
 
     def _shown(self, image: Picture | None, video: Video | None) -> list[np.ndarray]:
         """Codes (F, R, C, G) of what is shown."""
+        if image is not None and video is not None:
+            raise ConfigError("give an image or a video, not both: no route is trained on the two together")
         found = []
         for media, kind in ((image, "image"), (video, "video")):
             if media is None:

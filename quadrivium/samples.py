@@ -18,6 +18,7 @@ from tqdm import tqdm
 from quadrivium.ask import frames_of, read_options
 from quadrivium.checkpoint import Run, Trained
 from quadrivium.data.mixture import Mixture
+from quadrivium.data.shards import stable_hash
 from quadrivium.data.sources import Item, ReadOptions, read_clips
 from quadrivium.errors import ConfigError
 from quadrivium.generate import Sampling, generate, opening
@@ -117,9 +118,12 @@ def answer(
     """What `quadrivium generate` does: read what is given, draw ``n`` samples, print text, write pictures and clips to ``out``."""
     if n < 1 or count < 1:
         raise ConfigError("--n and --frames have to be at least 1")
+    if image and video:
+        raise ConfigError("give --image or --video, not both: no route is trained on the two together")
     if run.visual is None and (want != "text" or image or video):
         raise ConfigError(f"{run.folder} was trained on text alone; it neither reads nor draws pictures")
-    given = give(run, want, prompt, [read(run, p, kind) for p, kind in ((image, "image"), (video, "video")) if p is not None])
+    seen, kind = image or video, "image" if image else "video"
+    given = give(run, want, prompt, [read(run, seen, kind)] if seen else [])
     total = count if want == "video" else 1
     wanted = text([0, 0], True) if want == "text" else frames(np.zeros((1, 1, 1, 1)), True)
     route = route_of(
@@ -137,7 +141,8 @@ def answer(
             print("-" * 20)
         return []
     out.mkdir(parents=True, exist_ok=True)
-    stem = _stem(route, f"{prompt or ''} {(image or video or Path()).stem}", sampling.seed)
+    said = f"{prompt or ''} {seen.stem if seen else ''}"
+    stem = _stem(run, route, said, sampling, prompt, kind, seen and seen.resolve(), n, total)
     clips = [decode(run, codes) for codes in made]
     written = []
     if total == 1:
@@ -158,10 +163,12 @@ def answer(
     return written
 
 
-def _stem(what: str, given: str, seed: int) -> str:
-    """A file's name that says what was given, so that another prompt does not take its place."""
+def _stem(run: Run, what: str, given: str, sampling: Sampling, *asked: object) -> str:
+    """A file's name that says what was given. It ends with a hash of all that shapes the file, so that what was asked otherwise
+    does not take its place; the same call does."""
     said = "-".join("".join(c if c.isalnum() else " " for c in given).split())[:40].strip("-")
-    return "-".join(filter(None, (what, said, f"seed{seed}")))
+    whole = stable_hash(repr((run.folder.resolve(), run.step, what, sampling, asked)))
+    return "-".join(filter(None, (what, said, f"seed{sampling.seed}", f"{whole:016x}"[:6])))
 
 
 def give(run: Run, want: str, prompt: str | None, shown: Seq[np.ndarray] = ()) -> Sequence:
@@ -237,9 +244,10 @@ def imagine_aloud(
     out.mkdir(parents=True, exist_ok=True)
     fps = read_options(run).fps
     written = []
+    stem = _stem(run, "imagined", prompt, sampling, prompt, n, count, forget, tries)
     for i, (imagined, story, caption) in enumerate(zip(*drawn, strict=True)):
-        stem, clip = out / f"{_stem('imagined', prompt, sampling.seed)}-{i}", decode(run, imagined[-1].data)
-        written += [stem.with_suffix(".gif"), stem.with_suffix(".png")]
+        clip = decode(run, imagined[-1].data)
+        written += [out / f"{stem}-{i}.gif", out / f"{stem}-{i}.png"]
         save_gif(clip, written[-2], fps=fps, scale=4)
         save_png(clip, written[-1], scale=4)
         account, called = run.text.continued(prompt, story[-1].data[1:]), run.text.decode(caption[-1].data[1:])

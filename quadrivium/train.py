@@ -34,7 +34,7 @@ from quadrivium.config import from_dict, to_dict
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, unwritten, write_json
 from quadrivium.dist import ALONE, Ranks
-from quadrivium.errors import ConfigError, QuadriviumError, RunError
+from quadrivium.errors import ConfigError, QuadriviumError, RunError, command
 from quadrivium.huggingface import Weights, check, fetch, fill, is_model, shape_of
 from quadrivium.model import Batch, Model, ModelConfig, cells
 from quadrivium.muon import Muon, ShardedMuon
@@ -482,8 +482,9 @@ class _Loop:
         if self.state["bad"] >= _PATIENCE:
             raise RunError(f"{told}; {_PATIENCE} batches in a row were bad, so it is not the data; lower --lr and train again")
         if not self.config.skip_bad_batches:
+            kept = "the last checkpoint is kept" if checkpoint.checkpoints(self.folder) else "there is no checkpoint yet"
             raise RunError(
-                f"{told}; the last checkpoint is kept: look at the items, train again with a lower --lr, or go on without "
+                f"{told}; {kept}: look at the items, train again with a lower --lr, or go on without "
                 "such batches with --resume --skip-bad-batches"
             )
         self._say(f"warning: {told}; skipped")
@@ -760,7 +761,7 @@ def train_routes(
         )
         print(
             f"{state['step']} steps, {state['positions']:,} positions in {state['seconds']:.0f} s ({speed:.0f} a second), "
-            f"{state['real']:.1%} of the positions computed were real; run written to {run}{best}; next: quadrivium eval {run}"
+            f"{state['real']:.1%} of the positions computed were real; run written to {run}{best}; next: {command('eval', run)}"
         )
     return state
 

@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -63,6 +65,12 @@ def trained(data, folder, **shape):
     small = ModelConfig(layers=2, width=32, heads=2, **shape)
     train_routes(data, folder, small, MixtureConfig(positions=400, context=32), TrainConfig(steps=30, lr=5e-3), progress=False)
     return folder
+
+
+def only(folder, pattern):
+    """The one file that is so called."""
+    (path,) = folder.glob(pattern)
+    return path
 
 
 def fails(arguments, capsys, *words):
@@ -196,6 +204,7 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["generate", "{run}", "--want", "image", "--image", "{tmp}/none.png"], ["none.png"]),
         (["generate", "{run}", "--want", "image", "--image", "{run}/config.json"], ["config.json"]),
         (["generate", "{run}", "--text", "a ball"], ["--want"]),
+        (["generate", "{run}", "--want", "text", "--image", "a.png", "--video", "b.mp4"], ["--image or --video, not both"]),
         (["generate", "{run}", "--want", "text", "--text", "a", "--top-p", "3"], ["top_p"]),
         (["generate", "{run}", "--want", "image", "--n", "0"], ["--n is 0", "10,000"]),
         (["generate", "{run}", "--want", "text", "--text", "a", "--max-ids", "100000000000"], ["GiB", "--max-ids"]),
@@ -214,6 +223,10 @@ def test_a_source_that_cannot_be_used_is_one_line(make, tmp_path, capsys):
         (["eval", "{run}", "--alignment", "--lm-eval", "coda"], ["apart"]),
         (["eval", "{run}", "--world", "{tmp}"], ["--alignment"]),
         (["ask", "{run}", "{tmp}", "--forget"], ["--imagine"]),
+        (["ask", "{run}", "{folder}"], ["is no world", "no world.json", "that `quadrivium world` wrote"]),
+        (["ask", "{run}", "{tmp}/none"], ["write one with `quadrivium world"]),
+        (["distil", "{run}", "{folder}", "--out", "{tmp}/c.jsonl"], ["is no world"]),
+        (["eval", "{run}", "--alignment", "--world", "{folder}"], ["is no world"]),
         (["ask", "{run}", "{tmp}", "--tries", "2"], ["--imagine"]),
         (["ask", "{run}", "{tmp}", "--imagine", "2", "--tries", "0"], ["--tries"]),
         (["generate", "{run}", "--want", "image", "--text", "a", "--tries", "2"], ["--imagine"]),
@@ -242,6 +255,25 @@ def test_a_wrong_call_is_one_line(arguments, words, folder, data, run, tmp_path,
     fails([a.format(**places) for a in arguments], capsys, *words)
 
 
+def test_what_comes_next_can_be_typed_where_folders_have_spaces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    nothing = ["--clips", "0", "--told", "0", "--stills", "0", "--narrations", "0"]
+    assert main(["world", "my world", *nothing]) == 0
+
+    def following():
+        return shlex.split(capsys.readouterr().out.rpartition("next: quadrivium ")[2])
+
+    assert following() == ["prepare", "my world", "--out", "data/world"]
+    Path("my words").mkdir()
+    Path("my words/a.txt").write_text("\n\n".join(f"The ball number {i} rolls down the hill." for i in range(40)))
+    line, small = ["prepare", "my words", "--out", "data/my words"], ["--limit", "2"]
+    sizes = {"prepare": ["--vocab", "300", "--read.doc-bytes", "40"], "train": TRAIN, "eval": small, "generate": ["--n", "1"]}
+    for name, options in sizes.items():
+        assert line[0] == name and main([*line, *options]) == 0
+        line = following()
+    assert Path("runs/my words/samples/t2t.png").is_file()
+
+
 def test_data_that_was_prepared_anew_is_not_taken_for_what_a_run_was_trained_on(data, tmp_path, capsys):
     there, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(data, there)
@@ -251,6 +283,19 @@ def test_data_that_was_prepared_anew_is_not_taken_for_what_a_run_was_trained_on(
     path.write_text(path.read_text().replace('"red"', '"der"').replace(" ", "  ", 1))
     fails(["eval", run], capsys, "other tokenizers", "--text-tokenizer")
     fails(["train", there, "--out", run, "--resume"], capsys, "other tokenizers", "--text-tokenizer")
+
+
+def test_a_run_is_told_where_its_data_was_moved_to(data, tmp_path, capsys):
+    """The message says both ways out, and both are."""
+    there, new, run = tmp_path / "data", tmp_path / "new", tmp_path / "run"
+    shutil.copytree(data, there)
+    trained(there, run)
+    there.rename(new)
+    once, stored = f"quadrivium eval {run} --data NEW", f"quadrivium train NEW --out {run} --resume"
+    for call in (["eval", run], ["generate", run]):
+        fails(call, capsys, f"{there}, the data", once, stored)
+    for said in (f"{once} --limit 2", stored, f"quadrivium eval {run} --limit 2"):
+        assert main(said.replace("NEW", str(new)).split()[1:]) == 0
 
 
 def test_what_is_held_out_of_other_data_is_said(run, data, tmp_path, capsys):
@@ -344,13 +389,13 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("The red ball") == 2
     assert main(["generate", str(run), "--image", str(picture), "--want", "text", "--n", "1", "--max-ids", "8"]) == 0
     assert main(["generate", str(run), "--text", "a red ball", "--want", "image", "--out", str(out)]) == 0
-    with Image.open(out / "t2v-a-red-ball-seed0.png") as image:
+    with Image.open(only(out, "t2v-a-red-ball-seed0-??????.png")) as image:
         assert image.size == (4 * 16 * 4, 16 * 4)
     assert (
         main(["generate", str(run), "--video", str(clip), "--want", "video", "--frames", "3", "--n", "1", "--out", str(out)])
         == 0
     )
-    with Image.open(out / "v2v-0-seed0-0.gif") as image:
+    with Image.open(only(out, "v2v-0-seed0-*-0.gif")) as image:
         assert image.n_frames == 3
     assert (
         main(
@@ -373,7 +418,30 @@ def test_generate_walks_every_route(sharing, request, folder, tmp_path, capsys):
         )
         == 0
     )
-    assert (out / "tv2v-a-0-seed0-0.mp4").stat().st_size > 500
+    assert only(out, "tv2v-a-0-seed0-*-0.mp4").stat().st_size > 500
+
+
+def test_what_is_asked_otherwise_takes_no_other_pictures_place(run, folder, tmp_path):
+    """The readable part of a name is cut and says only some of what was asked; the same call writes the same name."""
+    long, twin = "a very long sentence about apples and pears and", tmp_path / "twin" / "0.mp4"
+    twin.parent.mkdir()
+    shutil.copy(folder / "clips" / "0.mp4", twin)
+    asked = [
+        ["--text", f"{long} a red box", "--want", "image"],
+        ["--text", f"{long} a blue box", "--want", "image"],
+        ["--text", f"{long} a blue box", "--want", "image", "--temperature", "0.5"],
+        ["--video", str(folder / "clips" / "0.mp4"), "--want", "video", "--frames", "2"],
+        ["--video", str(folder / "clips" / "0.mp4"), "--want", "video", "--frames", "3"],
+        ["--video", str(twin), "--want", "video", "--frames", "2"],
+        ["--text", f"{long} a red box", "--imagine", "--tries", "1", "--max-ids", "4"],
+        ["--text", f"{long} a blue box", "--imagine", "--tries", "1", "--max-ids", "4"],
+    ]
+    for made in (tmp_path / "first", tmp_path / "second"):
+        for number, call in enumerate(asked, 1):
+            for _ in range(2):
+                assert main(["generate", str(run), *call, "--n", "1", "--out", str(made)]) == 0
+            assert len({path.stem.removesuffix("-sheet").removesuffix("-0") for path in made.iterdir()}) == number
+    assert {p.name for p in (tmp_path / "first").iterdir()} == {p.name for p in (tmp_path / "second").iterdir()}
 
 
 def test_generate_says_when_a_route_was_never_learnt(run, folder, tmp_path, capsys):
@@ -405,18 +473,16 @@ def test_generate_imagines_and_tells(run, tmp_path, capsys, prompt, name):
     said = capsys.readouterr().out
     assert said.count(prompt) == 2 and said.count("as a caption") == 2
     for i in range(2):
-        assert str(out / f"imagined-{name}-seed0-{i}.gif") in said
-        with (
-            Image.open(out / f"imagined-{name}-seed0-{i}.gif") as gif,
-            Image.open(out / f"imagined-{name}-seed0-{i}.png") as strip,
-        ):
+        made = only(out, f"imagined-{name}-seed0-*-{i}.gif")
+        assert str(made) in said
+        with Image.open(made) as gif, Image.open(made.with_suffix(".png")) as strip:
             assert gif.n_frames == 3 and strip.size == (3 * 16 * 4, 16 * 4)
-    first = (out / f"imagined-{name}-seed0-0.png").read_bytes()
-    assert main(call) == 0  # frames as the clips of the data have
-    with Image.open(out / f"imagined-{name}-seed0-0.png") as strip:
+    first = only(out, "*-0.png")
+    assert main([*call, "--out", str(tmp_path / "long")]) == 0  # frames as the clips of the data have
+    with Image.open(only(tmp_path / "long", "*-0.png")) as strip:
         assert strip.width == 4 * 16 * 4
-    assert main([*call, "--frames", "3", "--forget"]) == 0
-    assert (out / f"imagined-{name}-seed0-0.png").read_bytes() != first
+    assert main([*call, "--frames", "3", "--forget", "--out", str(tmp_path / "forgot")]) == 0
+    assert only(tmp_path / "forgot", "*-0.png").read_bytes() != first.read_bytes()
 
 
 def test_an_eval_keeps_what_another_wrote_meanwhile(run, monkeypatch):
@@ -462,7 +528,7 @@ def test_equal_seeds_draw_equal_pictures(run, tmp_path):
                 str(tmp_path / name),
             ]
         )
-    a, b, c = (next((tmp_path / n).glob("*[0-9].png")).read_bytes() for n in "abc")
+    a, b, c = (next((tmp_path / n).glob("*seed?-??????.png")).read_bytes() for n in "abc")
     assert a == b != c
 
 

@@ -1,5 +1,6 @@
 """`import quadrivium as q`: each route in a few lines, the same as the command line gives."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -142,6 +143,21 @@ def test_what_cannot_be_is_said(model, run, tmp_path, monkeypatch):
     for kind, wrong in (("video", picture), ("image", picture[None]), ("image", picture / 1.0), ("video", picture[None][:0])):
         with pytest.raises(q.ConfigError, match=f"{kind} is .*uint8"):
             model.score(**{kind: wrong})
+    with pytest.raises(q.ConfigError, match="several sizes"):
+        model.score(video=[picture, picture[1:]])
+    with pytest.raises(q.ConfigError, match="not both"):
+        model.generate("text", image=picture, video=picture[None])
+    for name, wrong, what in (
+        ("text", ["a", "b"], "one string"), ("n", "2", "a whole number"), ("frames", 2.5, "a whole number"),
+        ("seed", None, "a whole number"), ("max_ids", 8.0, "a whole number"), ("temperature", "hot", "a number"),
+    ):  # fmt: skip
+        for call in (functools.partial(model.generate, "video"), functools.partial(model.imagine, text="a")):
+            with pytest.raises(q.ConfigError, match=f"{name} is .*; it has to be {what}"):
+                call(**{name: wrong})
+    with pytest.raises(q.ConfigError, match="given_text is 3; it has to be one string"):
+        model.score(text="a", given_text=3)
+    with pytest.raises(q.ConfigError, match="folder is None"):
+        q.load(None)
     for count in (0, -1):
         with pytest.raises(q.ConfigError, match="at least 1"):
             model.imagine("a ball", frames=count)

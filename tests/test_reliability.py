@@ -73,7 +73,9 @@ def last(run):
 
 def test_a_bad_batch_is_named_with_its_items(data, tmp_path):
     learner = task(data, bad=[5])
-    with pytest.raises(RunError, match=r"nan.* at step 5 \(routes .*t2t .*items mine/.*--skip-bad-batches"):
+    with pytest.raises(RunError, match=r"nan.* at step 0 .*there is no checkpoint yet"):
+        fit(task(data, bad=[0]), TrainConfig(steps=20), tmp_path / "none", progress=False)
+    with pytest.raises(RunError, match=r"nan.* at step 5 \(routes .*items mine/.*checkpoint is kept.*--skip-bad-batches"):
         fit(learner, TrainConfig(steps=20, save_every=4), tmp_path, progress=False)
     (found,) = lines(tmp_path / "bad-batches.jsonl")
     names = learner.batch(5)[1]
