@@ -196,8 +196,10 @@ class _Preparation:
             "sources": [],
         }
         path = out / MANIFEST
-        if path.exists():
-            before = read_json(path, "a prepared data folder", most=1 << 30)
+        before = read_json(path, "a prepared data folder", most=1 << 30) if path.exists() else None
+        if before and (before.get("version"), before.get("tokenizers"), before.get("sources")) == (shards.VERSION, {}, []):
+            before = None  # refused before anything was made, it binds nobody to its options
+        if before is not None:
             if before.get("version") != shards.VERSION or before.get("options") != self.options:
                 old = before["options"] if isinstance(before.get("options"), dict) else {}
                 differ = [k for k in {**self.options, **old} if old.get(k) != self.options.get(k)]
@@ -249,6 +251,8 @@ class _Preparation:
             if both := doubled(Dataset(self.out)):
                 print(f"{self.out}: note: {both}", file=sys.stderr)
         print(table(Dataset(self.out)))
+        for note in self._not_read():
+            print(note, file=sys.stderr)
 
     # --- ranks ---
 
@@ -540,13 +544,31 @@ class _Preparation:
 
     def _skipped(self, more: Sequence[dict[str, str]] = ()) -> None:
         """Write one line for every item that was skipped, and for ``more`` of which no shard says it."""
-        found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
-        manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
-        found += [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
+        found = self._problems()
         said = {(p["source"], p["item"]) for p in found}
         found += [p for p in more if (p["source"], p["item"]) not in said]
         lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in found)
         shards.write_atomic(self.out / "skipped.jsonl", lines.encode("utf-8", "replace"))
+
+    def _problems(self) -> list[dict[str, str]]:
+        """Source, item and reason of everything that was skipped so far."""
+        found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
+        manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
+        return found + [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
+
+    def _not_read(self) -> Iterator[str]:
+        """What a finished folder lacks of its sources, a line each."""
+        found = self._problems()
+        if found:
+            written = {s["name"]: sum(e["items"] for e in s["shards"]) for s in Dataset(self.out).manifest["sources"]}
+            lost = [name for name in dict.fromkeys(p["source"] for p in found) if not written[name]]
+            one = next((p for p in found if p["source"] in lost), found[0])
+            why = one["reason"] if one["item"] in one["reason"] else f"{one['item']}: {one['reason']}"
+            among = f", all of {', '.join(lost)} among them" if lost else ""
+            yield (
+                f"{self.out}: note: {len(found):,} items were skipped{among}, such as {one_line(why)}; "
+                f"{self.out / 'skipped.jsonl'} lists all"
+            )
 
     def _finish(self, text: TextTokenizer) -> None:
         named = {e["file"] for s in self.manifest["sources"] for e in s["shards"]}

@@ -328,13 +328,31 @@ def test_three_percent_damage_is_listed_and_the_rest_used(tmp_path):
     assert len(found.sources[0]) == 97
 
 
+def test_what_was_skipped_is_said_at_the_end(tmp_path, capsys):
+    """A team's whole text may be one file."""
+    root, out = drawn(tmp_path / "team", 30), tmp_path / "out"
+    (root / "handbook.txt").write_bytes("Öl prüfen".encode("cp1252"))
+    (root / "00.png").write_bytes((root / "00.png").read_bytes()[:60])
+    for _ in range(2):  # also where nothing is left to do
+        prepare([root], out, replace(TINY, max_bad=0.1), progress=False)
+        said = capsys.readouterr()
+        assert said.err.splitlines()[-1] == (
+            f"{out}: note: 2 items were skipped, all of team/text among them, such as handbook.txt: is not UTF-8 at character 0; "
+            f"save it as UTF-8; {out / 'skipped.jsonl'} lists all"
+        )
+        assert "nothing here teaches t2t" in said.out
+
+
 def test_six_percent_damage_stops_and_says_so(tmp_path):
     with pytest.raises(DataError, match="6 of 100 items"):
         prepare([broken(tmp_path / "six", 6)], tmp_path / "out", TINY, progress=False)
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 6
     with pytest.raises(RunError, match="did not finish"):
         Dataset(tmp_path / "out")
-    assert len(prepare([tmp_path / "six"], tmp_path / "out", replace(TINY, max_bad=0.1), progress=False).sources[0]) == 94
+    other = replace(TINY, max_bad=0.1, held=0.3, vocab=300)  # nothing was made with the options of before
+    assert len(prepare([tmp_path / "six"], tmp_path / "out", other, progress=False).sources[0]) == 94
+    with pytest.raises(RunError, match="prepared with another vocab, held"):
+        prepare([tmp_path / "six"], tmp_path / "out", TINY, progress=False)
 
 
 def test_damaged_media_are_found_while_decoding(tmp_path):
