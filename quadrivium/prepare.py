@@ -42,7 +42,7 @@ from quadrivium.data.hub import is_hub
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import MANIFEST, Dataset, Record, SourceData, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, longer, rendered
 from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.huggingface import fetch
@@ -462,10 +462,11 @@ class _Preparation:
         grid = (visual.rows, visual.columns) if visual else (0, 0)
         items = self._items(source, number)
         problems: list[dict[str, str]] = []
-        records = list(self._records(items, text, visual, grid, problems, bar))
+        lengths: Counter[str] = Counter(videos=0, cut=0)
+        records = list(self._records(items, text, visual, grid, problems, lengths, bar))
         entry = shards.write_shard(path, records, text.dtype, grid)
         entry |= {"number": number, "first": self._chunks(source)[number], "count": len(items), "problems": problems}
-        entry["limits"] = to_dict(self.config.limits)
+        entry |= {"limits": to_dict(self.config.limits), **lengths}
         entry["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
         return entry
 
@@ -504,6 +505,7 @@ class _Preparation:
         visual: VisualTokenizer | None,
         grid: tuple[int, int],
         problems: list[dict[str, str]],
+        lengths: Counter[str],
         bar: tqdm | None,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
@@ -526,6 +528,8 @@ class _Preparation:
                     for t in mine:
                         yield Record(key, group, held, (t,), np.zeros((0, *grid), np.uint16))
                 else:
+                    lengths["videos"] += sum(map(len, read)) > 1
+                    lengths["cut"] += read.cut
                     for n, _ in enumerate(read):
                         yield Record(f"{key}#{n}" if len(read) > 1 else key, group, held, mine, next(codes))
 
@@ -558,10 +562,14 @@ class _Preparation:
 
     def _not_read(self) -> Iterator[str]:
         """What a finished folder lacks of its sources, a line each."""
+        entries = {s["name"]: s["shards"] for s in Dataset(self.out).manifest["sources"]}
+        for source in self.sources:
+            cut, videos = (sum(e.get(key, 0) for e in entries[source.name]) for key in ("cut", "videos"))
+            if line := longer(cut, videos, source, self.config.read):
+                yield f"{source.name}: note: {line}"
         found = self._problems()
         if found:
-            written = {s["name"]: sum(e["items"] for e in s["shards"]) for s in Dataset(self.out).manifest["sources"]}
-            lost = [name for name in dict.fromkeys(p["source"] for p in found) if not written[name]]
+            lost = [name for name in dict.fromkeys(p["source"] for p in found) if not any(e["items"] for e in entries[name])]
             one = next((p for p in found if p["source"] in lost), found[0])
             why = one["reason"] if one["item"] in one["reason"] else f"{one['item']}: {one['reason']}"
             among = f", all of {', '.join(lost)} among them" if lost else ""

@@ -32,7 +32,7 @@ import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path, PurePath
@@ -615,25 +615,51 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
         return [render(item.texts[0], options.size)]
     if item.kind == "text" or item.file is None:
         raise ValueError(f"{item.key} is text and has no frames")
-    try:
-        if not stat.S_ISREG(os.stat(item.file).st_mode):
-            raise ItemError("is not an ordinary file")
-        with open_inside(item.file, item.inside) as stream, closing(_frames(stream, options, item.span)) as frames:
+    with clips_and_more(item, options) as (clips, _):
+        return clips
+
+
+@contextmanager
+def clips_and_more(item: Item, options: ReadOptions) -> Iterator[tuple[list[np.ndarray], Callable[[], bool]]]:
+    """What `read_clips` gives, and what tells whether a larger ``max_clips`` would give more, which decodes a little further."""
+    assert item.file is not None
+    least = min(2, options.clip_frames)  # frames of a last clip
+    with ExitStack() as stack:
+        try:
+            if not stat.S_ISREG(os.stat(item.file).st_mode):
+                raise ItemError("is not an ordinary file")
+            stream = stack.enter_context(open_inside(item.file, item.inside))
+            frames = stack.enter_context(closing(_frames(stream, options, item.span)))
             taken = list(islice(frames, options.max_clips * options.clip_frames))
-        if not taken:
-            raise ItemError("holds no frame")
-    except Exception as error:  # Pillow and FFmpeg raise a dozen types on damaged files; the cause stays attached
-        reason = str(error)
-        if isinstance(error, MemoryError):
-            reason = "needs more memory than there is"
-        elif isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
-            reason = f"cannot be read ({error.strerror})"
-        elif not isinstance(error, ItemError):
-            reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
-        where = f"{item.file} ({item.key})" if item.inside else item.file
-        raise ItemError(one_line(f"{where}: {reason}; mend, replace or remove the file", 600)) from error
-    clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
-    return clips if len(clips) == 1 or len(clips[-1]) >= min(2, options.clip_frames) else clips[:-1]
+            if not taken:
+                raise ItemError("holds no frame")
+        except Exception as error:  # Pillow and FFmpeg raise a dozen types on damaged files; the cause stays attached
+            reason = str(error)
+            if isinstance(error, MemoryError):
+                reason = "needs more memory than there is"
+            elif isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
+                reason = f"cannot be read ({error.strerror})"
+            elif not isinstance(error, ItemError):
+                reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
+            where = f"{item.file} ({item.key})" if item.inside else item.file
+            raise ItemError(one_line(f"{where}: {reason}; mend, replace or remove the file", 600)) from error
+        clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
+
+        def more() -> bool:
+            try:
+                return len(list(islice(frames, least))) == least
+            except Exception:  # damaged there, which costs nothing of what was read
+                return False
+
+        yield clips if len(clips) == 1 or len(clips[-1]) >= least else clips[:-1], more
+
+
+def longer(cut: int, videos: int, source: Source, options: ReadOptions) -> str:
+    """How many videos go on after ``max_clips``: a line, or nothing."""
+    what = "videos or cues" if any(item.span[1] < math.inf for item in source.items) else "videos"
+    cure = "max_clips in its table of the mixture file" if source.options else "--read.max-clips"
+    most = (source.options or options).max_clips
+    return f"{cut:,} of {videos:,} {what} are longer than {most:,} clips; {cure} reads more" if cut else ""
 
 
 def _due(options: ReadOptions) -> Callable[[float], bool]:
