@@ -271,9 +271,7 @@ def _train() -> Callable[..., Any]:
         from quadrivium.dist import joined
         from quadrivium.train import train_routes
 
-        if mixture_file and resume:
-            raise ConfigError("--mixture-file has no part in --resume: a run goes on with the mixture that it was begun with")
-        if mixture_file:
+        if mixture_file:  # of a run that goes on it changes nothing, and what differs is said
             from quadrivium.data.mixture import streams_of
             from quadrivium.data.mixture_file import MixtureFile
             from quadrivium.data.shards import Dataset

@@ -14,7 +14,7 @@ import numpy as np
 
 from quadrivium.data.decoding import Decoders
 from quadrivium.data.shards import is_held, stable_hash
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, longer
 from quadrivium.errors import ItemError, one_line
 from quadrivium.pictures import Cell, sheet
 from quadrivium.prepare import PrepareConfig, lacking, one_sided
@@ -56,10 +56,12 @@ def look(
             order = np.random.default_rng([stable_hash(source.name)]).permutation(len(source.items))[:samples]
             chosen = [source.items[int(i)] for i in order]
             shown: list[list[Cell]] = []
+            videos = cut = 0
             for item, clips in zip(chosen, decoders.read_all(chosen), strict=True):
                 if isinstance(clips, ItemError):
                     details.append(f"{source.name}: problem: {clips}")
                     continue
+                videos, cut = videos + (sum(map(len, clips)) > 1), cut + clips.cut
                 frames = clips[0][:8] if clips else None
                 shown.append([one_line(item.key, 80), frames, one_line(" | ".join(item.texts), 400)])
                 many = f", {len(clips)} clips" if len(clips) > 1 else ""
@@ -74,6 +76,8 @@ def look(
                 f"{source.name:<28.28}{counts[0]:>10,}{counts[1]:>10,}{counts[2]:>8,}{counts[3]:>10,}{counts[4]:>8,}{out:>10,}"
                 f"{len(source.problems) + broken:>10,}  {' '.join(routes_of(source.items))}"
             )
+            if line := longer(cut, videos, source, options):
+                details.append(f"{source.name}: note: of these samples, {line}")
             details += [f"{source.name}: note: {note}" for note in source.notes]
             details += [f"{source.name}: problem: {p.item}: {p.reason}" for p in source.problems[:5]]
             if len(source.problems) > 5:

@@ -42,7 +42,7 @@ from quadrivium.data.hub import is_hub
 from quadrivium.data.mixture import MixtureConfig, streams_of
 from quadrivium.data.mixture_file import MixtureFile
 from quadrivium.data.shards import MANIFEST, Dataset, Record, SourceData, is_held, read_json, stable_hash, write_json
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, rendered
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, fingerprint, longer, rendered
 from quadrivium.dist import ALONE, Ranks
 from quadrivium.errors import ConfigError, DataError, ItemError, RunError, one_line
 from quadrivium.huggingface import fetch
@@ -204,8 +204,10 @@ class _Preparation:
             "sources": [],
         }
         path = out / MANIFEST
-        if path.exists():
-            before = read_json(path, "a prepared data folder", most=1 << 30)
+        before = read_json(path, "a prepared data folder", most=1 << 30) if path.exists() else None
+        if before and (before.get("version"), before.get("tokenizers"), before.get("sources")) == (shards.VERSION, {}, []):
+            before = None  # refused before anything was made, it binds nobody to its options
+        if before is not None:
             if before.get("version") != shards.VERSION or before.get("options") != self.options:
                 old = before["options"] if isinstance(before.get("options"), dict) else {}
                 differ = [k for k in {**self.options, **old} if old.get(k) != self.options.get(k)]
@@ -257,6 +259,8 @@ class _Preparation:
             if both := doubled(Dataset(self.out)):
                 print(f"{self.out}: note: {both}", file=sys.stderr)
         print(table(Dataset(self.out)))
+        for note in self._not_read():
+            print(note, file=sys.stderr)
 
     # --- ranks ---
 
@@ -466,10 +470,11 @@ class _Preparation:
         grid = (visual.rows, visual.columns) if visual else (0, 0)
         items = self._items(source, number)
         problems: list[dict[str, str]] = []
-        records = list(self._records(items, text, visual, grid, problems, bar))
+        lengths: Counter[str] = Counter(videos=0, cut=0)
+        records = list(self._records(items, text, visual, grid, problems, lengths, bar))
         entry = shards.write_shard(path, records, text.dtype, grid)
         entry |= {"number": number, "first": self._chunks(source)[number], "count": len(items), "problems": problems}
-        entry["limits"] = to_dict(self.config.limits)
+        entry |= {"limits": to_dict(self.config.limits), **lengths}
         entry["text_bytes"] = int(sum(text.id_bytes[t].sum() for r in records for t in r.texts))
         return entry
 
@@ -508,6 +513,7 @@ class _Preparation:
         visual: VisualTokenizer | None,
         grid: tuple[int, int],
         problems: list[dict[str, str]],
+        lengths: Counter[str],
         bar: tqdm | None,
     ) -> Iterator[Record]:
         """Records of items: one for a text or picture, one for each clip of a video."""
@@ -530,6 +536,8 @@ class _Preparation:
                     for t in mine:
                         yield Record(key, group, held, (t,), np.zeros((0, *grid), np.uint16))
                 else:
+                    lengths["videos"] += sum(map(len, read)) > 1
+                    lengths["cut"] += read.cut
                     for n, _ in enumerate(read):
                         yield Record(f"{key}#{n}" if len(read) > 1 else key, group, held, mine, next(codes))
 
@@ -548,13 +556,35 @@ class _Preparation:
 
     def _skipped(self, more: Sequence[dict[str, str]] = ()) -> None:
         """Write one line for every item that was skipped, and for ``more`` of which no shard says it."""
-        found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
-        manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
-        found += [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
+        found = self._problems()
         said = {(p["source"], p["item"]) for p in found}
         found += [p for p in more if (p["source"], p["item"]) not in said]
         lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in found)
         shards.write_atomic(self.out / "skipped.jsonl", lines.encode("utf-8", "replace"))
+
+    def _problems(self) -> list[dict[str, str]]:
+        """Source, item and reason of everything that was skipped so far."""
+        found = [{"source": p.source, "item": p.item, "reason": p.reason} for s in self.sources for p in s.problems]
+        manifest = read_json(self.out / MANIFEST, "a prepared data folder", most=1 << 30)
+        return found + [p for s in manifest["sources"] for e in s["shards"] for p in e["problems"]]
+
+    def _not_read(self) -> Iterator[str]:
+        """What a finished folder lacks of its sources, a line each."""
+        entries = {s["name"]: s["shards"] for s in Dataset(self.out).manifest["sources"]}
+        for source in self.sources:
+            cut, videos = (sum(e.get(key, 0) for e in entries[source.name]) for key in ("cut", "videos"))
+            if line := longer(cut, videos, source, self.config.read):
+                yield f"{source.name}: note: {line}"
+        found = self._problems()
+        if found:
+            lost = [name for name in dict.fromkeys(p["source"] for p in found) if not any(e["items"] for e in entries[name])]
+            one = next((p for p in found if p["source"] in lost), found[0])
+            why = one["reason"] if one["item"] in one["reason"] else f"{one['item']}: {one['reason']}"
+            among = f", all of {', '.join(lost)} among them" if lost else ""
+            yield (
+                f"{self.out}: note: {len(found):,} items were skipped{among}, such as {one_line(why)}; "
+                f"{self.out / 'skipped.jsonl'} lists all"
+            )
 
     def _finish(self, text: TextTokenizer) -> None:
         named = {e["file"] for s in self.manifest["sources"] for e in s["shards"]}

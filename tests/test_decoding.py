@@ -72,6 +72,43 @@ def test_a_file_that_ends_every_decoder_is_refused(tmp_path, monkeypatch):
         Decoder(OPTIONS, Limits()).read(picture(tmp_path))
 
 
+DYING = """
+import os, signal, sys
+sys.path.append(sys.argv[1])
+from contextlib import contextmanager
+from quadrivium.data import decoding
+plain = decoding.clips_and_more
+@contextmanager
+def dying(*asked):
+    with plain(*asked) as (clips, _):
+        yield clips, lambda: os.kill(os.getpid(), signal.SIGVTALRM)
+decoding.clips_and_more = dying
+decoding.serve(*sys.argv[2:])
+"""
+
+
+def test_what_lies_behind_the_last_clip_costs_nothing(tmp_path, monkeypatch):
+    """Looking whether a video goes on may meet damage there, or end the decoder."""
+    noise = np.random.default_rng(0).integers(0, 255, (24, 64, 64), np.uint8)
+    first, *rest = map(Image.fromarray, noise)
+    first.save(tmp_path / "whole.gif", save_all=True, append_images=rest, duration=250)
+    raw = (tmp_path / "whole.gif").read_bytes()
+    (tmp_path / "damaged.gif").write_bytes(raw[: int(len(raw) * 8.5 / 24)])
+    options = replace(OPTIONS, max_clips=1)
+    whole, damaged = item(tmp_path / "whole.gif"), item(tmp_path / "damaged.gif")
+    with pytest.raises(ItemError, match="damaged"):
+        read_clips(damaged, OPTIONS)
+    found = []
+    for file, code in ((whole, decoding._SERVE), (damaged, decoding._SERVE), (whole, DYING)):
+        monkeypatch.setattr(decoding, "_SERVE", code)
+        decoder = Decoder(options, Limits())
+        clips = decoder.read(file)
+        found.append((b"".join(c.tobytes() for c in clips), clips.cut))
+        decoder.close()
+    want = read_clips(whole, options)[0].tobytes()
+    assert found == [(want, True), (want, False), (want, False)]
+
+
 def test_a_disk_that_does_not_answer_is_not_waited_for_forever(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "_SERVE", "import os, time; os.write(1, b'ready\\n'); time.sleep(99)")
     monkeypatch.setattr(decoding, "_WAIT", 2)

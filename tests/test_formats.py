@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import tarfile
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -447,6 +448,14 @@ def test_subtitles_of_another_part_are_not_those_of_a_language(tmp_path):
     }
     (note,) = source.notes
     assert note.startswith("left out 1 subtitles that belong to no video (talk.english.srt);")
+
+
+def test_subtitles_of_a_video_whose_name_a_mac_wrote(tmp_path):
+    name = "K\u00e4se"
+    save_mp4(np.full((32, 32, 32, 3), 90, np.uint8), tmp_path / f"{unicodedata.normalize('NFD', name)}.mp4", fps=8)
+    (tmp_path / f"{name}.de.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nja\n")
+    (source,) = scan(tmp_path, READ)
+    assert [i.texts for i in source.items] == [("ja",)] and not source.notes
 
 
 def test_narrated_clips_stay_in_the_group_of_their_video(tmp_path):

@@ -103,6 +103,11 @@ def test_the_same_command_goes_on_and_a_changed_way_of_reading_is_seen(file, tmp
     assert set(again.sources[1].frames) <= {2, 3, 4} and np.any(again.sources[1].frames > 2)
 
 
+def test_a_byte_order_mark_is_no_part_of_it(tmp_path):
+    (tmp_path / "mix.toml").write_text(FILE, encoding="utf-8-sig")
+    assert list(MixtureFile(tmp_path / "mix.toml").sources) == ["words", "seen", "told"]
+
+
 WRONG = {
     "routes = [": "is not TOML",
     "[weights]": "no source is named",

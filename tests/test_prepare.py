@@ -19,6 +19,7 @@ from quadrivium.data.shards import Dataset, map_shard, read_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.inspect import look, write_sheets
+from quadrivium.pictures import save_mp4
 from quadrivium.prepare import PrepareConfig, doubled, find, prepare, table
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -328,13 +329,57 @@ def test_three_percent_damage_is_listed_and_the_rest_used(tmp_path):
     assert len(found.sources[0]) == 97
 
 
+def test_what_was_skipped_is_said_at_the_end(tmp_path, capsys):
+    """A team's whole text may be one file."""
+    root, out = drawn(tmp_path / "team", 30), tmp_path / "out"
+    (root / "handbook.txt").write_bytes("Öl prüfen".encode("cp1252"))
+    (root / "00.png").write_bytes((root / "00.png").read_bytes()[:60])
+    for _ in range(2):  # also where nothing is left to do
+        prepare([root], out, replace(TINY, max_bad=0.1), progress=False)
+        said = capsys.readouterr()
+        assert said.err.splitlines()[-1] == (
+            f"{out}: note: 2 items were skipped, all of team/text among them, such as handbook.txt: is not UTF-8 at character 0; "
+            f"save it as UTF-8; {out / 'skipped.jsonl'} lists all"
+        )
+        assert "nothing here teaches t2t" in said.out
+
+
+def test_videos_that_are_cut_are_counted(tmp_path, capsys):
+    """Of 8 frames that are read: a ninth alone would be dropped anyway, two more are a clip."""
+    root, out = tmp_path / "films", tmp_path / "out"
+    root.mkdir()
+    for n, name in ((8, "whole"), (9, "rest"), (10, "cut"), (40, "long"), (40, "told")):
+        save_mp4(np.stack([ball(COLOURS["red"], x=3 + t % 9) for t in range(n)]), root / f"{name}.mp4", fps=4)
+    cues = ("00:00:00,000 --> 00:00:01,800", "00:00:03,000 --> 00:00:07,000")
+    (root / "told.srt").write_text("".join(f"{i}\n{cue}\nwords {i}\n\n" for i, cue in enumerate(cues, 1)))
+    config = replace(TINY, read=replace(TINY.read, max_clips=2), shard_items=4)
+    told = "3 of 6 videos or cues are longer than 2 clips; --read.max-clips reads more"
+    for _ in range(2):  # also where nothing is left to do
+        found = prepare([root], out, config, progress=False)
+        assert capsys.readouterr().err.splitlines()[-1] == f"films: note: {told}"
+    assert sorted({found.sources[0].key(i).split("#")[0] for i in range(len(found.sources[0]))}) == [
+        "cut.mp4",
+        "long.mp4",
+        "rest.mp4",
+        "told.mp4@1",
+        "told.mp4@2",
+        "whole.mp4",
+    ]
+    report = look(find([root], config), config.read, config.limits, config.held, samples=6)[0]
+    assert f"films: note: of these samples, {told}" in report
+    assert "longer than" not in look(find([root], TINY), TINY.read, TINY.limits, TINY.held, samples=6)[0]
+
+
 def test_six_percent_damage_stops_and_says_so(tmp_path):
     with pytest.raises(DataError, match="6 of 100 items"):
         prepare([broken(tmp_path / "six", 6)], tmp_path / "out", TINY, progress=False)
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 6
     with pytest.raises(RunError, match="did not finish"):
         Dataset(tmp_path / "out")
-    assert len(prepare([tmp_path / "six"], tmp_path / "out", replace(TINY, max_bad=0.1), progress=False).sources[0]) == 94
+    other = replace(TINY, max_bad=0.1, held=0.3, vocab=300)  # nothing was made with the options of before
+    assert len(prepare([tmp_path / "six"], tmp_path / "out", other, progress=False).sources[0]) == 94
+    with pytest.raises(RunError, match="prepared with another vocab, held"):
+        prepare([tmp_path / "six"], tmp_path / "out", TINY, progress=False)
 
 
 def test_damaged_media_are_found_while_decoding(tmp_path):

@@ -7,6 +7,7 @@ import random
 import re
 import socket
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,32 @@ def test_a_text_without_a_blank_line_is_said(tmp_path: Path) -> None:
     assert note.startswith("a.txt: hundreds of lines and no blank one")
 
 
+def test_texts_named_like_pictures_are_said(tmp_path: Path) -> None:
+    """Most of those in a folder: trainers of pictures read such pairs as captions."""
+    for i in range(3):
+        put(tmp_path, **{f"set__{i}_dot_txt": "a ball", f"set__{i}_dot_jpg": b"x", f"books__{i}_dot_txt": "words"})
+    put(tmp_path, books__0_dot_jpg=b"x")
+    _, text = scan(tmp_path, OPTIONS)
+    assert len(text.items) == 6 and text.notes == [
+        "4 .txt files are named like a picture or video beside them and are read as documents; "
+        "put them into metadata.jsonl (file_name, text) to make them captions"
+    ]
+    for folder in ("set", "books"):
+        assert len(scan(tmp_path / folder, OPTIONS)[-1].notes) == (folder == "set")
+
+
+def test_letters_and_their_accents_together_or_apart(tmp_path: Path) -> None:
+    """A Mac writes names in another form than metadata made elsewhere."""
+    apart = [unicodedata.normalize("NFD", name) for name in ("K\u00e4se.png", "\u304c.png")]
+    for name in apart:
+        (tmp_path / name).write_bytes(PNG)
+    rows = [{"file_name": unicodedata.normalize(form, name)} for form in ("NFC", "NFD") for name in apart]
+    (source,) = scan(listed(tmp_path, rows), OPTIONS)
+    assert [i.key for i in source.items] == apart and all(read_clips(i, OPTIONS) for i in source.items)
+    assert [p.reason for p in source.problems] == ["the file is named by an earlier row; only the first one counts"] * 2
+    assert source.notes == ["read without captions, as metadata.jsonl has no column text (found: file_name)"]
+
+
 def test_every_ending_that_is_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("x")
     with pytest.raises(DataError, match=r"cannot be read as data.*\.arrow .*\.json .*\.parquet .*\.tar .*\.toml .*\.txt"):
@@ -296,7 +323,7 @@ def test_text_rows(tmp_path: Path) -> None:
         ("b.tsv#1", "b.tsv#1", "hello\nこんにちは"),
         ("b.tsv#2", "b.tsv#2", "bye"),
         ("b.tsv#4", "b.tsv#4", "さて\nwell"),
-        ("c.tsv#3", "pets", "猫\ncat"),
+        ("c.tsv#3", "pets", "cat\n猫"),
         ("d.txt#1", "d.txt#1", "line\nline"),
     ]
     assert not source.problems
@@ -541,6 +568,9 @@ simple(
 simple("one csv name twice", "data: names text twice", one_file("metadata.csv", "file_name,text,text\na.png,x,y\n"))
 simple("one tsv name twice", "problem: names text_ja twice", one_file("a.tsv", "text_ja\ttext_ja\na\tb\n"))
 simple("missing csv column", "data: no row has the column file_name", one_file("metadata.csv", "name,text\na.png,x\n"))
+simple("csv of semicolons", "data: commas, not by ';'", one_file("metadata.csv", "file_name;text\na.png;a ball, red\n"))
+simple("csv of tabs", "data: commas, not by '.t'", one_file("metadata.csv", "text\tfile_name\nred\ta.png\n"))
+simple("UTF-16 csv", "data: metadata.csv is UTF-16; save", one_file("metadata.csv", "file_name\r\na.png\r\n".encode("utf-16")))
 simple("empty metadata", "data: metadata.jsonl cannot be read: the file is empty", one_file("metadata.jsonl", b""))
 simple("metadata of blank lines", "data: no row has the column file_name", one_file("metadata.jsonl", b"\n\n"))
 simple("metadata is a folder", "data: nothing to read", lambda d: (d / "metadata.jsonl").mkdir())
@@ -613,8 +643,8 @@ simple("broken link", "problem: missing", lambda d: (d / "a.png").symlink_to("no
 
 # text
 simple("invalid UTF-8", "problem: not UTF-8", one_file("a.txt", b"caf\xe9 au lait"))
-simple("UTF-16", "problem: ", one_file("a.txt", "words".encode("utf-16")))
-simple("NUL in txt", "problem: NUL", one_file("a.txt", b"a\0b"))
+simple("UTF-16", "problem: is UTF-16; save it as UTF-8", one_file("a.txt", "words".encode("utf-16")))
+simple("NUL in txt", "problem: NUL .*save it as UTF-8", one_file("a.txt", b"a\0b"))
 simple("blank txt", "problem: holds no text", one_file("a.txt", " \n\n\t\n"))
 simple("empty txt", "problem: empty", one_file("a.txt", b""))
 simple("only a byte-order mark", "problem: holds no text", one_file("a.txt", b"\xef\xbb\xbf"))

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from quadrivium.data.sources import Item, Limits, ReadOptions, read_clips
+from quadrivium.data.sources import Item, Limits, ReadOptions, clips_and_more, read_clips
 from quadrivium.errors import ItemError, RunError, one_line
 
 _SERVE = "import sys; sys.path.append(sys.argv[1]); from quadrivium.data.decoding import serve; serve(*sys.argv[2:])"
@@ -39,6 +39,12 @@ class _Died(Exception):
     """The decoder ended, by itself or killed, instead of answering."""
 
 
+class Clips(list[np.ndarray]):
+    """The clips of one item."""
+
+    cut = False  # whether it goes on after the last of them
+
+
 class Decoder:
     """One process that decodes; started by the first `read`, and again after it died."""
 
@@ -46,11 +52,11 @@ class Decoder:
         self.options, self.limits = options, limits
         self.process: subprocess.Popen[bytes] | None = None
 
-    def read(self, item: Item) -> list[np.ndarray]:
+    def read(self, item: Item) -> Clips:
         """What `read_clips` gives, or its ItemError; also an ItemError where the item exceeds a limit or kills the decoder."""
-        for _ in range(_TRIES):  # the decoder may have been killed for another's fault, by a machine out of memory for one
+        for left in reversed(range(_TRIES)):  # it may have been killed for another's fault, by a machine out of memory for one
             try:
-                return self._ask(item)
+                return self._ask(item, further=left > 0)  # at last without looking further, should that be what ends it
             except (_Died, BrokenPipeError):
                 status = self.close()
                 if status == -signal.SIGPROF:
@@ -59,10 +65,10 @@ class Decoder:
                     raise ItemError(one_line(f"{item.file}: {reason}", 600)) from None
         raise ItemError(one_line(f"{item.file}: ends the decoder ({_ending(status)}); replace or remove the file", 600))
 
-    def _ask(self, item: Item) -> list[np.ndarray]:
+    def _ask(self, item: Item, further: bool) -> Clips:
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([str(item.file), item.key, item.inside, item.span]).encode() + b"\n")
+        process.stdin.write(json.dumps([str(item.file), item.key, item.inside, item.span, further]).encode() + b"\n")
         process.stdin.flush()
         if not select.select([process.stdout], [], [], _WAIT * self.limits.seconds)[0]:
             self.close()
@@ -73,7 +79,8 @@ class Decoder:
         head = json.loads(answer)
         if "error" in head:
             raise ItemError(head["error"])
-        clips, side = [], self.options.size
+        clips, side = Clips(), self.options.size
+        clips.cut = head["cut"]
         for frames in head["frames"]:
             data = process.stdout.read(frames * side * side * 3)
             if len(data) < frames * side * side * 3:
@@ -135,7 +142,7 @@ class Decoders:
         for decoder in self.every:
             decoder.close()
 
-    def read_all(self, items: list[Item], ahead: int = 32) -> Iterator[list[np.ndarray] | ItemError]:
+    def read_all(self, items: list[Item], ahead: int = 32) -> Iterator[Clips | ItemError]:
         """Clips of items in order, or why there are none; at most ``ahead`` are decoded before they are used."""
         waiting = [self.pool.submit(self._read, i) for i in items[:ahead]]
         for i in range(len(items)):
@@ -144,11 +151,11 @@ class Decoders:
                 waiting.append(self.pool.submit(self._read, items[i + ahead]))
             yield result
 
-    def _read(self, item: Item) -> list[np.ndarray] | ItemError:
+    def _read(self, item: Item) -> Clips | ItemError:
         if item.kind == "text":
-            return []
+            return Clips()
         if item.kind == "rendered":  # drawn here: there is no file to distrust
-            return read_clips(item, self.every[0].options)
+            return Clips(read_clips(item, self.every[0].options))
         decoder = self.free.get()
         try:
             return decoder.read(item)
@@ -175,16 +182,19 @@ def serve(options: str, limits: str) -> None:
     answers.write(b"ready\n")
     answers.flush()
     for line in sys.stdin.buffer:
-        file, key, inside, span = json.loads(line)
+        file, key, inside, span, further = json.loads(line)
         item = Item("", key, "", "image", (), Path(file), tuple(inside), tuple(span))
         signal.setitimer(signal.ITIMER_PROF, limit.seconds)  # its signal ends the process, whatever runs
         head: dict[str, Any]
         try:
-            clips = read_clips(item, read)
-            head = {"frames": [len(c) for c in clips]}
+            with clips_and_more(item, read) as (clips, more):
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                signal.setitimer(signal.ITIMER_VIRTUAL, limit.seconds)  # of its own: no item is refused for what lies behind it
+                head = {"frames": [len(c) for c in clips], "cut": further and more()}
         except ItemError as error:
             clips, head = [], {"error": str(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         answers.write(json.dumps(head).encode() + b"\n")
         for clip in clips:
             answers.write(clip.data)

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _brief, _group, _kind, _lines, _locate, _sound
+from quadrivium.data.sources import Item, Limits, ReadOptions, Source, _brief, _group, _kind, _lines, _locate, _sound, spelled
 from quadrivium.errors import DataError, ItemError, one_line
 
 _PLACEHOLDER = re.compile(r"[^\S\n]*<(image|video)>\n?")
@@ -95,7 +95,8 @@ def list_documents(source: Source, files: list[Path], options: ReadOptions, limi
 
 def _below(source: Source, media: str) -> str:
     """Where a picture lies below the source's folder: as it is named, or in images."""
-    return os.path.normpath(media if os.path.exists(source.path / media) else os.path.join("images", media))
+    here = spelled(source.path, media)
+    return os.path.normpath(here if os.path.exists(source.path / here) else os.path.join("images", media))
 
 
 def _add(source: Source, file: Path, key: str, group: str, media: str, text: str) -> None:

@@ -53,7 +53,7 @@ class MixtureFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:  # TOML, or UTF-8

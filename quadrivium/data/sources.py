@@ -22,6 +22,7 @@ Every item that cannot be used becomes a `Problem` here, or an `ItemError` when 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -29,10 +30,11 @@ import math
 import os
 import re
 import stat
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path, PurePath
@@ -243,6 +245,7 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
             f"left out {len(told)} as licence, read-me or .md ({some(told)}); rename what is data to another name in .txt"
         )
     notes += left_out(made)
+    notes += _like_captions(texts, media)
     several = len(described) + bool(media) + bool(texts) > 1
     sources: list[Source] = []
 
@@ -265,6 +268,18 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
         sources[-1].refuse(item, reason)
     sources[-1].notes.extend(notes)
     return sources
+
+
+def _like_captions(texts: list[str], media: list[str]) -> list[str]:
+    """A note on .txt files that may have been meant as captions: most in their folders are named like a picture or video there."""
+    seen = {os.path.splitext(key)[0] for key in media}
+    plain = [os.path.splitext(key)[0] for key in texts if key.lower().endswith(".txt")]
+    folders = {os.path.dirname(stem) for stem in plain if stem in seen}
+    beside = [stem in seen for stem in plain if os.path.dirname(stem) in folders]
+    if 2 * sum(beside) <= len(beside):
+        return []
+    cure = "put them into metadata.jsonl (file_name, text) to make them captions"
+    return [f"{sum(beside):,} .txt files are named like a picture or video beside them and are read as documents; {cure}"]
 
 
 def walk(
@@ -311,7 +326,7 @@ def _read_metadata(source: Source, options: ReadOptions, limits: Limits) -> None
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ItemError("the row has no file_name")
-            key = os.path.normpath(name)
+            key = os.path.normpath(spelled(source.path, name))
             where += f" ({key})"
             if key in listed:
                 raise ItemError("the file is named by an earlier row; only the first one counts")
@@ -430,6 +445,8 @@ def _lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
             raise DataError(f"{one_line(file)} is larger than max_text_bytes ({options.max_text_bytes:,}); split it")
         with open(file, "rb") as stream:
             for number, raw in enumerate(stream, 1):
+                if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(f"{one_line(file)} is UTF-16; save it as UTF-8")
                 line = raw.decode("utf-8", "surrogateescape")
                 if number == 1:
                     line = line.removeprefix("\ufeff")
@@ -453,7 +470,11 @@ def _rows(source: Source, file: Path, options: ReadOptions, limits: Limits) -> I
         csv.field_size_limit(min(limits.row_bytes, 2**31 - 1))  # the module's own limit is shorter than a long description
         reader = csv.DictReader(line for _, line in lines)
         try:
-            _distinct(file, reader.fieldnames or ())
+            names = reader.fieldnames or ()
+            _distinct(file, names)
+            whole = next((name for name in names if "file_name" in name), "")
+            if "file_name" not in names and (other := re.search(r"[;\t|]", whole)):
+                raise DataError(f"{one_line(file)}: separate its columns by commas, not by {other[0]!r}")
             for row in reader:
                 if any(cell.strip() for cell in row.pop(None, None) or []):
                     source.refuse(f"{where}:{reader.line_num}", _SURPLUS)
@@ -523,7 +544,7 @@ def _group(row: dict[str, Any], key: str) -> str:
 def _sound(text: str) -> str:
     """The text itself; raises ItemError where it is not text: NUL characters, bytes that are not UTF-8."""
     if "\0" in text:
-        raise ItemError("holds NUL characters, so it is not text")
+        raise ItemError("holds NUL characters, so it is not text; save it as UTF-8, without them")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -546,6 +567,7 @@ def _locate(folder: Path, name: str) -> Path:
         raise ItemError("the file name is not UTF-8 text; rename the file") from None
     if os.path.isabs(name) or ".." in name.split(os.sep):
         raise ItemError("points outside its folder; only files below it are read")
+    name = spelled(folder, name)
     try:
         real = os.path.realpath(folder / name)
         if not real.startswith(os.path.join(folder, "")):
@@ -558,6 +580,12 @@ def _locate(folder: Path, name: str) -> Path:
     if not status.st_size:
         raise ItemError("the file is empty (0 bytes)")
     return folder / name
+
+
+def spelled(folder: Path, name: str) -> str:
+    """The name as the disk spells it: files from a Mac may have letters and their accents apart (NFD), where others have one (NFC)."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.lexists(folder / form)), name)
 
 
 def _kind(name: str) -> Literal["image", "video"] | None:
@@ -615,25 +643,51 @@ def read_clips(item: Item, options: ReadOptions) -> list[np.ndarray]:
         return [render(item.texts[0], options.size)]
     if item.kind == "text" or item.file is None:
         raise ValueError(f"{item.key} is text and has no frames")
-    try:
-        if not stat.S_ISREG(os.stat(item.file).st_mode):
-            raise ItemError("is not an ordinary file")
-        with open_inside(item.file, item.inside) as stream, closing(_frames(stream, options, item.span)) as frames:
+    with clips_and_more(item, options) as (clips, _):
+        return clips
+
+
+@contextmanager
+def clips_and_more(item: Item, options: ReadOptions) -> Iterator[tuple[list[np.ndarray], Callable[[], bool]]]:
+    """What `read_clips` gives, and what tells whether a larger ``max_clips`` would give more, which decodes a little further."""
+    assert item.file is not None
+    least = min(2, options.clip_frames)  # frames of a last clip
+    with ExitStack() as stack:
+        try:
+            if not stat.S_ISREG(os.stat(item.file).st_mode):
+                raise ItemError("is not an ordinary file")
+            stream = stack.enter_context(open_inside(item.file, item.inside))
+            frames = stack.enter_context(closing(_frames(stream, options, item.span)))
             taken = list(islice(frames, options.max_clips * options.clip_frames))
-        if not taken:
-            raise ItemError("holds no frame")
-    except Exception as error:  # Pillow and FFmpeg raise a dozen types on damaged files; the cause stays attached
-        reason = str(error)
-        if isinstance(error, MemoryError):
-            reason = "needs more memory than there is"
-        elif isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
-            reason = f"cannot be read ({error.strerror})"
-        elif not isinstance(error, ItemError):
-            reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
-        where = f"{item.file} ({item.key})" if item.inside else item.file
-        raise ItemError(one_line(f"{where}: {reason}; mend, replace or remove the file", 600)) from error
-    clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
-    return clips if len(clips) == 1 or len(clips[-1]) >= min(2, options.clip_frames) else clips[:-1]
+            if not taken:
+                raise ItemError("holds no frame")
+        except Exception as error:  # Pillow and FFmpeg raise a dozen types on damaged files; the cause stays attached
+            reason = str(error)
+            if isinstance(error, MemoryError):
+                reason = "needs more memory than there is"
+            elif isinstance(error, OSError) and error.errno and not isinstance(error, av.error.FFmpegError):
+                reason = f"cannot be read ({error.strerror})"
+            elif not isinstance(error, ItemError):
+                reason = f"is damaged ({getattr(error, 'strerror', None) or reason or type(error).__name__})"
+            where = f"{item.file} ({item.key})" if item.inside else item.file
+            raise ItemError(one_line(f"{where}: {reason}; mend, replace or remove the file", 600)) from error
+        clips = [np.stack(taken[i : i + options.clip_frames]) for i in range(0, len(taken), options.clip_frames)]
+
+        def more() -> bool:
+            try:
+                return len(list(islice(frames, least))) == least
+            except Exception:  # damaged there, which costs nothing of what was read
+                return False
+
+        yield clips if len(clips) == 1 or len(clips[-1]) >= least else clips[:-1], more
+
+
+def longer(cut: int, videos: int, source: Source, options: ReadOptions) -> str:
+    """How many videos go on after ``max_clips``: a line, or nothing."""
+    what = "videos or cues" if any(item.span[1] < math.inf for item in source.items) else "videos"
+    cure = "max_clips in its table of the mixture file" if source.options else "--read.max-clips"
+    most = (source.options or options).max_clips
+    return f"{cut:,} of {videos:,} {what} are longer than {most:,} clips; {cure} reads more" if cut else ""
 
 
 def _due(options: ReadOptions) -> Callable[[float], bool]:

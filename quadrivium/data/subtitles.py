@@ -10,6 +10,7 @@ import contextlib
 import html
 import math
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def narrate(source: Source, options: ReadOptions, limits: Limits) -> None:
         if item.kind == "video" and item.file is not None and not item.inside:
             if item.file.parent not in listed:
                 listed[item.file.parent] = _subtitles(item.file.parent, spare)
-            files = listed[item.file.parent].get(item.file.stem, [])
+            files = listed[item.file.parent].get(_stem(item.file), [])
         if not files or item.texts:
             items.append(item)
             continue
@@ -88,14 +89,18 @@ def _seconds(stamp: str) -> float:
     return total
 
 
+def _stem(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.stem)  # a Mac takes letters and accents apart
+
+
 def _subtitles(folder: Path, spare: list[str]) -> dict[str, list[Path]]:
     """Files of subtitles in a folder, by the stem of the video that they belong to; names of those of no video go to ``spare``."""
     found: dict[str, list[Path]] = {}
     with contextlib.suppress(OSError):
         paths = sorted(folder.iterdir())
-        videos = {p.stem for p in paths if _kind(p.name) == "video"}
+        videos = {_stem(p) for p in paths if _kind(p.name) == "video"}
         for path in (p for p in paths if p.suffix.lower() in SUBTITLES and not p.is_symlink()):
-            stem = path.stem  # talk.part2.srt is not of talk.mp4, talk.en.srt is unless there is a talk.en.mp4
+            stem = _stem(path)  # talk.part2.srt is not of talk.mp4, talk.en.srt is unless there is a talk.en.mp4
             if stem not in videos and _LANGUAGE.fullmatch(Path(stem).suffix):
                 stem = Path(stem).stem
             if stem in videos:
