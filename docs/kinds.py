@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 KINDS = (16, 32, 64, 128)
+OWN = "kinds-64-narrated"  # is the experiment itself
 WAYS = {"narrated": ("clips narrated at their start", "#0b62c4"), "unnarrated": ("not narrated", "#c4520b")}
 
 
@@ -17,11 +18,13 @@ def main(results: Path, out: Path) -> None:
     ):
         for way, (name, colour) in WAYS.items():
             cells = [results / f"kinds-{kinds}-{way}" / "four-seed-1.json" for kinds in KINDS]
-            found = [json.loads(cell.read_text(encoding="utf-8"))["facts"]["seen"][asked]["all"] for cell in cells]
+            cells = [results / "small" / cell.name if cell.parent.name == OWN else cell for cell in cells]
+            here = [i for i, cell in enumerate(cells) if cell.is_file()]
+            found = [json.loads(cells[i].read_text(encoding="utf-8"))["facts"]["seen"][asked]["all"] for i in here]
             axes.errorbar(
-                range(len(KINDS)),
+                here,
                 [row["accuracy"] for row in found],
-                yerr=[2 * row["se"] for row in found],
+                yerr=[2 * row["se"] for row in found],  # over questions: one seed
                 fmt="o-",
                 color=colour,
                 capsize=3,
@@ -29,7 +32,8 @@ def main(results: Path, out: Path) -> None:
             )
         axes.axhline(found[0]["chance"], color="#333333", linewidth=1)
         axes.text(len(KINDS) - 1, found[0]["chance"] - 0.01, "chance", va="top", ha="right", fontsize=8)
-        axes.set_xticks(range(len(KINDS)), [f"{kinds} kinds" for kinds in KINDS], fontsize=9)
+        axes.set_xticks(range(len(KINDS)), map(str, KINDS), fontsize=9)
+        axes.set_xlabel("kinds", fontsize=9)
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("right about what was only ever seen", fontsize=9)
