@@ -728,14 +728,11 @@ def train_routes(
         compile_parts(network)
     ranks.shard(network, network.blocks, device)
     task = RouteTask(network, mixed, text.id_bytes, device)
-    fed = {s.route for s in mixed.streams}
-    idle = [f"--{name}" for name, on, needed in (
-        ("ahead", mixture.ahead, {"t2v"}), ("contrast.weight", model.contrast.weight, {"t2v", "v2t", "tv2v"}),
-    ) if on and not fed & needed]  # fmt: skip
-    if ranks.first and idle:
-        print(
-            f"note: {' and '.join(idle)} changes nothing: no route that is read here has captions with frames", file=sys.stderr
-        )
+    read = {s.route for s in mixed.streams}
+    told = (("--ahead", mixture.ahead, {"t2v"}), ("--contrast.weight", model.contrast.weight, {"t2v", "v2t", "tv2v"}))
+    for option, asked_for, routes in told:
+        if ranks.first and asked_for and not read & routes:
+            print(f"note: {option} changes nothing: no route that is read has frames with captions", file=sys.stderr)
     if ranks.first:
         shares = ", ".join(f"{s.name} {mixed.shares[s.name]:.0f}" for s in mixed.streams)
         on = f" on {ranks.world} ranks" if ranks.world > 1 else ""
