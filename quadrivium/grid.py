@@ -129,7 +129,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any], under: str = "") -
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{under}{key}.")
         elif old != new:
-            yield f"another {under}{key}" if key == "data" else f"{under}{key} {old} (not {new})"
+            said = f"{under}{key} {old} (not {new})"
+            yield said if len(said) < 80 else f"another {under}{key}"  # a checksum, a list
 
 
 def _completed(before: dict[str, Any], config: Any, now: dict[str, Any]) -> dict[str, Any]:
