@@ -320,7 +320,8 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
 
 def _same_data(out: Path, folder: Path) -> None:
     """Cells of one grid are of one data folder, though another command may write it while this one runs."""
-    if Dataset(folder).checksum != read_json(out / "transfer.json", "an experiment")["data"]:
+    plan = out / "transfer.json"
+    if plan.is_file() and Dataset(folder).checksum != read_json(plan, "an experiment")["data"]:
         raise RunError(f"{folder} has changed since {out} was begun; prepare it as it was, or choose another --out")
 
 
