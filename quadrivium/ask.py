@@ -157,7 +157,8 @@ def ask(
 ) -> dict[str, Any]:
     """Accuracy over all questions and for each template, language and device: ``accuracy``, ``se``, ``n``, ``chance``.
 
-    Text alone answers, unless there is something to look at: ``clips`` (n, samples, F, R, C, G), `imagined` or real. Then ``agreement`` is the mean share of votes that the winner has, and "votes" lists every question's.
+    Text alone answers, unless there is something to look at: ``clips`` (n, samples, F, R, C, G), `imagined` or real. Then
+    ``agreement`` is the mean share of votes that the winner has, and "votes" lists every question's.
 
     "all" also has ``first alone`` and ``second alone``: what knowing one kind only would reach, and ``first level`` and
     ``second level``: only its mass level (see data.questions.alone).

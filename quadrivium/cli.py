@@ -15,7 +15,6 @@ from quadrivium.errors import ConfigError, DataError, QuadriviumError, command
 if TYPE_CHECKING:
     from quadrivium.checkpoint import Run
     from quadrivium.data.mixture import Mixture
-    from quadrivium.data.world import WorldConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -142,15 +141,6 @@ def _load(folder: Path, data: Path | None, device: str) -> "tuple[Run, Mixture]"
     """A run and the mixture it was trained on (or that of another data folder)."""
     run = _run(folder, device)
     return run, run.mixture(data)
-
-
-def _world_of(folder: Path) -> "WorldConfig":
-    """Options of the world in a folder. Raises DataError."""
-    from quadrivium.data.world import world_config
-
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "world.json").exists():  # into which none is written
-        raise DataError(f"{folder} is no world: it has no world.json; give the folder that `quadrivium world` wrote")
-    return world_config(folder)
 
 
 # No `from __future__ import annotations` here: option types are read off the functions as they are made.
@@ -366,10 +356,11 @@ def _evaluate() -> Callable[..., Any]:
             return
         if alignment:
             from quadrivium import alignment as aligning
+            from quadrivium.data.world import world_config
             from quadrivium.train import threads
 
             threads()
-            aligned = aligning.measure(run, data, _world_of(world) if world else None, limit, _device(device))
+            aligned = aligning.measure(run, data, world_config(world) if world else None, limit, _device(device))
             write_json(path, {**stored(), "alignment": aligned})
             print(aligning.table(aligned))
             print(f"results written to {path}; next: {command('report', run)}")
@@ -440,7 +431,7 @@ def _ask() -> Callable[..., Any]:
         from quadrivium import ask as asking
         from quadrivium.data.questions import make_questions
         from quadrivium.data.shards import write_json
-        from quadrivium.data.world import make_kinds
+        from quadrivium.data.world import make_kinds, world_config
         from quadrivium.distil import check_names
         from quadrivium.imagine import TRIES, Imagining
 
@@ -454,7 +445,7 @@ def _ask() -> Callable[..., Any]:
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
             )
         imagining = Imagining(max(imagine, 1), tries, frames, temperature, forget=forget, seed=seed)
-        config = _world_of(world)
+        config = world_config(world)
         loaded = _run(run, device)
         check_names(loaded, config)
         count = asking.frames_of(loaded, config)
@@ -597,8 +588,9 @@ def _distil() -> Callable[..., Any]:
             out: corpus to write, a new .jsonl file.
         """
         from quadrivium import distil as distilling
+        from quadrivium.data.world import world_config
 
-        described = _world_of(world)
+        described = world_config(world)
         report = distilling.distil(_run(run, device), described, out, config, imagining)
         print(distilling.table(report))
         print(f"{report['texts']} texts in {out}; judged in {out.with_suffix('.report.json')}")

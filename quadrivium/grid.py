@@ -70,9 +70,9 @@ def check(seeds: list[int], workers: int) -> None:
         raise ConfigError(f"seeds are {' '.join(map(str, seeds))}; each counts once")
 
 
-def comparable(mixture: MixtureConfig, more: Iterable[str] = ()) -> None:
-    """Raises ConfigError for options of the mixture that arms set themselves; ``more``: further ones."""
-    for name in ("routes", "captions", "scramble", *more):
+def comparable(mixture: MixtureConfig) -> None:
+    """Raises ConfigError for options of the mixture that arms set themselves."""
+    for name in ("routes", "captions", "scramble"):
         if getattr(mixture, name) != getattr(MixtureConfig(), name):
             raise ConfigError(f"--mixture.{name} is set by the arms; leave it out and choose --arms")
 

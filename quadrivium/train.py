@@ -587,16 +587,19 @@ def _taken(run: Path) -> RunError:
     return RunError(f"{run} already holds a run; go on with --resume or choose another --out{none}")
 
 
-def _unheeded(given: Seq[Any], kept: Seq[Any]) -> list[str]:
-    """Options that were given and are others than those of the run, which it keeps."""
-    found = []
+def _place(init: str | Path | None) -> str | None:
+    """What to begin with as a run notes it: a folder wherever the command is given again, or a hub id."""
+    return str(Path(init).resolve() if Path(init).exists() else init) if init is not None else None
+
+
+def _unheeded(given: Seq[Any], kept: Seq[Any], more: Seq[tuple[str, Any, Any, Any]]) -> str:
+    """Options that were given and are others than those of the run, which it keeps. ``more``: of no config, as name, value, the run's, and
+    what it is where nothing is given."""
+    every = list(more)
     for new, old in zip(given, kept, strict=True):
-        usual = type(new)()
-        for name in (f.name for f in dataclasses.fields(new) if f.name != "skip_bad_batches"):
-            value, mine = getattr(new, name), getattr(old, name)
-            if value not in (getattr(usual, name), mine):
-                found.append(f"{name} {mine} (not {value})")
-    return found
+        names = [f.name for f in dataclasses.fields(new) if f.name != "skip_bad_batches"]
+        every += [(name, getattr(new, name), getattr(old, name), getattr(type(new)(), name)) for name in names]
+    return ", ".join(f"{name} {mine} (not {value})" for name, value, mine, usual in every if value not in (usual, mine))
 
 
 def train_routes(
@@ -636,17 +639,13 @@ def train_routes(
         skip = config.skip_bad_batches  # the one option that can be given later: the message about a bad batch offers it
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         asked, data = data, _where(data, stored)
-        other = _unheeded(given, (model, mixture, config))
-        other += [f"data {data} (not {asked})"] if data.resolve() != asked.resolve() else []
-        for name, value, usual in (("init", init, None), ("init_vision", init_vision, "copy")):
-            began = stored.get(name, usual)
-            same = value in (usual, began) or (name == "init" and str(Path(str(value)).resolve()) == began)
-            other += [] if same else [f"{name} {began} (not {value})"]
-        if ranks.first and other:
-            print(
-                f"note: {run} goes on as it was begun, with {', '.join(other)}; for others choose another --out",
-                file=sys.stderr,
-            )
+        more = [
+            ("data", str(asked.resolve()), str(data.resolve()), None),
+            ("init", _place(init), stored.get("init"), None),
+            ("init_vision", init_vision, stored.get("init_vision", "copy"), "copy"),
+        ]
+        if ranks.first and (other := _unheeded(given, (model, mixture, config), more)):
+            print(f"note: {run} goes on as it was begun, with {other}; for others choose another --out", file=sys.stderr)
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
         if ranks.first and str(data.resolve()) != stored.get("data"):  # what is asked of the run later looks there
             write_json(path, {**stored, "data": str(data.resolve())})
@@ -693,7 +692,7 @@ def train_routes(
         described = {
             "version": quadrivium.__version__,
             "data": str(data.resolve()),
-            "init": str(Path(init).resolve()) if init is not None and Path(init).exists() else init,
+            "init": _place(init),
             "init_vision": init_vision,
             "read": prepared.manifest["options"]["read"],
             "held": prepared.manifest.get("held"),  # share of the groups that is held out

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import quadrivium
-from quadrivium import checkpoint, endpoints, evaluate, findings, grid
+from quadrivium import checkpoint, endpoints, errors, evaluate, findings, grid
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, streams_of
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
@@ -165,10 +165,12 @@ def run_transfer(
         folder = paths[0].resolve()
     else:
         folder = out / "data"
-        if plan.is_file() and (others := changed(paths, folder, config.prepare)):  # cells rest on what is there: it stays
+        begun = plan.is_file() and (folder / MANIFEST).is_file()  # cells rest on what is there: it stays
+        if begun and (others := changed(paths, folder, config.prepare)):
             raise RunError(
-                f"{', '.join(others)}: changed, or prepared with other options, since {out} was begun; `quadrivium transfer {folder} "
-                f"--out {out}`, with its other options and none of --prepare, goes on with the data as it was; another --out begins anew"
+                f"{', '.join(others)}: changed, or prepared with other options, since {out} was begun; "
+                f"`{errors.command('transfer', folder, '--out', out)}`, with its other options and none of --prepare, goes on with "
+                "the data as it was; another --out begins anew"
             )
         prepare(paths, folder, config.prepare, progress)
     data = Dataset(folder)

@@ -97,14 +97,15 @@ def test_a_folder_that_has_changed_costs_no_cell_its_data(folder, tmp_path):
         run_transfer([mine], out, config, seeds=(0, 1), arms=("text",), workers=1, progress=False)
     assert Dataset(out / "data").checksum == before
     later = replace(config, prepare=PrepareConfig())
-    assert set(
-        run_transfer([out / "data"], out, later, seeds=(0, 1), arms=("text",), workers=1, progress=False)["arms"]["text"][
-            "seeds"
-        ]
-    ) == {0, 1}
+    found = run_transfer([out / "data"], out, later, seeds=(0, 1), arms=("text",), workers=1, progress=False)
+    assert set(found["arms"]["text"]["seeds"]) == {0, 1}
     prepare([mine], out / "data", TINY, progress=False)  # by hand, against all advice
     with pytest.raises(RunError, match="has changed since"):
         _same_data(out, out / "data")
+    (mine / "text" / "more.txt").unlink()
+    shutil.rmtree(out / "data")  # as where cells alone were taken to another machine
+    run_transfer([mine], out, config, seeds=(0, 1), arms=("text",), workers=1, progress=False)
+    assert Dataset(out / "data").checksum == before
 
 
 @pytest.mark.parametrize("wrong", [

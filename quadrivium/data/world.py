@@ -46,7 +46,7 @@ from quadrivium.data.machine import opening as opening_picture
 from quadrivium.data.machine import portrait as portrait_picture
 from quadrivium.data.machine import run as run_machine
 from quadrivium.data.shards import whole
-from quadrivium.errors import ConfigError, DataError
+from quadrivium.errors import ConfigError, DataError, command
 
 GROUPS = ("read", "seen", "both", "neither")
 SPOKEN = ("read", "both")
@@ -455,9 +455,9 @@ def read_world(folder: Path) -> dict:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise DataError(
-            f"{folder}: no world.json, so this is no finished world; write one with `quadrivium world {folder}`"
-        ) from None
+        other = path.parent.is_dir() and any(path.parent.iterdir())  # into which no world is written
+        cure = "give the folder that `quadrivium world` wrote" if other else f"write one with `{command('world', folder)}`"
+        raise DataError(f"{folder} is no world: it has no world.json; {cure}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error}); delete the folder and write the world again") from None
 
