@@ -12,7 +12,8 @@ such a name beside a colour, which is checked. Both halves are drawn anew for ev
 
 Accuracy is the mean over colours, so that whoever ignores the name gets one in six, whatever colour is the commonest. The endpoint is
 direct, `four` minus `captions`. Where frames are read, documents wait for 30 % of the steps, as in `quadrivium experiment`; `noise` and
-`shuffled` wait as long as `four` does. Cells are kept, and the same command goes on from them.
+`shuffled` wait as long as `four` does. `--photos N` leaves at most N photographs of every seen kind, drawn anew for every seed. Cells are
+kept, and the same command goes on from them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -98,18 +100,30 @@ def kinds_of(seed: int) -> list[dict]:
     return found
 
 
-def write(source: Path, folder: Path, seed: int) -> None:
+def few(rows: list[dict], seen: set[str], photos: int, seed: int) -> list[dict]:
+    """At most so many photographs of every seen kind, in their old order, and all of the others."""
+    kept, of = set(), Counter[str]()
+    for row in random.Random(f"grocery/photos/{seed}").sample(rows, len(rows)):
+        if row["label"] not in seen or of[row["label"]] < photos:
+            of[row["label"]] += 1
+            kept.add(row["file_name"])
+    return [row for row in rows if row["file_name"] in kept]
+
+
+def write(source: Path, folder: Path, seed: int, photos: int | None) -> None:
     """The seed's folder of documents and captioned photographs, as a user would have it."""
     rng, kinds = random.Random(f"grocery/write/{seed}"), {k["label"]: k for k in kinds_of(seed)}
     documents = [form.format(n=k["name"]) for k in kinds.values() for form in SAYING]
     documents += [f"{form.format(n=k['name'])} {k['colour']}." for k in kinds.values() if k["told"] for form in TELLING]
+    listed = [json.loads(line) for line in (source / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    listed = [row for row in listed if row["label"] in kinds and "iconic" not in row["file_name"]]
+    if photos is not None:
+        listed = few(listed, {label for label, kind in kinds.items() if not kind["told"]}, photos, seed)
     rows = []
-    for line in (source / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        kind = kinds.get(row["label"])
-        if kind is not None and "iconic" not in row["file_name"]:
-            told = [form.format(n=kind["name"]) for form in NAMING] + [f"{LOOK} {kind['colour']}"] * kind["told"]
-            rows.append({"file_name": row["file_name"], "text": told})
+    for row in listed:
+        kind = kinds[row["label"]]
+        told = [form.format(n=kind["name"]) for form in NAMING] + [f"{LOOK} {kind['colour']}"] * kind["told"]
+        rows.append({"file_name": row["file_name"], "text": told})
     every = [*documents, *(caption for row in rows for caption in row["text"])]
     for name in (k["name"] for k in kinds.values() if not k["told"]):
         for said in every:
@@ -150,7 +164,7 @@ def measure(run: Run, data: Dataset, seed: int, samples: int = 8) -> dict[str, d
         def row(scores: np.ndarray, of: np.ndarray, truth: np.ndarray = truth) -> dict:
             right = credit(scores, truth[of])
             mean, error = ratio(right, np.ones(len(right)), of)
-            per = [right[truth[of] == c].mean() for c in range(len(COLOURS))]  # as if every colour were as frequent
+            per = [right[truth[of] == c].mean() for c in np.unique(truth[of])]  # as if every colour were as frequent
             return {"accuracy": mean, "se": error, "balanced": float(np.mean(per)), "n": len(right)}
 
         asked = [(i, form.format(n=k["name"])) for i, k in enumerate(kinds) for form in TELLING]
@@ -170,7 +184,8 @@ def measure(run: Run, data: Dataset, seed: int, samples: int = 8) -> dict[str, d
                 if named in label:
                     shown.append((frames(group(s.codes(int(item)), run.patch)),))
                     of_shown.append(label[named])
-        found[f"{group_name}, shown"] = row(answers(run, shown, [LOOK] * len(shown)), np.array(of_shown))
+        if shown:
+            found[f"{group_name}, shown"] = row(answers(run, shown, [LOOK] * len(shown)), np.array(of_shown))
     return found
 
 
@@ -213,12 +228,12 @@ def cell(out: Path, name: str, seed: int, steps: int) -> None:
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {"arm": name, "seed": seed, "seconds": state["seconds"], **found})
 
 
-def make(out: Path, source: Path, seed: int) -> None:
+def make(out: Path, source: Path, seed: int, photos: int | None) -> None:
     """A seed's shards; the visual tokenizer is the first seed's, whose photographs are the same."""
     home, first = out / f"seed-{seed}", out / "seed-0" / "data" / "tokenizers" / "visual"
     if not (home / "source" / "photos" / "metadata.jsonl").exists():
         shutil.rmtree(home / "source", ignore_errors=True)
-        write(source, home / "source", seed)
+        write(source, home / "source", seed, photos)
     prepare([home / "source"], home / "data", replace(PREPARE, visual_tokenizer=first if seed else None), progress=False)
 
 
@@ -253,12 +268,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/grocery"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--photos", type=int, help="at most so many of every seen kind (all)")
     parser.add_argument("--arms", nargs="*", default=DEFAULT, choices=list(ARMS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     out, source = options.out.resolve(), options.source.resolve()
     declared = {
         "steps": options.steps,
+        "photos": options.photos,
         "kinds": KINDS,
         **{k: plain(v) for k, v in (("model", MODEL), ("mixture", MIXTURE), ("prepare", PREPARE))},
     }
@@ -268,7 +285,7 @@ def main() -> None:
     jobs = {}
     for seed in range(options.seeds):
         name = f"shards-seed-{seed}"
-        jobs[name] = Job(name, make, (out, source, seed), ("shards-seed-0",) if seed else (), 2e5)
+        jobs[name] = Job(name, make, (out, source, seed, options.photos), ("shards-seed-0",) if seed else (), 2e5)
         for arm in options.arms:
             if not (out / "cells" / f"{arm}-seed-{seed}.json").exists():
                 cost = ARMS[arm][0].share * MIXTURE.positions * options.steps
