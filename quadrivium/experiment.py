@@ -261,7 +261,8 @@ def _plan_data(jobs: dict[str, Job], out: Path, config: ExperimentConfig, seed: 
 
 def _looks(out: Path, config: ExperimentConfig) -> None:
     """Learn the visual tokenizer from a world that has every look; no cell is measured on it."""
-    world = replace(config.world, seed=10_000 + config.world.seed, kinds=LOOKS, clips=1500, told=0, stills=3000, narrations=0)
+    world = replace(config.world, seed=10_000 + config.world.seed, kinds=LOOKS, told=0, narrations=0)
+    world = replace(world, clips=min(1500, world.clips), stills=min(3000, world.stills))  # which are plenty
     write_world(replace(world, processes=1), out / "looks" / "world", progress=False)
     prepare([out / "looks" / "world"], out / "looks" / "data", config.prepare, progress=False)
 

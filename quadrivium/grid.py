@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,7 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
     """
     threads = max(1, cores() // workers)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
+    context = _context()
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
     running: dict[int, tuple[Job, Any]] = {}
@@ -197,7 +198,7 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
                 elif len(running) < workers and all(n in done for n in job.needs):
-                    process = get_context("spawn").Process(target=_work, args=(job.work, job.arguments, name, threads))
+                    process = context.Process(target=_work, args=(job.work, job.arguments, name, threads))
                     process.start()
                     running[process.sentinel] = (waiting.pop(name), process)
             for sentinel in wait(list(running), timeout=2.0):
@@ -223,6 +224,16 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
             process.join()
     if failed:
         raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
+
+
+def _context() -> Any:
+    """How the process of a job begins: forked off one that has imported all a job needs and run nothing, since importing takes longer
+    than a small cell trains. Where there is a GPU it begins from nothing, as no fork may follow on CUDA."""
+    if torch.cuda.is_available() or "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["quadrivium.experiment", "quadrivium.transfer", "torch._dynamo"])  # the last by optimizers
+    return context
 
 
 def _why(out: Path, name: str, code: int | None) -> str:

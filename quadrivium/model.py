@@ -46,20 +46,13 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-try:  # attention of sequences that lie end to end; older ones know no window
-    from torch.nn.attention.varlen import varlen_attn
-
-    VARLEN = "window_size" in inspect.signature(varlen_attn).parameters
-except ImportError:
-    VARLEN = False
 
 FORM = 3  # raised where equal options make other cells of experiments than before, which do not mix. 3: the world's second form
 Sharing = Literal["all", "attention", "none", "cross"]
@@ -398,9 +391,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
+@cache
+def varlen() -> Callable[..., Any] | None:
+    """torch's attention of sequences that lie end to end, or None where it has none that knows a window.
+
+    Asked for on GPUs alone, since importing it takes the compiler along: as long as torch itself.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
 def end_to_end(x: Tensor, head_size: int) -> bool:
     """Whether `along` can attend to sequences as they lie: on a GPU whose kernels can, where products are made in half precision."""
-    if not (VARLEN and x.is_cuda and head_size % 8 == 0 and head_size <= 256):
+    if not (x.is_cuda and head_size % 8 == 0 and head_size <= 256 and varlen()):
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     return dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(x.device) >= (8, 0)
@@ -413,7 +419,9 @@ def along(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
     """
     if q.shape[1] != k.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    heard = varlen_attn(q, k, v, runs.ends, runs.ends, runs.longest, runs.longest, window_size=(-1, 0))
+    attend = varlen()
+    assert attend is not None  # as `end_to_end` saw
+    heard = attend(q, k, v, runs.ends, runs.ends, runs.longest, runs.longest, window_size=(-1, 0))
     assert isinstance(heard, Tensor)  # and not, as it can be asked for, more
     return heard
 

@@ -537,7 +537,7 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
     size = ExperimentConfig(
         world=WorldConfig(
             kinds=28, shares=(0.25, 0.25, 0.25, 0.25), devices=("ramp", "seesaw"), links=1, clips=60, told=40, stills=40,
-            narrations=400, size=16, frames=6,
+            narrations=400, size=16, frames=6, jitter=0.2,
         ),
         prepare=replace(
             TINY, read=ReadOptions(fps=8 / 3, size=16), vocab=400, visual_train=TrainConfig(steps=20), sample_frames=100, held=0.1
