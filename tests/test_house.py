@@ -181,6 +181,15 @@ def test_help_and_version_are_quick_and_import_no_torch():
     assert all(name in out for name in COMMANDS) and quadrivium.__version__ in out
 
 
+def test_no_module_brings_the_compiler_of_torch():
+    """It takes as long to import as torch itself; optimizers, `--compile` and a GPU's kernels bring it when they are used."""
+    code = (
+        "import sys, importlib; [importlib.import_module(m) for m in sys.argv[1:]]; assert 'torch._dynamo' not in sys.modules"
+    )
+    modules = [f"quadrivium.{name}" for name in HOUSE if not name.startswith(("__", "remote."))]  # what transformers loads
+    subprocess.run([sys.executable, "-c", code, *modules], check=True)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_teaches_itself(name, capsys):
     with pytest.raises(SystemExit) as left:
