@@ -142,7 +142,7 @@ class ExperimentConfig:
 def small() -> ExperimentConfig:
     """The experiment at a third of its cost: three devices, one language, and what it takes to learn these.
 
-    Two thirds of the kinds are both seen and told: the more there are, the more of what is seen crosses over (docs/figures.md). And
+    Two thirds of the kinds are both seen and told, as more of them helped in the first form of the experiment (docs/earlier.md), and
     documents are many, or they are learnt by heart.
     """
     full = ExperimentConfig()
