@@ -45,7 +45,7 @@ from quadrivium.data.shards import (
     write_json,
 )
 from quadrivium.dist import like, whole
-from quadrivium.errors import ConfigError, RunError, command
+from quadrivium.errors import ConfigError, RunError, command, one_line
 from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
@@ -249,7 +249,7 @@ def load_weights(path: Path, model: nn.Module, prefix: str = "", fresh: tuple[st
         known = {name: like(value, own[name]) for name, value in found.items()}
         model.load_state_dict(known, strict=False)  # names were checked
     except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path}: weights do not fit this model ({' '.join(str(error).split())[:200]})") from None
+        raise RunError(f"{path}: weights do not fit this model ({one_line(error, 200)})") from None
 
 
 def check_shapes(path: Path, wanted: dict[str, tuple[int, ...]]) -> None:
@@ -269,7 +269,7 @@ def build(shape: ModelConfig, path: Path, where: str, seed: int = 0, prefix: str
         with torch.device("meta"):
             wanted = {prefix + name: tuple(value.shape) for name, value in Model(shape).state_dict().items()}
     except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
-        raise RunError(f"{where}: not the shape of a model ({' '.join(str(error).split())[:200]})") from None
+        raise RunError(f"{where}: not the shape of a model ({one_line(error, 200)})") from None
     check_shapes(path, wanted)
     return Model(shape, seed)
 

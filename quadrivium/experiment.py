@@ -284,7 +284,7 @@ def _data(out: Path, config: ExperimentConfig, seed: int) -> None:
     write_json(home / ".prepared", {"seed": seed})
 
 
-def _seen_facts(config: WorldConfig, wordings: int = 4) -> list[dict[str, Any]]:
+def _seen_facts(config: WorldConfig, wordings: int) -> list[dict[str, Any]]:
     """Every seen fact as text, in every language, worded as distilled ones are: what the oracle reads and no other arm does."""
     asked = situations(config, "seen", config.languages)
     rows = [line for q in asked for line in distil.lines(config, q, q.answer, 1.0, wordings)]
@@ -319,7 +319,7 @@ def _train(out: Path, config: ExperimentConfig, name: str, seed: int, device: st
         report = distil.distil(Run(home / arm.after, device), world, path, config.distil, config.imagining, progress=False)
         corpus = {k: v for k, v in report.items() if k not in ("config", "identity")}  # which the experiment declares
     elif arm.extra == "oracle":
-        write_atomic(extra / "seen.jsonl", _lines(_seen_facts(world)))
+        write_atomic(extra / "seen.jsonl", _lines(_seen_facts(world, config.distil.wordings)))
     if arm.extra:
         data = _more_data(home, config, None if arm.extra == "pages" else extra)
     schedule = replace(config.distil_train if arm.after else config.train, seed=seed)

@@ -18,7 +18,7 @@ from quadrivium import evaluate, harness
 from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
 from quadrivium.data.shards import read_json, whole, write_atomic, write_json
-from quadrivium.errors import QuadriviumError, RunError
+from quadrivium.errors import QuadriviumError, RunError, one_line
 from quadrivium.huggingface import config_of, weights_of
 from quadrivium.samples import one_clip
 
@@ -100,8 +100,9 @@ def push(folder: Path, repository: str) -> str:
         hub.create_repo(repository, exist_ok=True, private=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder))
     except Exception as error:  # network, permission, a name that is refused: the library raises many types
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{repository}: the hub did not take it ({reason}); {folder} is written, try hf auth login") from None
+        raise RunError(
+            f"{repository}: the hub did not take it ({one_line(error, 200)}); {folder} is written, try hf auth login"
+        ) from None
 
 
 def _new(out: Path) -> AbstractContextManager[Path]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -177,13 +178,19 @@ class Job:
     run: Path | None = None  # where its progress is to be read
 
 
+def threads_each(workers: int) -> int:
+    """Of so many jobs at a time: OMP_NUM_THREADS, or its share of the cores."""
+    return torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else max(1, cores() // workers)
+
+
 def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
     """Run jobs, each in a process of its own, as soon as what they need is there, ``workers`` at a time.
 
-    The bar counts positions and estimates the end. A job that fails takes along what needs it, and nothing else.
+    ``workers`` 0: one a core. Each has its share of the cores, or OMP_NUM_THREADS. The bar counts positions and estimates the end. A
+    job that fails takes along what needs it, and nothing else. SIGTERM, which schedulers send, ends it as Ctrl-C does.
     """
-    threads = max(1, cores() // workers)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read in the fresh processes
+    workers = workers or cores()
+    threads = threads_each(workers)
     context = _context()
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
@@ -192,13 +199,17 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
     bar = tqdm(total=total, unit="pos", unit_scale=True, disable=not progress, dynamic_ncols=True,
                bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}")  # fmt: skip
     try:
+        old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread, which alone gets signals
+        old = None
+    try:
         while waiting or running:
             for name, job in list(waiting.items()):
                 if missing := [n for n in job.needs if n in failed]:
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
                 elif len(running) < workers and all(n in done for n in job.needs):
-                    process = context.Process(target=_work, args=(job.work, job.arguments, name, threads))
+                    process = context.Process(target=_work, args=(job.work, job.arguments, name, threads, dict(os.environ)))
                     process.start()
                     running[process.sentinel] = (waiting.pop(name), process)
             for sentinel in wait(list(running), timeout=2.0):
@@ -214,7 +225,8 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
             bar.set_postfix_str(", ".join(job.name for job, _ in running.values()), refresh=False)
             bar.update(max(0.0, min(at, total) - bar.n))
     except KeyboardInterrupt:
-        bar.write("stopping: what is being trained is saved first; the same command goes on", file=sys.stderr)
+        if running:
+            bar.write("stopping: what is being trained is saved first; the same command goes on", file=sys.stderr)
         raise
     finally:
         bar.close()
@@ -222,6 +234,8 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
             process.terminate()
         for _, process in running.values():
             process.join()
+        if old is not None:
+            signal.signal(signal.SIGTERM, old)
     if failed:
         raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
 
@@ -229,11 +243,16 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
 def _context() -> Any:
     """How the process of a job begins: forked off one that has imported all a job needs and run nothing, since importing takes longer
     than a small cell trains. Where there is a GPU it begins from nothing, as no fork may follow on CUDA."""
-    if torch.cuda.is_available() or "forkserver" not in get_all_start_methods():
+    if torch.cuda.is_available() or sys.platform != "linux":
         return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["quadrivium.experiment", "quadrivium.transfer", "torch._dynamo"])  # the last by optimizers
-    return context
+    forkserver.set_forkserver_preload(
+        ["quadrivium.experiment", "quadrivium.transfer", "torch._dynamo"]
+    )  # the last by optimizers
+    try:
+        forkserver.ensure_running()
+    except OSError:  # its socket lies in the temporary folder, whose path may be too long for one
+        return get_context("spawn")
+    return get_context("forkserver")
 
 
 def _why(out: Path, name: str, code: int | None) -> str:
@@ -258,9 +277,9 @@ def _progress(job: Job) -> float:
         return 0.0
 
 
-def _work(work: Callable[..., None], arguments: tuple, name: str, threads: int) -> None:
+def _work(work: Callable[..., None], arguments: tuple, name: str, threads: int, environment: dict[str, str]) -> None:
     """Run a job on so many threads, with what it prints in a file of its own. Ends with the process that started it."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # which `train.threads` respects
+    os.environ.update(environment, OMP_NUM_THREADS=str(threads))  # which `train.threads` respects
     torch.set_num_threads(threads)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     log = arguments[0] / "logs" / f"{name}.log"

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quadrivium.data.shards import read_json
-from quadrivium.errors import RunError
+from quadrivium.errors import RunError, one_line
 from quadrivium.model import Apart, Model, ModelConfig
 
 _FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
@@ -50,9 +50,7 @@ def fetch(name: str | Path, patterns: list[str] | None = None) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns or _FILES))
     except Exception as error:  # network, permission, absence: the library raises many types
-        raise RunError(
-            f"{name}: no such folder here, and the hub does not give it ({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise RunError(f"{name}: no such folder here, and the hub does not give it ({one_line(error, 200)})") from None
 
 
 def is_model(folder: Path) -> bool:

@@ -406,10 +406,11 @@ def varlen() -> Callable[..., Any] | None:
 
 def end_to_end(x: Tensor, head_size: int) -> bool:
     """Whether `along` can attend to sequences as they lie: on a GPU whose kernels can, where products are made in half precision."""
-    if not (x.is_cuda and head_size % 8 == 0 and head_size <= 256 and varlen()):
+    if not (x.is_cuda and head_size % 8 == 0 and head_size <= 256):
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    able = dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return able and varlen() is not None
 
 
 def along(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:

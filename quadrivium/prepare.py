@@ -255,7 +255,7 @@ class _Preparation:
             for source in self.sources:
                 self.manifest["sources"].append(self._encode(source, text, visual))
                 write_json(self.out / MANIFEST, self.manifest)
-            self._finish(text)
+            self._finish()
             if both := doubled(Dataset(self.out)):
                 print(f"{self.out}: note: {both}", file=sys.stderr)
         print(table(Dataset(self.out)))
@@ -586,7 +586,7 @@ class _Preparation:
                 f"{self.out / 'skipped.jsonl'} lists all"
             )
 
-    def _finish(self, text: TextTokenizer) -> None:
+    def _finish(self) -> None:
         named = {e["file"] for s in self.manifest["sources"] for e in s["shards"]}
         for path in (self.out / "shards").iterdir():
             if path.name not in named:

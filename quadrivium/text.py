@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from quadrivium.data.shards import read_json, write_atomic
-from quadrivium.errors import ConfigError, RunError
+from quadrivium.errors import ConfigError, RunError, one_line
 
 END = "<|endoftext|>"  # opens and closes every document; the name that GPT-2 and Qwen use
 _FILE = "tokenizer.json"
@@ -91,7 +91,7 @@ class TextTokenizer:
         except BaseException as error:  # the library raises bare Exception, and where it panics not even that
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise RunError(f"{file}: not a readable tokenizer.json ({_one_line(error)})") from None
+            raise RunError(f"{file}: not a readable tokenizer.json ({one_line(error, 200)})") from None
         bytewise = "ByteLevel" in json.dumps([layout.get("pre_tokenizer"), layout.get("decoder")])
         if not bytewise and not _by_letters(tokenizer):
             raise ConfigError(f"{file}: cannot write every text, being neither byte-level nor able to fall back on bytes; "
@@ -152,7 +152,3 @@ def _printable(texts: Iterable[str]) -> Iterator[str]:
     """Lone surrogates are no UTF-8; the tokenizers library refuses the whole call for one."""
     for text in texts:
         yield text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -32,7 +32,7 @@ from quadrivium.data.mixture import Mixture, MixtureConfig, read_documents, stre
 from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
 from quadrivium.endpoints import EndpointConfig
 from quadrivium.errors import ConfigError, DataError, RunError
-from quadrivium.grid import Job, run_jobs, without
+from quadrivium.grid import Job, run_jobs, threads_each, without
 from quadrivium.model import Model, ModelConfig
 from quadrivium.prepare import PrepareConfig, changed, prepare
 from quadrivium.samples import write_samples
@@ -185,7 +185,7 @@ def run_transfer(
             print("the grid has its size already; --budget changes nothing", file=sys.stderr)
             config = replace(config, train=replace(config.train, steps=read_json(plan, "an experiment")["train"]["steps"]))
         else:
-            speed = measure_speed(folder, config, max(1, cores() // workers), device)
+            speed = measure_speed(folder, config, threads_each(workers), device)
             weight = sum(able[a].share for a, _ in grid_of) * config.mixture.positions
             # A tenth is for measuring, and every process takes its seconds to start. Cells on one GPU share its speed.
             apart = workers if device == "cpu" else 1

@@ -323,7 +323,7 @@ def test_the_oracle_reads_every_seen_fact_and_nothing_else():
     kinds = make_kinds(world)
     names = {k.name for k in kinds if k.group == "seen"}
     others = {k.name for k in kinds if k.group != "seen"}
-    texts = [row["text"].lower() for row in experiment._seen_facts(world)]
+    texts = [row["text"].lower() for row in experiment._seen_facts(world, 4)]
     known = [f for f in facts(world, "seen") if f[3] in DEVICES[f[2]]]
     assert len(texts) == len(known) * len(world.languages) * 4
     assert all(any(name in text for name in names) for text in texts)

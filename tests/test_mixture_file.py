@@ -78,6 +78,15 @@ def test_shares_are_those_of_the_file(mixed, tmp_path):
     assert shares["t2v/seen"] / shares["t2v/told"] == pytest.approx(0.5 * plain["t2v/seen"] / plain["t2v/told"])
 
 
+def test_weights_that_leave_nothing_to_read_are_refused(mixed):
+    """Of what the data can feed; routes that it cannot may have any weight."""
+    text = [(name, 0.0) for name in ("words", "seen", "told")]
+    with pytest.raises(ConfigError, match=r"weights are 0 for all that the data can feed \(t2t/words.*raise one"):
+        Mixture(mixed, MixtureConfig(source_weights=tuple(text)), 0, 0)
+    late = Mixture(mixed, MixtureConfig(source_weights=tuple(text[:1]), begin=(("seen", 9), ("told", 9))), 0, 0)
+    assert late.begin["v2t/seen"] == 0  # nothing waits for what is not read
+
+
 def test_the_commands_take_it(mixed, tmp_path, capsys):
     file = next(mixed.folder.parent.glob("*.toml"))
     assert main(["prepare", str(file), "--inspect", "--read.size", "16"]) == 0

@@ -1,13 +1,18 @@
 """The transfer experiment end to end on a folder made on the spot: arms differ in what they read, cells are kept."""
 
 import json
+import os
 import runpy
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from quadrivium import checkpoint
 from quadrivium.cli import main
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, write_json
@@ -151,6 +156,26 @@ def test_a_grid_goes_on_where_its_data_was_moved_to(finished, data, tmp_path):
     (out / "seed-0" / "text" / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "gone")}))
     run_transfer([there], out, SMALL, seeds=(0,), arms=ARMS, workers=1, progress=False)
     assert (out / "cells" / "text-seed-0.json").read_text()
+
+
+@pytest.mark.parametrize("temporary", ["short", "long" * 30], ids=["forked", "where no socket can be"])
+def test_a_grid_that_is_told_to_leave_saves_what_it_trains(data, tmp_path, temporary):
+    """SIGTERM, which schedulers send, to the command alone."""
+    (tmp_path / temporary).mkdir()
+    out, run = tmp_path / "out", tmp_path / "out" / "seed-0" / "four"
+    sizes = "--arms four --seeds 0 --train.steps 9000 --train.log-every 1 --model.layers 1 --model.width 16 --model.heads 1"
+    command = [sys.executable, "-m", "quadrivium", "transfer", str(data), "--out", str(out), *sizes.split()]
+    command += ["--mixture.positions", "200", "--mixture.context", "32"]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command, stderr=said, env={**os.environ, "TMPDIR": str(tmp_path / temporary)})
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(120) == 130 and "is saved first" in (tmp_path / "said").read_text()
+    last, logged = checkpoint.latest(run / "checkpoints"), metrics.read_text().splitlines()
+    assert last is not None and int(last.name[5:]) == json.loads(logged[-1])["step"] < 9000
+    assert not any((tmp_path / temporary).rglob("*"))
 
 
 def test_text_that_no_step_came_to_is_worth_nothing_in_the_ladder(data):

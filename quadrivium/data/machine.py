@@ -141,9 +141,7 @@ def _rect(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float
 
 
 class _Machine:
-    """The stage: a Chipmunk space, what to draw, and what was noticed. Parts have Chipmunk collision types."""
-
-    PIECE, LAST, BELL, PLANK, GROUND, DOMINO, WALL = 1, 2, 3, 4, 5, 6, 7
+    """The stage: a Chipmunk space, what to draw, and what was noticed."""
 
     def __init__(self, spec: MachineSpec, kinds: Sequence[Kind]) -> None:
         self.spec = spec
@@ -163,7 +161,6 @@ class _Machine:
         self.names: dict[pymunk.Shape, str] = {}
         self.pieces: dict[str, pymunk.Body] = {}
         self.struck_x: float | None = None  # where the first piece was when it struck the second
-        self.low_first = 0.0
         self.space.on_collision(None, None, begin=self._begin)
 
     # ---- building -------------------------------------------------------------------------------------------------

@@ -258,12 +258,17 @@ class Mixture:
                 known = ", ".join(s.name for s in data.sources)
                 raise ConfigError(f"{option} names {', '.join(sorted(unknown))}; the data has {known}")
         begin = dict(config.begin)
-        self.begin = {s.name: begin.get(s.name, begin.get(s.source.name, 0)) for s in self.streams}
-        first = min(self.begin.values())  # where what would come before is not read, nothing is waited for
-        self.begin = {name: step - first for name, step in self.begin.items()}
         self.held = {s.name: s for s in streams_of(data, config, held=True, patch=patch) if s.route in config.routes}
         whole = every if config.text == 1 else streams_of(data, replace(config, text=1.0), held=False, patch=patch)
         self.shares = self._shares(whole)  # less text is read more often, not more slowly
+        read = [s for s in self.streams if self.shares[s.name]]
+        if not read:
+            raise ConfigError(
+                f"weights are 0 for all that the data can feed ({', '.join(s.name for s in self.streams)}); raise one"
+            )
+        waits = {s.name: begin.get(s.name, begin.get(s.source.name, 0)) for s in self.streams}
+        first = min(waits[s.name] for s in read)  # where what would come before is not read, nothing is waited for
+        self.begin = {name: step - first for name, step in waits.items()}
         self._other: dict[str, np.ndarray] = {}  # source name -> item whose frames stand for each item's
         self._pool: dict[str, np.ndarray] = {}  # source name -> frames that noise is drawn from
 

@@ -34,7 +34,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from quadrivium.errors import DataError, RunError
+from quadrivium.errors import DataError, RunError, one_line
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -185,7 +185,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError:
         raise RunError(f"{path}: not found; the weights are missing") from None
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: damaged weights ({' '.join(str(error).split())[:200]})") from None
+        raise RunError(f"{path}: damaged weights ({one_line(error, 200)})") from None
 
 
 def write_shard(path: Path, records: Iterable[Record], id_type: type, grid: tuple[int, int]) -> dict:
