@@ -425,7 +425,11 @@ def _curve(ladder: dict[str, Any]) -> str:
     axes.annotate("all routes", (tokens.max(), ladder["four"]), color=_INK["mark"], fontsize=9, ha="right", va="bottom")
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(tokens)
+    marked = np.sort(tokens)[:1]
+    for rung in np.sort(tokens)[1:]:  # one too near the last has no room for its number
+        if np.log(rung / marked[-1]) > 0.12 * np.log(tokens.max() / tokens.min()):
+            marked = np.append(marked, rung)
+    axes.set_xticks(marked)
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda v, _: f"{v / 1e6:.3g}M" if v >= 1e6 else f"{v / 1e3:.3g}k" if v >= 1e3 else f"{v:.0f}")
     )
