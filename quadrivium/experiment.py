@@ -261,9 +261,10 @@ def _plan_data(jobs: dict[str, Job], out: Path, config: ExperimentConfig, seed: 
 
 def _looks(out: Path, config: ExperimentConfig) -> None:
     """Learn the visual tokenizer from a world that has every look; no cell is measured on it."""
-    world = replace(config.world, seed=10_000 + config.world.seed, kinds=LOOKS, told=0, narrations=0)
-    world = replace(world, clips=min(1500, world.clips), stills=min(3000, world.stills))  # which are plenty
-    write_world(replace(world, processes=1), out / "looks" / "world", progress=False)
+    clips, stills = min(1500, config.world.clips), min(3000, config.world.stills)  # so many are plenty
+    seed = 10_000 + config.world.seed
+    world = replace(config.world, seed=seed, kinds=LOOKS, clips=clips, told=0, stills=stills, narrations=0, processes=1)
+    write_world(world, out / "looks" / "world", progress=False)
     prepare([out / "looks" / "world"], out / "looks" / "data", config.prepare, progress=False)
 
 

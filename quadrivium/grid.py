@@ -245,9 +245,8 @@ def _context() -> Any:
     than a small cell trains. Where there is a GPU it begins from nothing, as no fork may follow on CUDA."""
     if torch.cuda.is_available() or sys.platform != "linux":
         return get_context("spawn")
-    forkserver.set_forkserver_preload(
-        ["quadrivium.experiment", "quadrivium.transfer", "torch._dynamo"]
-    )  # the last by optimizers
+    needed = ["quadrivium.experiment", "quadrivium.transfer", "torch._dynamo"]  # the last by optimizers
+    forkserver.set_forkserver_preload(needed)
     try:
         forkserver.ensure_running()
     except OSError:  # its socket lies in the temporary folder, whose path may be too long for one
