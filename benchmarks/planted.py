@@ -2,8 +2,8 @@
 
     python benchmarks/planted.py --out runs/planted
 
-    sight     every name has a colour. Pictures show it and captions give the name alone; documents tell it of some names, and
-              held-out documents are about others. What text can gain, only pictures hold: visual profit.
+    sight     every name has a colour. Pictures show it and captions give the name alone; documents tell it of seven names in ten,
+              and held-out documents of the others. What text can gain, only pictures hold: visual profit.
     caption   as above, but captions tell the colour and pictures show another one, drawn anew: caption profit.
     compute   documents of one made-up language, of which a run reads less than half. Captions are more of it, under pictures of
               nothing: text alone that reads as much gains as much: compute or regularisation profit.
@@ -18,6 +18,7 @@ import argparse
 import json
 import random
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from quadrivium.ask import credit
 from quadrivium.checkpoint import Run
 from quadrivium.data.language import invent_names
 from quadrivium.data.mixture import MixtureConfig
-from quadrivium.data.shards import Dataset, write_json
+from quadrivium.data.shards import Dataset, is_held, write_json
 from quadrivium.data.sources import ReadOptions
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
@@ -73,11 +74,11 @@ def tile(colour: str | None, rng: random.Random) -> Image.Image:
     return Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8))
 
 
-def write(folder: Path, documents: list[str], pictures: list[tuple[Image.Image, str]]) -> None:
+def write(folder: Path, documents: list[dict[str, str]], pictures: list[tuple[Image.Image, str]]) -> None:
     """A folder as a user has it: documents, and pictures with captions or without."""
     for part in ("text", "pictures"):
         (folder / part).mkdir(parents=True)
-    lines = (json.dumps({"text": document}) + "\n" for document in documents)
+    lines = (json.dumps(document) + "\n" for document in documents)
     (folder / "text" / "documents.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = []
     for i, (picture, caption) in enumerate(pictures):
@@ -87,15 +88,23 @@ def write(folder: Path, documents: list[str], pictures: list[tuple[Image.Image, 
 
 
 def facts(folder: Path, seed: int, told: bool, names: int, each: int) -> None:
-    """Names and their colours: in pictures, or (``told``) in captions under pictures of other colours."""
+    """Names and their colours: in pictures, or (``told``) in captions under pictures of other colours.
+
+    Documents that name a name alone are as many for every name, so that what is spelt costs every arm alike. The colour
+    of seven names in ten stands in documents that are trained on, that of the others in held-out ones and nowhere else."""
     rng = random.Random(f"planted/{seed}")
-    colour = {name: rng.choice(list(COLOURS)) for name, _ in invent_names(rng, names)}
-    # A document a name: those that are held out tell of names whose colour no other document tells.
-    documents = [f"{name} {c}" for name, c in colour.items()] + [f"{name}" for name in colour for _ in range(2)]
+    colours = list(COLOURS)
+    colour = {name: colours[i % len(colours)] for i, (name, _) in enumerate(invent_names(rng, names))}
+    # A group's side of the split is a function of its name, so a document's side is chosen by naming its group.
+    trained, held = ((f"{i}" for i in count() if is_held(f"{i}", PREPARE.held) == out) for out in (False, True))
+    documents = [{"text": name, "group": next(trained)} for name in colour for _ in range(8)]
+    for i, (name, c) in enumerate(colour.items()):
+        for group in [next(trained), next(trained)] if i < 0.7 * names else [next(held)]:
+            documents.append({"text": f"{name} {c}", "group": group})
     pictures = []
     for name, c in colour.items():
         for _ in range(each):
-            pictures.append((tile(rng.choice(list(COLOURS)), rng), f"{name} {c}") if told else (tile(c, rng), name))
+            pictures.append((tile(rng.choice(colours), rng), f"{name} {c}") if told else (tile(c, rng), name))
     rng.shuffle(documents)
     rng.shuffle(pictures)
     write(folder, documents, pictures)
@@ -114,12 +123,12 @@ def language(folder: Path, seed: int, documents: int, captions: int, bare: int) 
         return " ".join(said)
 
     pictures = [(tile(None, rng), sentence() if i < captions else "") for i in range(captions + bare)]
-    write(folder, [sentence() for _ in range(documents)], pictures)
+    write(folder, [{"text": sentence()} for _ in range(documents)], pictures)
 
 
 def make(name: str, folder: Path, seed: int) -> None:
     if name in ("sight", "caption"):
-        facts(folder, seed, name == "caption", *((120, 4) if name == "caption" else (100, 6)))
+        facts(folder, seed, name == "caption", names=100, each=6)
     elif name == "compute":
         language(folder, seed, 3000, 1000, 0)
     else:
@@ -148,10 +157,9 @@ def known(folder: Path, arm: str, seed: int) -> float:
     run = Run(folder / f"seed-{seed}" / arm)
     source = next(s for s in Dataset(folder / "data").sources if not s.frames.any())
     texts = [run.text.decode(source.text(int(i), 0)).split() for i in np.flatnonzero(source.held)]
-    told = [words for words in texts if len(words) == 2]
-    rows = [(text(run.text.document(f"{name} {colour}"), wanted=True),) for name, _ in told for colour in COLOURS]
-    costs = evaluate.bits(run.model, rows).reshape(len(told), -1)
-    return float(credit(-costs, np.array([list(COLOURS).index(colour) for _, colour in told])).mean())
+    rows = [(text(run.text.document(f"{name} {colour}"), wanted=True),) for name, _ in texts for colour in COLOURS]
+    costs = evaluate.bits(run.model, rows).reshape(len(texts), -1)
+    return float(credit(-costs, np.array([list(COLOURS).index(colour) for _, colour in texts])).mean())
 
 
 def main() -> None:
