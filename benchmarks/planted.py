@@ -96,7 +96,7 @@ def facts(folder: Path, seed: int, told: bool, names: int, each: int) -> None:
     colours = list(COLOURS)
     colour = {name: colours[i % len(colours)] for i, (name, _) in enumerate(invent_names(rng, names))}
     # A group's side of the split is a function of its name, so a document's side is chosen by naming its group.
-    trained, held = ((f"{i}" for i in count() if is_held(f"{i}", PREPARE.held) == out) for out in (False, True))
+    trained, held = (filter(lambda g, out=out: is_held(g, PREPARE.held) == out, map(str, count())) for out in (False, True))
     documents = [{"text": name, "group": next(trained)} for name in colour for _ in range(8)]
     for i, (name, c) in enumerate(colour.items()):
         for group in [next(trained), next(trained)] if i < 0.7 * names else [next(held)]:
