@@ -45,11 +45,13 @@ def compare(name: str, given: list[int], flex, blocks) -> None:
     parts = [t.requires_grad_() for t in (q, k, v)]
 
     def bucketed() -> torch.Tensor:
-        found = [attention(*(t[b].transpose(1, 2) for t in parts), causal=True) for b in buckets]
+        asked, keys, values = ([t[b].transpose(1, 2) for b in buckets] for t in parts)
+        found = [attention(*heads, causal=True) for heads in zip(asked, keys, values, strict=True)]
         return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found])[back]
 
     def end_to_end() -> torch.Tensor:
-        return regroup(along(*(regroup(t, order, inverse) for t in parts), runs), inverse, order)
+        asked, keys, values = (regroup(t, order, inverse) for t in parts)
+        return regroup(along(asked, keys, values, runs), inverse, order)
 
     row = torch.repeat_interleave(torch.arange(len(lengths), device="cuda"), lengths)
 

@@ -134,11 +134,11 @@ def write(source: Path, folder: Path, seed: int, photos: int | None) -> None:
     (folder / "text" / "documents.jsonl").write_text(
         "".join(json.dumps({"text": d}) + "\n" for d in documents), encoding="utf-8"
     )
-    photos = folder / "photos"
+    shelf = folder / "photos"
     for row in rows:
-        (photos / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / row["file_name"], photos / row["file_name"])
-    (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (shelf / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / row["file_name"], shelf / row["file_name"])
+    (shelf / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def answers(run: Run, given: Seq[Sequence], beginnings: list[str]) -> np.ndarray:

@@ -35,8 +35,8 @@ def prepare(source: str, out: str, items: str, tokenizers: str) -> dict:
     threads()
     config = PrepareConfig(vocab=512, shard_items=int(items), visual_train=TrainConfig(steps=60))
     if tokenizers:
-        known = {kind: Path(tokenizers) / kind for kind in ("text", "visual") if (Path(tokenizers) / kind).is_dir()}
-        config = replace(config, **{f"{kind}_tokenizer": path for kind, path in known.items()})
+        text, visual = (path if path.is_dir() else None for path in (Path(tokenizers) / "text", Path(tokenizers) / "visual"))
+        config = replace(config, text_tokenizer=text, visual_tokenizer=visual)
     before = spent()
     data = run([Path(source)], Path(out), config, progress=False)
     return {"seconds": spent() - before, "shards": sum(len(s["shards"]) for s in data.manifest["sources"])}
@@ -79,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         name, *rest = options.only
-        found = {"prepare": prepare, "train": train}[name](*rest)
+        found = prepare(*rest) if name == "prepare" else train(*rest)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({**found, "peak": peak}))
         return

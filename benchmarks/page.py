@@ -319,12 +319,13 @@ class Visitor(threading.Thread):
             return
         how = [0.7, 0.95, chance.randint(1, 4), chance.randrange(1000), chance.randint(5, 60)]
         route = chance.choice(ROUTES)
-        values = {
+        asked: dict[str, list] = {
             ROUTES[0]: ["a red ball", chance.randint(1, 4)],
             ROUTES[1]: [key],
             ROUTES[2]: [key, "", chance.randint(1, 4)],
             ROUTES[3]: ["The red ball", True, chance.randint(1, 4)],
-        }[route] + how
+        }
+        values = asked[route] + how
         began = time.monotonic()
         status, session = self.page.join(route, values)
         if status != 200:
@@ -338,17 +339,16 @@ class Visitor(threading.Thread):
             self.page.hear(session, until=chance.random())
             self.found["left early"] += 1
             return
-        heard = self.page.hear(session)
-        text, lasted = json.dumps(heard), time.monotonic() - began
-        if "q-legend" in text and ENGLISH.done.partition("{")[0] in text:
+        answer, lasted = json.dumps(self.page.hear(session)), time.monotonic() - began
+        if "q-legend" in answer and ENGLISH.done.partition("{")[0] in answer:
             self.found["served"] += 1
             self.seconds.append(lasted)
-        elif ENGLISH.full in text:
+        elif ENGLISH.full in answer:
             self.found["turned away"] += 1
             self.turned.append(lasted)
         else:
             self.found["failed"] += 1
-            print(f"failed: {text[-600:]}", file=sys.stderr)
+            print(f"failed: {answer[-600:]}", file=sys.stderr)
 
 
 def soak(page: Page, minutes: float, clients: int) -> None:

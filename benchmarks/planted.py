@@ -35,12 +35,13 @@ from quadrivium.data.sources import ReadOptions
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.sequence import text
+from quadrivium.statistics import CAPTION, COMPUTE, NONE, VISUAL
 from quadrivium.train import TrainConfig
 from quadrivium.transfer import MAIN, TransferConfig, possible, run_transfer
 from quadrivium.visual import VisualConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 70, 220), "yellow": (230, 210, 40)}
-EXPECTED = {"sight": "visual profit", "caption": "caption profit", "compute": "compute or regularisation profit"}
+EXPECTED = {"sight": VISUAL, "caption": CAPTION, "compute": COMPUTE}
 PREPARE = PrepareConfig(
     read=ReadOptions(size=16),
     vocab=1200,
@@ -96,7 +97,8 @@ def facts(folder: Path, seed: int, told: bool, names: int, each: int) -> None:
     colours = list(COLOURS)
     colour = {name: colours[i % len(colours)] for i, (name, _) in enumerate(invent_names(rng, names))}
     # A group's side of the split is a function of its name, so a document's side is chosen by naming its group.
-    trained, held = (filter(lambda g, out=out: is_held(g, PREPARE.held) == out, map(str, count())) for out in (False, True))
+    trained = (str(i) for i in count() if not is_held(str(i), PREPARE.held))
+    held = (str(i) for i in count() if is_held(str(i), PREPARE.held))
     documents = [{"text": name, "group": next(trained)} for name in colour for _ in range(8)]
     for i, (name, c) in enumerate(colour.items()):
         for group in [next(trained), next(trained)] if i < 0.7 * names else [next(held)]:
@@ -173,7 +175,7 @@ def main() -> None:
     rows = {}
     for name in options.only or [*EXPECTED, *(f"null-{i}" for i in range(options.nulls))]:
         found = judge(name, options.out, options.seeds, int(name.partition("-")[2] or 0))
-        rows[name] = {"verdict": found["verdict"]["words"], "expected": EXPECTED.get(name, transfer.NONE),
+        rows[name] = {"verdict": found["verdict"]["words"], "expected": EXPECTED.get(name, NONE),
                       "gains": {a: [g["mean"], g["low"], g["high"]] for a, g in found["gains"].items()},
                       "bits": {a: r["bits_per_byte"] for a, r in found["arms"].items()}}  # fmt: skip
         gains = ", ".join(f"{a} {g[0]:+.3f} ({g[1]:+.3f} to {g[2]:+.3f})" for a, g in rows[name]["gains"].items())

@@ -46,7 +46,7 @@ def states(run: Run, questions: list[Question]) -> torch.Tensor:
         batch, layers = Batch.of(seq.pack([(seq.text(run.text.enclose(ids)),)])), run.model.config.layers
         taken: dict[int, torch.Tensor | None] = dict.fromkeys(range(1, layers + 1))
         run.model.states(batch, layers, None, taken)
-        found.append(torch.stack([x[-1] for x in taken.values()]))
+        found.append(torch.stack([x[-1] for x in taken.values() if x is not None]))
     return torch.stack(found).float()
 
 
@@ -54,6 +54,10 @@ def states(run: Run, questions: list[Question]) -> torch.Tensor:
 def foretold(run: Run, world: WorldConfig, questions: list[Question], at: torch.Tensor) -> float:
     """Share of ``questions`` whose foretold last frame, from states (n, D) and the likeliest code by code, shows the answer."""
     head, c = run.model.head_ahead, run.model.config
+    if head is None:
+        raise SystemExit(
+            "this run foretells no frames: a run of `quadrivium experiment`, or one trained with --mixture.ahead, does"
+        )
     entered = head.head.enter((F.rms_norm(at, at.shape[-1:])[:, None] + head.place.weight).flatten(0, 1))
     known = torch.zeros(len(entered), 0, dtype=torch.long)
     for _ in range(c.patch**2):

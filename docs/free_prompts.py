@@ -32,7 +32,8 @@ def main(folder: Path, home: Path, out: Path) -> None:
     clips = ask.imagined(run.model, run.text, asked, Imagining(samples=1, tries=TRIES, frames=count))
     told = ask.tell(run.model, run.text, asked, clips)
     parsed = ask.outcomes_told(asked, told, make_kinds(world))
-    rows, both = [], []
+    rows: list[list] = []
+    both = []
     print("| prompt | the model's words after its imagined clip | told | simulated |\n|---|---|---|---|")
     for n, (q, clip, words, counts) in enumerate(zip(asked, clips, told, parsed, strict=True), 1):
         said = [*DEVICES[q.device], "no outcome"][int(counts.argmax())]

@@ -44,8 +44,8 @@ def licence(name: str) -> str:
     """One line: the SPDX expression, else the classifiers, else the short form of the free text."""
     data = distribution(name).metadata
     classes = [c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License ::")]
-    text = (data.get("License") or "").strip()
-    return data.get("License-Expression") or ", ".join(classes) or text.split("\n")[0][:60] or "see its files"
+    spdx, text = ((data.get_all(field) or [""])[0].strip() for field in ("License-Expression", "License"))
+    return spdx or ", ".join(classes) or text.split("\n")[0][:60] or "see its files"
 
 
 def main() -> None:
