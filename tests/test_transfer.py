@@ -15,7 +15,7 @@ import pytest
 from quadrivium import checkpoint
 from quadrivium.cli import main
 from quadrivium.data.mixture import Mixture, MixtureConfig
-from quadrivium.data.shards import Dataset, write_json
+from quadrivium.data.shards import Dataset, is_held, write_json
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.experiment import run_experiment
 from quadrivium.model import ModelConfig
@@ -233,7 +233,8 @@ def test_a_budget_is_measured_and_says_what_it_can_detect(finished, data, tmp_pa
 
 
 def test_data_sets_with_a_known_answer_are_judged(tmp_path, monkeypatch):
-    """The benchmark of the verdict, shrunk to two steps: it makes its data, runs its cells in this process, and ends with a verdict."""
+    """The benchmark of the verdict, shrunk to two steps: it makes its data, runs its cells in this process, and ends with a verdict.
+    Where pictures alone hold a fact, every held-out document tells it, of a name of which no other text does."""
     planted = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "planted.py"))
     few = replace(
         planted["CONFIG"],
@@ -245,5 +246,19 @@ def test_data_sets_with_a_known_answer_are_judged(tmp_path, monkeypatch):
     monkeypatch.setitem(judge, "CONFIG", few)
     monkeypatch.setitem(judge, "PREPARE", replace(planted["PREPARE"], visual_train=TrainConfig(steps=2)))
     monkeypatch.setitem(judge, "make", lambda name, folder, seed: planted["language"](folder, seed, 40, 0, 12))
-    found = planted["judge"]("null-0", tmp_path, 1)
-    assert found["verdict"]["words"] == "undecided" and {"text", "four", "noise"} <= set(found["arms"])
+    monkeypatch.setattr(sys, "argv", ["planted.py", "--out", str(tmp_path), "--seeds", "1", "--only", "null-0"])
+    planted["main"]()
+    row = json.loads((tmp_path / "planted.json").read_text())["null-0"]
+    assert (row["verdict"], row["expected"]) == ("undecided", "none detected") and {"text", "four", "noise"} <= set(row["bits"])
+
+    planted["facts"](tmp_path / "sight", 0, False, 20, 2)
+    rows = [json.loads(line) for line in (tmp_path / "sight" / "text" / "documents.jsonl").read_text().splitlines()]
+    sides = [[r["text"] for r in rows if is_held(r["group"], planted["PREPARE"].held) == out] for out in (False, True)]
+    captions = (tmp_path / "sight" / "pictures" / "metadata.jsonl").read_text()
+    assert len(sides[1]) == 6 and not any(colour in captions for colour in planted["COLOURS"])
+    for name, colour in map(str.split, sides[1]):
+        assert (
+            [text for text in sides[0] if name in text.split()] == [name] * 8
+            and colour in planted["COLOURS"]
+            and name in captions
+        )
