@@ -321,10 +321,10 @@ def stratum(count: int) -> str:
 
 def measure(
     model: Model, tokenizer: TextTokenizer, data: Dataset, mixture: Mixture, config: EndpointConfig, share: float, limit: int,
-    seed: int, baselines: bool,
+    seed: int, untrained: Model | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a cell keeps: ``words``, kind -> bits and bytes; ``tasks``, task -> ``accuracy``, ``n``, ``chance`` and ``strata``, stratum ->
-    sum of credits and number; with ``baselines``, also task -> baseline -> accuracy."""
+    sum of credits and number; with ``untrained``, the model before its first step, also ``baselines``, task -> baseline -> accuracy."""
     rated = ratings(config.concreteness) if config.concreteness else None
     found: dict[str, Any] = {"words": by_word(model, mixture, Kinds(tokenizer, data, rated), limit)}
     asked = questions(config)
@@ -347,9 +347,8 @@ def measure(
                 place[0], place[1] = place[0] + c, place[1] + 1
             row["strata"] = strata
         found["tasks"][task] = row
-    if baselines:
+    if untrained is not None:
         counted = Trigram(map(tokenizer.enclose, texts), tokenizer.size) if tokenizer.size <= _PACKED else None
-        fresh = Model(model.config, seed).to(next(model.parameters()).device).eval()
         colours = Counter(w for s in said for w in _letters().findall(s.lower()))
         found["baselines"] = {task: {} for task in asked}
         for task, docs in asked.items():
@@ -358,7 +357,7 @@ def measure(
                 row |= {"commonest answer": _commonest(docs), "colour of the text": _one_colour(docs, colours)}
             if counted:
                 row["trigram"] = float(credits(docs, counted.score(tokenizer)).mean())
-            row["before the first step"] = float(credits(docs, by_model(fresh, tokenizer)).mean())
+            row["before the first step"] = float(credits(docs, by_model(untrained, tokenizer)).mean())
     return found
 
 

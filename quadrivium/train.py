@@ -681,8 +681,6 @@ def train_routes(
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
     else:
         model, visual, text, source = shape_on(data, prepared, model, mixture, init)
-        if source is not None:  # what cannot be begun with is refused before a run is there
-            check(model, Weights(source)) if is_model(source) else checkpoint.weights(source)
         mixed = Mixture(prepared, mixture, text.end, config.seed, model.patch)
         late = [name for name, step in mixed.begin.items() if config.steps and step >= config.steps]
         if late:
@@ -711,16 +709,13 @@ def train_routes(
             write_json(path, described)
     if ranks.first:
         ranks.wait()
-    foreign = source is not None and is_model(source)
-    if source is not None and foreign and resume:
+    if source is not None and resume and is_model(source):
         check(model, Weights(source))
     at = _newest(run / "checkpoints", ranks)  # asked by all ranks, of which the first may have begun the run just now
     saved = run / "checkpoints" / f"step-{at:08d}" / "model.safetensors"
     network = checkpoint.build(model, saved, str(path), config.seed) if at >= 0 else Model(model, config.seed)
-    if source is not None and foreign:
-        fill(network, Weights(source), copy=init_vision == "copy")
-    elif source is not None:
-        checkpoint.load_weights(checkpoint.weights(source), network, fresh=("head_ahead.", "sharpness"))
+    if source is not None:
+        begin_with(network, source, init_vision)
     size = sum(p.numel() for p in network.parameters())
     network.recompute = computing.recompute
     if computing.compile:
@@ -762,12 +757,20 @@ def train_routes(
     return state
 
 
+def begin_with(model: Model, source: Path, init_vision: Literal["copy", "fresh"] = "copy") -> None:
+    """Put the weights of a run, or of a Hugging Face model, into a model of the shape that `shape_on` gives for it."""
+    if is_model(source):
+        fill(model, Weights(source), copy=init_vision == "copy")
+    else:
+        checkpoint.load_weights(checkpoint.weights(source), model, fresh=("head_ahead.", "sharpness"))
+
+
 def shape_on(
     data: Path, prepared: Dataset, model: ModelConfig, mixture: MixtureConfig, init: str | Path | None = None
 ) -> tuple[ModelConfig, VisualTokenizer | None, TextTokenizer, Path | None]:
     """The resolved shape of a model for a mixture of a data folder, the folder's tokenizers, and where the weights to begin with lie.
 
-    Raises ConfigError where the shape is impossible, RunError where ``init`` has other tokenizers than the data."""
+    Raises ConfigError where the shape is impossible, RunError where ``init`` has other tokenizers than the data, or weights that do not fit."""
     source = None if init is None else fetch(init)
     foreign = source is not None and is_model(source)
     text = TextTokenizer.load(data / "tokenizers" / "text")
@@ -793,7 +796,10 @@ def shape_on(
         model = cells(model, visual.rows, visual.columns, visual.n_codes) if visual else model
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return shaped(model, mixture), visual, text, source
+    model = shaped(model, mixture)
+    if source is not None:  # what cannot be begun with is refused before anything is written
+        check(model, Weights(source)) if foreign else checkpoint.weights(source)
+    return model, visual, text, source
 
 
 def shaped(model: ModelConfig, mixture: MixtureConfig) -> ModelConfig:

@@ -7,12 +7,13 @@
     OUT/results.json          arms, comparisons, ladder, exchange rate, verdict: all that a report needs
 
 Arms differ in what they read, and in nothing else: same first weights, tokenizers, steps and order of text. A seed draws the
-first weights, the order, and which share of the documents is read.
+first weights, the order, and which share of the documents is read. With ``init`` all begin with one and the same model.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import platform
 import sys
@@ -33,6 +34,7 @@ from quadrivium.data.shards import MANIFEST, Dataset, read_json, write_json
 from quadrivium.endpoints import EndpointConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.grid import Job, run_jobs, threads_each, without
+from quadrivium.huggingface import fetch, is_model
 from quadrivium.model import Model, ModelConfig
 from quadrivium.prepare import PrepareConfig, changed, prepare
 from quadrivium.samples import write_samples
@@ -49,7 +51,7 @@ from quadrivium.statistics import (
     verdict,
     worth,
 )
-from quadrivium.train import RouteTask, TrainConfig, autocast, cores, make_optimizers, shape_on, train_routes
+from quadrivium.train import RouteTask, TrainConfig, autocast, begin_with, cores, make_optimizers, shape_on, train_routes
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class TransferConfig:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(layers=4, width=128, heads=4))
     mixture: MixtureConfig = field(default_factory=lambda: MixtureConfig(positions=2048))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2000))
+    # What all arms begin with: a run, or a Qwen3, Qwen2 or Llama model as a folder or hub id. The data has its tokenizers.
+    init: str | None = None
+    init_vision: Literal["copy", "fresh"] = "copy"  # visual weights of their own begin as copies of the model's, or fresh
     text: float = 0.25  # share of the documents that arms read, D; the ladder then reaches from D/4 to all of them
     limit: int = 400  # held-out windows of text of each source
     endpoints: EndpointConfig = field(default_factory=EndpointConfig)
@@ -111,6 +116,24 @@ class TransferConfig:
         for name in ("begin", "rendered"):  # text that waits for frames, or is shown as frames, is another experiment
             if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
                 raise ConfigError(f"--mixture.{name} would part the arms by more than their names say; leave it out")
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The shape that is asked for. What ``init`` has counts, and of a width that nobody named nothing is asked."""
+        usual = self.init and self.model.width == TransferConfig().model.width
+        return replace(self.model, width=ModelConfig().width) if usual else self.model
+
+    @property
+    def sources(self) -> PrepareConfig:
+        """How raw folders are prepared: with the tokenizers of ``init``, where no others are named."""
+        if not self.init:
+            return self.prepare
+        home, ours = Path(self.init), Path(self.init) / "tokenizers"
+        text, visual = (
+            (home, None) if is_model(home) else (ours / "text", ours / "visual" if (ours / "visual").is_dir() else None)
+        )
+        asked = self.prepare
+        return replace(asked, text_tokenizer=asked.text_tokenizer or text, visual_tokenizer=asked.visual_tokenizer or visual)
 
 
 def possible(data: Dataset, config: TransferConfig) -> dict[str, Arm]:
@@ -149,6 +172,8 @@ def run_transfer(
     """Run the cells that OUT/cells does not hold yet; returns `summary`. ``arms``: all that the data can feed, if empty: the main
     ones on every seed, the rest on the first three. ``budget``: hours, which choose the steps of a new grid."""
     config, out, seeds = config or TransferConfig(), out.resolve(), list(seeds)
+    if config.init:  # downloaded once, and the same for jobs in other folders
+        config = replace(config, init=str(fetch(config.init).resolve()))
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget is {budget:g}; it is a number of hours")
     grid.check(seeds, workers)
@@ -166,13 +191,13 @@ def run_transfer(
     else:
         folder = out / "data"
         begun = plan.is_file() and (folder / MANIFEST).is_file()  # cells rest on what is there: it stays
-        if begun and (others := changed(paths, folder, config.prepare)):
+        if begun and (others := changed(paths, folder, config.sources)):
             raise RunError(
                 f"{', '.join(others)}: changed, or prepared with other options, since {out} was begun; "
                 f"`{errors.command('transfer', folder, '--out', out)}`, with its other options and none of --prepare, goes on with "
                 "the data as it was; another --out begins anew"
             )
-        prepare(paths, folder, config.prepare, progress)
+        prepare(paths, folder, config.sources, progress)
     data = Dataset(folder)
     able = possible(data, config)
     for arm in arms:
@@ -208,7 +233,8 @@ def run_transfer(
     declared |= {"device": torch.device(device).type, "primary": PRIMARY}
     del declared["prepare"]
     declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
-    shape_on(folder, data, config.model, config.mixture)  # what no cell could be trained with is not declared
+    declared["init"] = _weights(config.init)
+    shape_on(folder, data, config.shape, config.mixture, config.init)  # what no cell could be trained with is not declared
     grid.declare([plan], config, declared)
     if budget is not None:
         print(_power(out, len(seeds)), file=sys.stderr)
@@ -230,7 +256,7 @@ def measure_speed(folder: Path, config: TransferConfig, threads: int, device: st
     """Positions a second of one process that trains all routes, with its optimizer."""
     torch.set_num_threads(threads)
     data = Dataset(folder)
-    shape, _, text, _ = shape_on(folder, data, config.model, config.mixture)
+    shape, _, text, _ = shape_on(folder, data, config.shape, config.mixture, config.init)
     task = RouteTask(Model(shape, 0), Mixture(data, config.mixture, text.end, 0, shape.patch), text.id_bytes, device)
     optimizers = make_optimizers(task.model, config.train)
     done, step, began = 0, 0, time.monotonic()
@@ -272,7 +298,16 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
     state = train_routes(
-        folder, run, config.model, mixture, schedule, resume=(run / "config.json").exists(), device=device, progress=False
+        folder,
+        run,
+        config.shape,
+        mixture,
+        schedule,
+        (run / "config.json").exists(),
+        device,
+        False,
+        config.init,
+        config.init_vision,
     )
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
@@ -297,8 +332,9 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         loaded.model, _as_they_are(data, config, arm, loaded, seed), loaded.text.id_bytes, 100, progress=False
     )
     found: dict[str, Any] = {}
+    first_of = _untrained(loaded, config, seed, device) if name == "text" else None
     asked = endpoints.measure(
-        loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, baselines=name == "text"
+        loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, first_of
     )
     measured = (read_json(path, "a cell of an experiment") for path in (out / "cells").glob("four-seed-*.json"))
     if name == "four" and first and not any("findings" in cell for cell in measured):  # nor on the first of another sitting
@@ -318,6 +354,26 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         "steps": state["step"], "positions": state["positions"], "seconds": round(time.monotonic() - began, 1),
         "threads": torch.get_num_threads(), "endpoints": asked, **found,
     })  # fmt: skip
+
+
+def _weights(init: str | None) -> str | None:
+    """A digest of the weights that all arms begin with, wherever they lie."""
+    if init is None:
+        return None
+    files = sorted(Path(init).glob("*.safetensors")) if is_model(Path(init)) else [checkpoint.weights(Path(init))]
+    found = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _untrained(run: Run, config: TransferConfig, seed: int, device: str) -> Model:
+    """The model of a run before its first step."""
+    model = Model(run.model.config, seed)
+    if config.init:
+        begin_with(model, Path(config.init), config.init_vision)
+    return model.to(device).eval()
 
 
 def _same_data(out: Path, folder: Path) -> None:
@@ -375,14 +431,18 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, seen, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
         "endpoints": endpoints.summary(found), "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
-        "documents": _documents(found), "notes": _notes(arms), "config": grid.plain(config),
+        "documents": _documents(found), "notes": _notes(arms, config.init), "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
 
 
-def _notes(arms: dict[str, Any]) -> list[str]:
+def _notes(arms: dict[str, Any], init: str | None = None) -> list[str]:
     """What a reader has to know of the arms, in sentences."""
     found, kept = [], arms.get("shuffled", {}).get("still_paired", 0.0)
+    if init:
+        found.append(
+            f"Every arm began with {init}. What that had read before counts nowhere here; held-out text may be among it."
+        )
     if often := [a for a, r in arms.items() if r["epochs"] > 4]:
         found.append(f"Read their text (documents, or captions as text) more than four times: {', '.join(often)}.")
     if part := [a for a, r in arms.items() if r["read"] < 0.999]:

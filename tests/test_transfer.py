@@ -16,6 +16,7 @@ from quadrivium import checkpoint
 from quadrivium.cli import main
 from quadrivium.data.mixture import Mixture, MixtureConfig
 from quadrivium.data.shards import Dataset, is_held, write_json
+from quadrivium.endpoints import EndpointConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.experiment import run_experiment
 from quadrivium.model import ModelConfig
@@ -111,6 +112,40 @@ def test_a_folder_that_has_changed_costs_no_cell_its_data(folder, tmp_path):
     shutil.rmtree(out / "data")  # as where cells alone were taken to another machine
     run_transfer([mine], out, config, seeds=(0, 1), arms=("text",), workers=1, progress=False)
     assert Dataset(out / "data").checksum == before
+
+
+def test_all_arms_begin_with_a_model_that_is_given(finished, folder, tmp_path):
+    """A run: raw folders take its tokenizers, its shape counts, and two cells of no step's learning are that run itself."""
+    begun, out = finished[0] / "seed-0" / "four", tmp_path / "out"
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"choices": ["A red ball.", "A blue ball.", "Ball a red."], "answer": 0}) + "\n")
+    still = replace(
+        SMALL, model=TransferConfig().model, prepare=TINY, init=str(begun), endpoints=EndpointConfig(questions=questions),
+        train=replace(SMALL.train, steps=1, lr=1e-20),
+    )  # fmt: skip
+    found = run_transfer([folder], out, still, seeds=(0, 1), arms=("text", "four"), workers=1, progress=False)
+    assert "began with" in found["notes"][0]
+    costs = {c for row in found["arms"].values() for c in row["seeds"].values()}
+    assert max(costs) - min(costs) < 1e-5  # and not those of four models with first weights of their own
+    asked = json.loads((out / "cells" / "text-seed-0.json").read_text())["endpoints"]
+    assert asked["baselines"]["own"]["before the first step"] == asked["tasks"]["own"]["accuracy"]
+    made = [json.loads((run / "config.json").read_text())["model"] for run in (begun, out / "seed-1" / "four")]
+    assert made[0] == made[1]
+    moved = shutil.copytree(begun, tmp_path / "elsewhere")  # where it lies does not count, what it knows does
+    again = replace(still, init=str(moved), prepare=PrepareConfig())
+    run_transfer([out / "data"], out, again, seeds=(0,), arms=("text",), progress=False)
+    with pytest.raises(RunError, match="init"):
+        run_transfer(
+            [out / "data"],
+            out,
+            replace(again, init=str(finished[0] / "seed-0" / "text")),
+            seeds=(0,),
+            arms=("text",),
+            progress=False,
+        )
+    with pytest.raises(RunError, match="no such file or folder"):
+        run_transfer([folder], tmp_path / "new", replace(still, init="nowhere"), progress=False)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("wrong", [
