@@ -276,18 +276,40 @@ def test_a_text_without_a_blank_line_is_said(tmp_path: Path) -> None:
     assert note.startswith("a.txt: hundreds of lines and no blank one")
 
 
-def test_texts_named_like_pictures_are_said(tmp_path: Path) -> None:
-    """Most of those in a folder: trainers of pictures read such pairs as captions."""
+def test_texts_named_like_pictures_are_their_captions(tmp_path: Path) -> None:
+    """Where most of a folder are, as trainers of pictures have it; not long ones, nor those beside subtitles, which are transcripts."""
     for i in range(3):
-        put(tmp_path, **{f"set__{i}_dot_txt": "a ball", f"set__{i}_dot_jpg": b"x", f"books__{i}_dot_txt": "words"})
-    put(tmp_path, books__0_dot_jpg=b"x")
-    _, text = scan(tmp_path, OPTIONS)
-    assert len(text.items) == 6 and text.notes == [
-        "4 .txt files are named like a picture or video beside them and are read as documents; "
-        "put them into metadata.jsonl (file_name, text) to make them captions"
+        put(
+            tmp_path,
+            **{f"set__{i}_dot_txt": f" a ball\r\nof {i}\n\n", f"set__{i}_dot_jpg": PNG, f"books__{i}_dot_txt": "words"},
+        )
+    put(
+        tmp_path,
+        books__0_dot_jpg=PNG,
+        set__bare_dot_png=PNG,
+        set__0_dot_webm=b"x",
+        set__broken_dot_jpg=PNG,
+        set__broken_dot_txt=b"\xff",
+    )
+    put(tmp_path, talks__a_dot_mp4=b"x", talks__a_dot_srt="1", talks__a_dot_txt="said", talks__b_dot_mp4=b"x")
+    (tmp_path / "talks" / "b.txt").write_text("said " * 500)
+    media, text = scan(tmp_path, OPTIONS)
+    assert {i.key: i.texts for i in media.items if i.texts} == {
+        "set/0.jpg": ("a ball\nof 0",), "set/0.webm": ("a ball\nof 0",), "set/1.jpg": ("a ball\nof 1",), "set/2.jpg": ("a ball\nof 2",)
+    }  # fmt: skip
+    assert {i.key for i in media.items if not i.texts} == {
+        "books/0.jpg", "set/bare.png", "set/broken.jpg", "talks/a.mp4", "talks/b.mp4"
+    }  # fmt: skip
+    assert [p.item for p in media.problems] == ["set/broken.txt"] and "UTF-8" in media.problems[0].reason
+    assert sorted({i.key.partition("#")[0] for i in text.items}) == [
+        "books/0.txt", "books/1.txt", "books/2.txt", "talks/a.txt", "talks/b.txt"
+    ]  # fmt: skip
+    assert text.notes == [
+        "4 .txt files are read as captions of the pictures and videos that have their names; in a folder of their own they would be documents"
     ]
-    for folder in ("set", "books"):
-        assert len(scan(tmp_path / folder, OPTIONS)[-1].notes) == (folder == "set")
+    before = fingerprint([media], OPTIONS)
+    (tmp_path / "set" / "1.txt").write_text("another")
+    assert fingerprint([scan(tmp_path, OPTIONS)[0]], OPTIONS) != before
 
 
 def test_letters_and_their_accents_together_or_apart(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ How a folder is read:
    ``file_name`` and may have ``text`` (a string, a list of strings, or nothing), further captions ``text_<lang>`` such
    as ``text_ja``, and ``group`` or ``story``. A row without text is a bare picture or clip. Media that no row
    names, and texts, are left out and counted in a note. Such folders are looked for at any depth.
-2. All other .txt, .jsonl and .tsv files make one text source, all other pictures and videos one source of bare media.
+2. All other pictures and videos make one source. A short .txt of the same name beside one is its caption, where most .txt files of the
+   folder are such; without, it is bare. All other .txt, .jsonl and .tsv files make one text source.
 3. A folder that gives one source lends it its name. Where it gives several they are called ``folder/<subfolder>``,
    ``folder/media`` and ``folder/text``.
 
@@ -34,7 +35,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path, PurePath
@@ -179,7 +180,7 @@ def scan(path: Path, options: ReadOptions, limits: Limits = Limits()) -> list[So
     if path.suffix.lower() in TEXTS:
         _read_texts(source, [path.name], options, limits)
     elif _kind(path.name):
-        _list_media(source, [path.name])
+        _list_media(source, [path.name], {}, options, limits)
     else:
         known = _endings(TEXTS | IMAGES | VIDEOS | {".arrow", ".json", ".parquet", ".tar", ".toml"})
         raise DataError(f"{one_line(path)} cannot be read as data; give a folder or one of {known}")
@@ -210,6 +211,7 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
     described: list[Path] = []  # folders with metadata
     texts: list[str] = []
     media: list[str] = []
+    subtitled: set[str] = set()
     other: Counter[str] = Counter()
     told: list[str] = []  # what the data is, and no data
     made: list[str] = []
@@ -235,7 +237,9 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
                 told.append(key)
             elif ending in TEXTS:
                 texts.append(key)
-            elif ending not in SUBTITLES:  # which belong to the videos beside them
+            elif ending in SUBTITLES:  # which belong to the videos beside them
+                subtitled.add(os.path.splitext(key)[0])
+            else:
                 other[ending or "without ending"] += 1
 
     ignored = ", ".join(f"{n} {one_line(ending)}" for ending, n in other.most_common(8))
@@ -245,7 +249,12 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
             f"left out {len(told)} as licence, read-me or .md ({some(told)}); rename what is data to another name in .txt"
         )
     notes += left_out(made)
-    notes += _like_captions(texts, media)
+    captions = _beside(root, texts, media, subtitled, options)
+    if captions:
+        read = set(captions.values())
+        texts = [key for key in texts if key not in read]
+        cure = "in a folder of their own they would be documents"
+        notes.append(f"{len(read):,} .txt files are read as captions of the pictures and videos that have their names; {cure}")
     several = len(described) + bool(media) + bool(texts) > 1
     sources: list[Source] = []
 
@@ -258,7 +267,7 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
     for owner in described:
         _read_metadata(new(one_line(owner.relative_to(root)), owner), options, limits)
     if media:
-        _list_media(new("media", root), media)
+        _list_media(new("media", root), media, captions, options, limits)
     if texts:
         _read_texts(new("text", root), texts, options, limits)
     if not sources:
@@ -270,16 +279,18 @@ def _scan_folder(root: Path, name: str, options: ReadOptions, limits: Limits) ->
     return sources
 
 
-def _like_captions(texts: list[str], media: list[str]) -> list[str]:
-    """A note on .txt files that may have been meant as captions: most in their folders are named like a picture or video there."""
-    seen = {os.path.splitext(key)[0] for key in media}
-    plain = [os.path.splitext(key)[0] for key in texts if key.lower().endswith(".txt")]
-    folders = {os.path.dirname(stem) for stem in plain if stem in seen}
-    beside = [stem in seen for stem in plain if os.path.dirname(stem) in folders]
-    if 2 * sum(beside) <= len(beside):
-        return []
-    cure = "put them into metadata.jsonl (file_name, text) to make them captions"
-    return [f"{sum(beside):,} .txt files are named like a picture or video beside them and are read as documents; {cure}"]
+def _beside(root: Path, texts: list[str], media: list[str], subtitled: set[str], options: ReadOptions) -> dict[str, str]:
+    """Pictures and videos -> the .txt of the same name beside them, where most .txt files of the folder are such, and short: what is as
+    long as a document, or lies beside subtitles, is a transcript."""
+    plain = {os.path.splitext(key)[0]: key for key in texts if key.lower().endswith(".txt")}
+    found: dict[str, str] = {}
+    for key in media:
+        stem = os.path.splitext(key)[0]
+        with suppress(OSError):  # what cannot be looked at is refused where it is read
+            if stem in plain and stem not in subtitled and (root / plain[stem]).stat().st_size < options.doc_bytes:
+                found[key] = plain[stem]
+    there, named = (Counter(map(os.path.dirname, keys)) for keys in (plain.values(), set(found.values())))
+    return {key: text for key, text in found.items() if 2 * named[os.path.dirname(key)] > there[os.path.dirname(key)]}
 
 
 def walk(
@@ -365,11 +376,18 @@ def _read_metadata(source: Source, options: ReadOptions, limits: Limits) -> None
     source.notes.extend(left_out(made))
 
 
-def _list_media(source: Source, keys: list[str]) -> None:
-    """Fill a source with bare pictures and videos; keys are paths below its folder."""
+def _list_media(source: Source, keys: list[str], captions: dict[str, str], options: ReadOptions, limits: Limits) -> None:
+    """Fill a source with pictures and videos, and the captions that lie beside some; keys are paths below its folder."""
     for key in keys:
+        said: tuple[str, ...] = ()
+        if key in captions:
+            try:
+                lines = _lines(_locate(source.path, captions[key]), options)
+                said = _texts({"text": "".join(line for _, line in lines).strip()}, limits)
+            except (ItemError, DataError) as error:  # the picture is still one
+                source.refuse(captions[key], error)
         try:
-            source.items.append(Item(source.name, key, key, _kind(key) or "image", (), _locate(source.path, key)))
+            source.items.append(Item(source.name, key, key, _kind(key) or "image", said, _locate(source.path, key)))
         except ItemError as error:
             source.refuse(key, error)
 
