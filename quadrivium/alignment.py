@@ -222,6 +222,7 @@ def kind_pairs(run: Run, world: WorldConfig, each: int = 8) -> tuple[list[Sequen
                 raise DataError(f"a text about {name} does not name it; was {world} made by another version?")
             ids = run.text.encode(told)
             ends = np.cumsum(run.text.id_bytes[ids])
+            ends += len(told.encode()) - ends[-1]  # SentencePiece opens a text with a space of its own
             texts.append((seq.text(run.text.enclose(ids)),))
             at.append(1 + int(np.searchsorted(ends, len(told[: begin + len(name)].encode()))))
         size = ask.read_options(run).size

@@ -375,4 +375,5 @@ class Run(Trained):
         if not isinstance(self.config.get("shape"), dict) or not (home / _WEIGHTS).is_file():
             raise RunError(f"{home / 'config.json'}: shape or weights are missing; export the run again with --full")
         read = read_json(home / "processor_config.json", "an exported model").get("read", {})
-        self.config = {"model": self.config["shape"], "read": read, "step": self.config.get("step", 0)}
+        kept = {key: self.config[key] for key in ("routes",) if key in self.config}
+        self.config = {"model": self.config["shape"], "read": read, "step": self.config.get("step", 0), **kept}

@@ -374,7 +374,7 @@ def _evaluate() -> Callable[..., Any]:
         findings = finding.measure(loaded, mixed, limit, run / "samples")
         found = measure.retrieval(loaded.model, mixed, limit)
         kept = {k: v for k, v in stored().items() if k in ("lm_eval", "alignment")}
-        on = {"data": str(data or loaded.config["data"]), "limit": limit}
+        on = {"data": str(data.resolve() if data else loaded.config["data"]), "limit": limit}
         write_json(path, {**kept, **results, "findings": findings, "retrieval": found, "step": loaded.step, **on})
         print(f"{measure.table(results)}\n\n{measure.READING}")
         if shown := finding.table(findings):

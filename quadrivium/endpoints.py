@@ -54,6 +54,12 @@ def _letters() -> re.Pattern:
     return re.compile(rf"{letters}(?:['’]{letters})*")
 
 
+@functools.cache
+def _said() -> re.Pattern:
+    """What facts are told in: words, and runs of digits and other numbers."""
+    return re.compile(rf"{_letters().pattern}|(?:[^\W_])+")
+
+
 @dataclass(frozen=True)
 class EndpointConfig:
     """What is asked of every cell of a grid, besides bits."""
@@ -293,10 +299,16 @@ def read_texts(data: Dataset, share: float, seed: int, most: int = MOST) -> Iter
 
 
 def times(docs: Seq[dict[str, Any]], texts: Iterable[str]) -> list[int]:
-    """In how many sentences the fact that a document asks for stands: one wording at least of each of its parts."""
-    words = _letters()
-    facts = [[[tuple(words.findall(w.lower())) for w in part] for part in doc["fact"]] for doc in docs]
+    """In how many sentences the fact that a document asks for stands: one wording at least of each of its parts, word by word; a
+    wording in a script without spaces, letter by letter."""
+    words = _said()
+
+    def split(said: str) -> tuple[str, ...]:
+        return (said,) if _UNSPACED.search(said) else tuple(words.findall(said))
+
+    facts = [[[split(w.lower()) for w in part] for part in doc["fact"]] for doc in docs]
     needed = {wording for parts in facts for part in parts for wording in part}
+    unspaced = [wording for wording in needed if _UNSPACED.search(wording[0])]
     longest = max(map(len, needed), default=0)
     waiting: dict[tuple[str, ...], set[int]] = {}  # wording of a first part -> documents
     for i, parts in enumerate(facts):
@@ -307,6 +319,7 @@ def times(docs: Seq[dict[str, Any]], texts: Iterable[str]) -> list[int]:
         for sentence in _SENTENCE.split(said.lower()):
             row = words.findall(sentence)
             here = {tuple(row[i : i + n]) for n in range(1, longest + 1) for i in range(len(row) - n + 1)} & needed
+            here |= {wording for wording in unspaced if wording[0] in sentence}
             for i in {i for wording in here for i in waiting.get(wording, ())}:
                 found[i] += all(any(w in here for w in part) for part in facts[i])
     return found

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from quadrivium.data.mixture import Mixture, Stream
 from quadrivium.model import Batch, Model, likeness
 from quadrivium.sequence import Segment, Sequence, apart, only_wanted, pack, positions_of
-from quadrivium.statistics import plus_minus
+from quadrivium.statistics import partly, plus_minus
 
 UNITS = {"t": "bits_per_byte", "v": "bits_per_frame"}
 
@@ -325,4 +325,6 @@ def table(results: dict[str, dict], streams: bool = True) -> str:
         lines.append(
             "In brackets: items that another one of the same folder can be a wrong source of; `wrong` and the gain are of those alone."
         )
+    if said := partly({name: row for block in blocks for name, row in block.items()}):
+        lines.append(said)
     return "\n".join(lines).rstrip()

@@ -55,6 +55,7 @@ def export_full(run: Run, out: Path) -> None:
             "AutoModelForCausalLM": "modeling_quadrivium.QuadriviumForCausalLM",
         },
         "shape": to_dict(run.model.config),
+        **({"routes": run.config["routes"]} if "routes" in run.config else {}),
         "vocab_size": run.model.config.vocab,
         "hidden_size": run.model.config.width,
         "num_hidden_layers": run.model.config.layers,
@@ -137,10 +138,15 @@ def _card(run: Run, folder: Path, name: str, about: str, load: str, task: str) -
     size = sum(p.numel() for p in run.model.parameters())
     parts = []
     with contextlib.suppress(QuadriviumError, KeyError):
-        results = read_json(run.home / "results.json", "results of quadrivium eval")
+        own = run.folder / "results.json"  # of a checkpoint that was asked itself
+        results = read_json(own if own.is_file() else run.home / "results.json", "results of quadrivium eval")
         if "routes" in results and results["step"] == run.step:  # not of another checkpoint
             data = results.get("data", run.config["data"])
-            on = "" if data == run.config["data"] else f" on {Path(data).name}, which is not what it was trained on"
+            on = (
+                ""
+                if Path(data).resolve() == Path(run.config["data"]).resolve()
+                else f" on {Path(data).name}, which is not what it was trained on"
+            )
             parts.append(f"Held-out cost, step {run.step}{on}:\n\n```\n{evaluate.table(results, streams=False)}\n```")
         if "lm_eval" in results and results["lm_eval"]["step"] == run.step:
             scored = harness.table(results["lm_eval"]["tasks"])

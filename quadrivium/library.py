@@ -6,6 +6,7 @@ the run's data was: turned, flattened on white, made square. Of a video file its
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
@@ -24,7 +25,7 @@ from quadrivium.dist import device_of
 from quadrivium.errors import ConfigError, one_line
 from quadrivium.generate import Sampling, generate, opening
 from quadrivium.imagine import TRIES
-from quadrivium.samples import decode, dream, give, read, write
+from quadrivium.samples import decode, dream, give, never, read, write
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
 Video = str | PathLike[str] | np.ndarray
@@ -90,7 +91,8 @@ def _pictures(media: Any, kind: str) -> list[Image.Image]:
 
 
 class Quadrivium:
-    """A trained model: text and frames from text and frames. Made by `load`; raises ConfigError for what it was not trained on."""
+    """A trained model: text and frames from text and frames. Made by `load`; raises ConfigError where pictures are asked of a model that
+    has no eye, and warns (UserWarning) where it was never trained on the route that is asked for, and answers with noise."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -125,6 +127,9 @@ class Quadrivium:
         shown = self._shown(image, video)
         if want != "text":
             self._check_sight()
+        given = "".join(sorted(("t" if text is not None and want != "text" else "") + "v" * bool(shown)))
+        to = "t" if want == "text" else "v"
+        self._check_route(f"{given or to}2{to}")
         count = (frames or frames_of(self._run)) if want == "video" else 1
         rows = draw(self._run, want, text, shown, n, count, self._sampling(temperature, top_p, seed, max_ids))
         if want == "text":
@@ -159,6 +164,8 @@ class Quadrivium:
         else:
             end = self._run.text.end
             last = seq.text([opening(given, end), *self._run.text.encode(text), end], wanted=True)
+        # Text that goes on from text is no route of two segments, but plain text.
+        self._check_route(seq.route_of((*(s for s in given if s.modality == "frames" or text is None), last)))
         return float(evaluate.bits(self._run.model, [(*given, last)])[0])
 
     def imagine(
@@ -182,6 +189,7 @@ class Quadrivium:
         if n < 1 or tries < 1 or (frames is not None and frames < 1) or not text.strip():
             raise ConfigError("n, tries and frames are at least 1, and there is a text to imagine")
         run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
+        self._check_route("t2v")
         drawn = dream(run, text, n, frames or frames_of(run), sampling, forget, tries=tries)
         return [
             Imagined(
@@ -196,9 +204,13 @@ class Quadrivium:
         _check("a number", Real, temperature=temperature, top_p=top_p)
         _check("a whole number", Integral, seed=seed, max_ids=max_ids)
         try:
-            return Sampling(temperature, top_p, seed, max_ids)
+            return Sampling(float(temperature), float(top_p), int(seed), int(max_ids))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def _check_route(self, route: str) -> None:
+        if said := never(self._run, route):
+            warnings.warn(said, stacklevel=3)
 
     def _check_sight(self) -> None:
         if self._run.visual is None:

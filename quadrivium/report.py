@@ -14,7 +14,7 @@ from typing import Any
 
 from quadrivium.data.shards import read_json, write_atomic
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.statistics import worth
+from quadrivium.statistics import partly, worth
 
 # Drawn in these colours, shown in the page's: name of the variable -> stand-in.
 _INK = {"ink": "#010203", "soft": "#040506", "mark": "#070809"}
@@ -88,7 +88,7 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
             f"{said[0].upper() + said[1:]}: {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
             f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip
     if routes:
-        sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes, note=_ROUTE_NOTE))
+        sections.append(_section("Routes of the arm four, first seed", _ROUTE, routes, note=_route_note(found["routes"])))
     if asked := found.get("endpoints"):
         sections += _endpoints(asked, list(arms))
     if any((seen := found.get("findings") or {}).values()):
@@ -176,6 +176,10 @@ _ROUTE_NOTE = """A route uses its source where its gain over a wrong one, anothe
 that have a wrong source; its cost and the gain are of those alone."""
 
 
+def _route_note(found: dict[str, Any]) -> str:
+    return f"{_ROUTE_NOTE} {partly(found)}".replace("`", "").rstrip()
+
+
 def _routes(found: dict[str, Any]) -> list[list]:
     rows, unit = [], {"t": "bits_per_byte", "v": "bits_per_frame"}
     for name, row in found.items():
@@ -208,7 +212,7 @@ def _endpoints(found: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
         for kind, r in found["words"].items()
     ]  # fmt: skip
     head = ["kind of word", "bytes", "text", "captions", "four", "four saves over text", "over captions"]
-    note = "Bits per byte. A word came with a frame if it stands in a caption of a picture or clip that was trained on. Intervals: 95 %, over seeds; p by Holm over all comparisons of this section and the next."
+    note = "Bits per byte. A word came with a frame if it stands in a caption of a picture or clip that was trained on. Intervals: 95 %, over seeds; p by Holm over all comparisons of this section and the next, but for all words together, which is the declared endpoint."
     sections = [_section("Held-out text by kind of word", head, rows, note=note)]
     for task, r in found["tasks"].items():
         rows = [["chance", "", _number(r["chance"], ".3f"), *[""] * len(r["strata"])]]
@@ -248,7 +252,7 @@ def _run(found: dict[str, Any]) -> dict[str, Any]:
     """One run, as `quadrivium eval` measured it."""
     sections, said = [], ""
     if routes := found.get("routes"):
-        sections.append(_section("Held-out cost of every route", _ROUTE, _routes(routes), note=_ROUTE_NOTE))
+        sections.append(_section("Held-out cost of every route", _ROUTE, _routes(routes), note=_route_note(routes)))
         text = routes.get("t2t")
         said = "" if text is None else f"Held-out text costs {_number(text['bits_per_byte'], '.3f')} bits a byte."
     if any((seen := found.get("findings") or {}).values()):

@@ -129,9 +129,8 @@ def answer(
     route = route_of(
         (*(s for s in given if s.modality == "frames" or want != "text"), wanted)
     )  # its own beginning is no source
-    learnt = run.config.get("routes", ROUTES)
-    if route not in learnt:
-        print(f"note: {run.folder} was trained on {', '.join(learnt)} and never on {route}", file=sys.stderr)
+    if said := never(run, route):
+        print(f"note: {said}", file=sys.stderr)
     made = generate(
         run.model, [given] * n, "text" if want == "text" else "frames", run.text.end, total, sampling, progress=progress
     )
@@ -161,6 +160,12 @@ def answer(
     for path in written:
         print(path)
     return written
+
+
+def never(run: Run, route: str) -> str:
+    """A sentence where a run was not trained on a route, which it then answers with noise; else empty."""
+    learnt = run.config.get("routes", ROUTES)
+    return "" if route in learnt else f"{run.folder} was trained on {', '.join(learnt)} and never on {route}"
 
 
 def _stem(run: Run, what: str, given: str, sampling: Sampling, *asked: object) -> str:

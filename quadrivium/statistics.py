@@ -274,3 +274,11 @@ def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = 
             return Verdict(CONTROLS[arm], f"all routes are not shown to beat {arm}", gains, least)
     close = ", ".join(arm for arm in controls if not gains[arm].above)
     return Verdict(NONE, f"text alone is beaten, but {close} can be told apart from neither", gains, least)
+
+
+def partly(rows: dict[str, dict]) -> str:
+    """A sentence on rows of which some items have no source to hide; empty where all have one."""
+    some = ", ".join(
+        f"{name}: {row['without_source_n']} of {row['n']}" for name, row in rows.items() if "without_source_n" in row
+    )
+    return f"`without` is of items that have a source alone, and not to be held against `held-out` ({some})." if some else ""

@@ -639,17 +639,23 @@ def train_routes(
         skip = config.skip_bad_batches  # the one option that can be given later: the message about a bad batch offers it
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         asked, data = data, _where(data, stored)
+        kept = stored.get("init")
+        if init is not None and kept is not None and Path(init).exists() and not Path(kept).exists():  # it was moved
+            kept = _place(init)
         more = [
             ("data", str(asked.resolve()), str(data.resolve()), None),
-            ("init", _place(init), stored.get("init"), None),
+            ("init", _place(init), kept, None),
             ("init_vision", init_vision, stored.get("init_vision", "copy"), "copy"),
         ]
         if ranks.first and (other := _unheeded(given, (model, mixture, config), more)):
             print(f"note: {run} goes on as it was begun, with {other}; for others choose another --out", file=sys.stderr)
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
-        if ranks.first and str(data.resolve()) != stored.get("data"):  # what is asked of the run later looks there
-            write_json(path, {**stored, "data": str(data.resolve())})
-        init, init_vision = stored.get("init"), stored.get("init_vision", init_vision)
+        if ranks.first and (str(data.resolve()), kept) != (
+            stored.get("data"),
+            stored.get("init"),
+        ):  # what is asked later looks there
+            write_json(path, {**stored, "data": str(data.resolve()), "init": kept})
+        init, init_vision = kept, stored.get("init_vision", init_vision)
         track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():
         raise _taken(run)

@@ -113,6 +113,8 @@ class TransferConfig:
         if self.mixture.text != MixtureConfig().text:
             raise ConfigError("--mixture.text is set by the arms; give --text for the share of the documents")
         grid.comparable(self.mixture)
+        if self.mixture.frames:  # a frame that no window held would count in what a frame is worth
+            raise ConfigError("--mixture.frames reads parts of clips; prepare shorter ones with --read.clip-frames")
         for name in ("begin", "rendered"):  # text that waits for frames, or is shown as frames, is another experiment
             if getattr(self.mixture, name) != getattr(MixtureConfig(), name):
                 raise ConfigError(f"--mixture.{name} would part the arms by more than their names say; leave it out")
@@ -342,8 +344,8 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         write_samples(loaded, shown, out / "samples", 4, progress=False)
         found = {"findings": findings.measure(loaded, shown, 128, out / "samples")}
     texts = [s for s in read.streams if s.route == "t2t"]
-    taken = [(min(s.length, state["step"] * read.shares[s.name]), s.length) for s in texts if not s.told]
-    frames, captions = _seen(read, state["step"])
+    taken = [(int(s.positions[read.came_to(s, state["step"])].sum()), s.length) for s in texts if not s.told]
+    frames, captions = _seen(read, state["step"], mixture.context)
     _same_data(out, folder)
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
@@ -383,8 +385,8 @@ def _same_data(out: Path, folder: Path) -> None:
         raise RunError(f"{folder} has changed since {out} was begun; prepare it as it was, or choose another --out")
 
 
-def _seen(read: Mixture, steps: int) -> tuple[int, int]:
-    """Frames of the training items, and ids of their captions, that so many steps came to, each counted once."""
+def _seen(read: Mixture, steps: int, context: int) -> tuple[int, int]:
+    """Frames of the training items, and ids of their captions, ``context`` of each at most, that so many steps came to, each once."""
     shown: dict[str, np.ndarray] = {}
     told = set[tuple[str, int]]()
     sources = {s.source.name: s.source for s in read.streams if s.route != "t2t"}
@@ -395,7 +397,7 @@ def _seen(read: Mixture, steps: int) -> tuple[int, int]:
             told |= {(s.source.name, int(s.source.text_first[item] + part)) for item, part in units}
     return (
         sum(int(sources[name].frames[mine].sum()) for name, mine in shown.items()),
-        sum(int(sources[name].text_ids[which]) for name, which in told),
+        sum(min(int(sources[name].text_ids[which]), context) for name, which in told),
     )
 
 

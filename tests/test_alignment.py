@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,33 @@ from quadrivium.errors import ConfigError
 from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.prepare import prepare
 from quadrivium.sequence import frames, pack, text
+from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, train_routes
 from tests.conftest import TINY
 from tests.test_evaluate import told
+from tests.test_huggingface import bytelevel, sentencepiece
+
+
+class Blind:
+    rows = columns = 4
+
+    def encode(self, pictures):
+        return np.zeros((len(pictures), 4, 4), np.int64)
+
+
+@pytest.mark.parametrize("make", [sentencepiece, bytelevel])
+def test_a_kind_is_read_where_its_name_ends(make, tmp_path):
+    """Also by tokenizers that open a text with a space of their own."""
+    words = TextTokenizer.load(make(tmp_path))
+    world = WorldConfig(kinds=16, shares=(0.25, 0.25, 0.25, 0.25), languages=("en", "ja"))
+    run = SimpleNamespace(text=words, visual=Blind(), patch=1, config={"read": {"size": 16}}, folder=tmp_path)
+    texts, at, _ = alignment.kind_pairs(run, world, 2)
+    kinds = make_kinds(world)
+    for i, (sequence, end) in enumerate(zip(texts, at, strict=True)):
+        name = kinds[i // 2].kana if i % 2 else kinds[i // 2].name
+        ids = sequence[0].data[1 : end + 1]
+        assert name in words.decode(ids).casefold() and name not in words.decode(ids[:-1]).casefold()
+
 
 SHAPE = ModelConfig(vocab=20, layers=2, width=32, heads=4, kv_heads=2, head_size=16, rows=2, columns=2, codes=12, patch=1)
 

@@ -359,6 +359,17 @@ def test_every_unit_is_read_once_an_epoch_and_weights_are_positions(data):
     assert total / 200 == pytest.approx(500, rel=0.1)
 
 
+@pytest.mark.parametrize("epochs", [0.3, 1.0, 1.3, 2.2])
+def test_what_steps_came_to_is_what_they_read(data, epochs):
+    """They begin anywhere in an epoch, so that as many positions as it has are not all of its units."""
+    for seed in range(6):
+        mixed = mixture(data, seed, positions=300)
+        for stream in mixed.streams:
+            steps = round(epochs * stream.length / mixed.shares[stream.name])
+            seen = {unit for step in range(steps) for s, unit, _ in mixed.units(step) if s is stream}
+            assert mixed.came_to(stream, steps).tolist() == sorted(seen)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 10**6), st.integers(0, 10**9), st.integers(1, 50))
 def test_a_tape_read_in_pieces_is_the_tape_read_at_once(seed, low, pieces):

@@ -162,6 +162,15 @@ def test_facts_are_counted_in_sentences():
     # A sentence that says "egg cup" says "egg": both count. A line that ends is no sentence that does.
     assert times(docs, said) == [2, 2, 2]
     assert times([{"fact": [["band-aid"], ["brown"]]}], ["A Band-Aid, brown."]) == [1]
+    asked = [{"fact": [["spider"], [legs]]} for legs in ("8", "8 legs", "legs", "18")] + [
+        {"fact": [["りんご"], ["赤い", "紅い"]]}
+    ]
+    said = [
+        "A spider has 8 legs. A spider has hairy legs. An ant has 18.",
+        "りんごは赤い。空は赤い。りんごは青い。",
+        "りんごが紅い",
+    ]
+    assert times(asked, said) == [1, 1, 2, 0, 2]
     assert [stratum(n) for n in (0, 1, 9, 10, 500)] == ["never", *["1 to 9 times"] * 2, *["10 times or more"] * 2]
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_a_video_is_read_as_long_as_the_run_knows_clips(run, folder, tmp_path):
     assert np.array_equal(samples.read(Run(tmp_path / "whole"), clip, "video"), samples.read(Run(shorter), clip, "video"))
 
 
-def test_a_card_of_another_step_says_so(run, tmp_path):
+def test_a_card_says_what_was_measured_on_what(run, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     assert main(["eval", str(copy), "--limit", "4"]) == 0
@@ -84,9 +85,47 @@ def test_a_card_of_another_step_says_so(run, tmp_path):
     (copy / "results.json").write_text(json.dumps({**results, "data": "/somewhere/else"}))
     export_full(Run(copy), tmp_path / "other")
     assert "step 30 on else, which is not what" in (tmp_path / "other" / "README.md").read_text()
+    monkeypatch.chdir(Path(results["data"]).parent)  # the same folder, called otherwise
+    assert main(["eval", str(copy), "--limit", "4", "--data", Path(results["data"]).name]) == 0
+    export_full(Run(copy), tmp_path / "same")
+    assert "Held-out cost, step 30:" in (tmp_path / "same" / "README.md").read_text()
+    (copy / "results.json").unlink()
+    last = copy / "checkpoints" / "step-00000030"
+    assert main(["eval", str(last), "--limit", "4"]) == 0  # its results lie with it
+    export_full(Run(last), tmp_path / "one")
+    assert "Held-out cost, step 30:" in (tmp_path / "one" / "README.md").read_text()
     (copy / "results.json").write_text(json.dumps({**results, "step": 20}))
     export_full(Run(copy), tmp_path / "older")
     assert "Not measured yet" in (tmp_path / "older" / "README.md").read_text()
+
+
+def test_what_it_was_never_trained_on_is_said(model, run, tmp_path):
+    """A run that has an eye and never drew, also once it was exported; and numbers may come from numpy."""
+    config = json.loads((run / "config.json").read_text())
+    blind = tmp_path / "blind"
+    shutil.copytree(run, blind)
+    (blind / "config.json").write_text(json.dumps({**config, "routes": ["t2t"]}))
+    export_full(Run(blind), tmp_path / "whole")
+    for place in (blind, tmp_path / "whole"):
+        loaded = q.load(place, device="cpu")
+        dark = np.zeros((9, 9, 3), np.uint8)
+        for route, want, given in (
+            ("t2v", "image", {"text": "a ball"}),
+            ("v2v", "image", {}),
+            ("v2t", "text", {"text": "a", "image": dark}),
+        ):
+            with pytest.warns(UserWarning, match=f"never on {route}"):
+                loaded.generate(want, **given, max_ids=2)
+        with pytest.warns(UserWarning, match="never on v2t"):
+            loaded.score(text="a", given_image=dark)
+        with pytest.warns(UserWarning, match="never on t2v"):
+            loaded.imagine("a red ball", frames=2, max_ids=2, tries=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.generate("text", text="The", max_ids=2)
+        loaded.score(text=" ball", given_text="a")
+        same = [model.generate("text", text="The", max_ids=kind(9), seed=kind(3)) for kind in (int, np.int64, np.int32)]
+    assert same[0] == same[1] == same[2]
 
 
 def test_a_picture_is_the_same_from_a_path_an_image_and_an_array(model, folder):

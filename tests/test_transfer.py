@@ -133,7 +133,13 @@ def test_all_arms_begin_with_a_model_that_is_given(finished, folder, tmp_path):
     assert made[0] == made[1]
     moved = shutil.copytree(begun, tmp_path / "elsewhere")  # where it lies does not count, what it knows does
     again = replace(still, init=str(moved), prepare=PrepareConfig())
-    run_transfer([out / "data"], out, again, seeds=(0,), arms=("text",), progress=False)
+    stopped = out / "seed-0" / "text"  # before its first checkpoint, and the model is no longer where it was
+    shutil.rmtree(stopped / "checkpoints")
+    write_json(stopped / "config.json", {**json.loads((stopped / "config.json").read_text()), "init": str(tmp_path / "gone")})
+    (out / "cells" / "text-seed-0.json").unlink()
+    anew = run_transfer([out / "data"], out, again, seeds=(0,), arms=("text",), progress=False)
+    assert anew["arms"]["text"]["seeds"] == found["arms"]["text"]["seeds"]
+    assert json.loads((stopped / "config.json").read_text())["init"] == str(moved)
     with pytest.raises(RunError, match="init"):
         run_transfer(
             [out / "data"],
@@ -150,7 +156,7 @@ def test_all_arms_begin_with_a_model_that_is_given(finished, folder, tmp_path):
 
 @pytest.mark.parametrize("wrong", [
     {"mixture": MixtureConfig(captions=True)}, {"mixture": MixtureConfig(routes=("t2t",))}, {"mixture": MixtureConfig(text=0.5)},
-    {"mixture": MixtureConfig(begin=(("mine", 3),))}, {"mixture": MixtureConfig(rendered=True)},
+    {"mixture": MixtureConfig(begin=(("mine", 3),))}, {"mixture": MixtureConfig(frames=2)}, {"mixture": MixtureConfig(rendered=True)},
     {"train": TrainConfig(steps=5, seed=1)}, {"train": TrainConfig(steps=5, tokens=9)}, {"train": TrainConfig(steps=5, minutes=1)}, {"train": TrainConfig()},
 ])  # fmt: skip
 def test_options_that_would_undo_the_design_are_refused(wrong):
