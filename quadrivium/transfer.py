@@ -345,7 +345,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         found = {"findings": findings.measure(loaded, shown, 128, out / "samples")}
     texts = [s for s in read.streams if s.route == "t2t"]
     taken = [(int(s.positions[read.came_to(s, state["step"])].sum()), s.length) for s in texts if not s.told]
-    frames, captions = _seen(read, state["step"], mixture.context)
+    frames, captions = _seen(read, state["step"])
     _same_data(out, folder)
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
@@ -385,8 +385,8 @@ def _same_data(out: Path, folder: Path) -> None:
         raise RunError(f"{folder} has changed since {out} was begun; prepare it as it was, or choose another --out")
 
 
-def _seen(read: Mixture, steps: int, context: int) -> tuple[int, int]:
-    """Frames of the training items, and ids of their captions, ``context`` of each at most, that so many steps came to, each once."""
+def _seen(read: Mixture, steps: int) -> tuple[int, int]:
+    """Frames of the training items, and ids of their captions, as many of each as are read, that so many steps came to, each once."""
     shown: dict[str, np.ndarray] = {}
     told = set[tuple[str, int]]()
     sources = {s.source.name: s.source for s in read.streams if s.route != "t2t"}
@@ -397,7 +397,7 @@ def _seen(read: Mixture, steps: int, context: int) -> tuple[int, int]:
             told |= {(s.source.name, int(s.source.text_first[item] + part)) for item, part in units}
     return (
         sum(int(sources[name].frames[mine].sum()) for name, mine in shown.items()),
-        sum(min(int(sources[name].text_ids[which]), context) for name, which in told),
+        sum(min(int(sources[name].text_ids[which]), read.config.context) for name, which in told),
     )
 
 

@@ -244,6 +244,8 @@ def test_frames_that_no_step_came_to_are_not_counted(data):
     every = sum(int(s.frames[~s.held].sum()) for s in prepared.sources)
     assert _seen(mixed, 10**6)[0] == every and _seen(mixed, 0) == (0, 0)
     assert 0 < _seen(mixed, 2)[0] < every
+    short = Mixture(prepared, replace(SMALL.mixture, context=4), 0, 0, 2)  # of longer captions no more is read
+    assert 0 < _seen(short, 10**6)[1] < _seen(mixed, 10**6)[1]
 
 
 def test_the_ladder_has_five_rungs_where_the_text_allows(data):
