@@ -4,7 +4,7 @@
 
     sight     every name has a colour. Pictures show it and captions give the name alone; documents tell it of seven names in ten,
               and held-out documents of the others. What text can gain, only pictures hold: visual profit.
-    caption   as above, but captions tell the colour and pictures show another one, drawn anew: caption profit.
+    caption   captions tell the colour and pictures show another one, drawn anew; documents tell it once, held out or not: caption profit.
     compute   documents of one made-up language, of which a run reads less than half. Captions are more of it, under pictures of
               nothing: text alone that reads as much gains as much: compute or regularisation profit.
     null-0 .. pictures of nothing, without captions, beside documents that say nothing of them: none detected.
@@ -88,25 +88,31 @@ def write(folder: Path, documents: list[dict[str, str]], pictures: list[tuple[Im
     (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
-def facts(folder: Path, seed: int, told: bool, names: int, each: int) -> None:
-    """Names and their colours: in pictures, or (``told``) in captions under pictures of other colours.
-
-    Documents that name a name alone are as many for every name, so that what is spelt costs every arm alike. The colour
-    of seven names in ten stands in documents that are trained on, that of the others in held-out ones and nowhere else."""
+def shown(folder: Path, seed: int) -> None:
+    """Names and their colours, in pictures: a hundred names, of which documents that are trained on tell the colour of seventy, and
+    held-out ones that of the others. Documents that name a name alone are as many for every name, so that spelling costs every arm alike."""
     rng = random.Random(f"planted/{seed}")
     colours = list(COLOURS)
-    colour = {name: colours[i % len(colours)] for i, (name, _) in enumerate(invent_names(rng, names))}
+    colour = {name: colours[i % len(colours)] for i, (name, _) in enumerate(invent_names(rng, 100))}
     # A group's side of the split is a function of its name, so a document's side is chosen by naming its group.
     trained = (str(i) for i in count() if not is_held(str(i), PREPARE.held))
     held = (str(i) for i in count() if is_held(str(i), PREPARE.held))
     documents = [{"text": name, "group": next(trained)} for name in colour for _ in range(8)]
     for i, (name, c) in enumerate(colour.items()):
-        for group in [next(trained), next(trained)] if i < 0.7 * names else [next(held)]:
+        for group in [next(trained), next(trained)] if i < 70 else [next(held)]:
             documents.append({"text": f"{name} {c}", "group": group})
-    pictures = []
-    for name, c in colour.items():
-        for _ in range(each):
-            pictures.append((tile(rng.choice(colours), rng), f"{name} {c}") if told else (tile(c, rng), name))
+    pictures = [(tile(c, rng), name) for name, c in colour.items() for _ in range(6)]
+    rng.shuffle(documents)
+    rng.shuffle(pictures)
+    write(folder, documents, pictures)
+
+
+def told(folder: Path, seed: int) -> None:
+    """Names and their colours, in captions under pictures of other colours. A document a name tells its colour, and any may be held out."""
+    rng = random.Random(f"planted/{seed}")
+    colour = {name: rng.choice(list(COLOURS)) for name, _ in invent_names(rng, 120)}
+    documents = [{"text": f"{name} {c}"} for name, c in colour.items()] + [{"text": name} for name in colour for _ in range(2)]
+    pictures = [(tile(rng.choice(list(COLOURS)), rng), f"{name} {c}") for name, c in colour.items() for _ in range(4)]
     rng.shuffle(documents)
     rng.shuffle(pictures)
     write(folder, documents, pictures)
@@ -129,8 +135,10 @@ def language(folder: Path, seed: int, documents: int, captions: int, bare: int) 
 
 
 def make(name: str, folder: Path, seed: int) -> None:
-    if name in ("sight", "caption"):
-        facts(folder, seed, name == "caption", names=100, each=6)
+    if name == "sight":
+        shown(folder, seed)
+    elif name == "caption":
+        told(folder, seed)
     elif name == "compute":
         language(folder, seed, 3000, 1000, 0)
     else:

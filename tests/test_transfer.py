@@ -294,11 +294,11 @@ def test_data_sets_with_a_known_answer_are_judged(tmp_path, monkeypatch):
     row = json.loads((tmp_path / "planted.json").read_text())["null-0"]
     assert (row["verdict"], row["expected"]) == ("undecided", "none detected") and {"text", "four", "noise"} <= set(row["bits"])
 
-    planted["facts"](tmp_path / "sight", 0, False, 20, 2)
+    planted["make"].__globals__["shown"](tmp_path / "sight", 0)
     rows = [json.loads(line) for line in (tmp_path / "sight" / "text" / "documents.jsonl").read_text().splitlines()]
     sides = [[r["text"] for r in rows if is_held(r["group"], planted["PREPARE"].held) == out] for out in (False, True)]
     captions = (tmp_path / "sight" / "pictures" / "metadata.jsonl").read_text()
-    assert len(sides[1]) == 6 and not any(colour in captions for colour in planted["COLOURS"])
+    assert len(sides[1]) == 30 and not any(colour in captions for colour in planted["COLOURS"])
     for name, colour in map(str.split, sides[1]):
         assert (
             [text for text in sides[0] if name in text.split()] == [name] * 8
