@@ -26,6 +26,7 @@ from quadrivium.prepare import prepare
 from quadrivium.sequence import frames, group, pack, text
 from quadrivium.text import TextTokenizer
 from quadrivium.train import TrainConfig, train_routes
+from quadrivium.transfer import TransferConfig, run_transfer
 
 from .conftest import TINY
 
@@ -312,6 +313,18 @@ def four(folder, tmp_path_factory):
     """A run that began as a Qwen3, and where it began."""
     tmp_path = tmp_path_factory.mktemp("four")
     return *life("qwen3", folder, tmp_path)[1:], tmp_path
+
+
+def test_arms_begin_as_their_model(four, folder, tmp_path):
+    """Raw folders are prepared with its tokenizer, and a cell of which no step learns has its logits."""
+    theirs = four[2] / "theirs"
+    config = TransferConfig(
+        prepare=TINY, model=ModelConfig(sharing="attention", patch=2), mixture=MixtureConfig(positions=200, context=32), limit=4,
+        train=TrainConfig(steps=1, lr=1e-20, precision="fp32"), init=str(theirs),
+    )  # fmt: skip
+    run_transfer([folder], tmp_path / "out", config, seeds=(0,), arms=("text",), progress=False)
+    twin = transformers.AutoModelForCausalLM.from_pretrained(theirs).eval()
+    compare(Run(tmp_path / "out" / "seed-0" / "text").model, twin, twin.config.vocab_size)
 
 
 def test_data_of_another_tokenizer_is_refused(data, four, tmp_path):
