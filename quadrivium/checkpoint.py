@@ -375,5 +375,5 @@ class Run(Trained):
         if not isinstance(self.config.get("shape"), dict) or not (home / _WEIGHTS).is_file():
             raise RunError(f"{home / 'config.json'}: shape or weights are missing; export the run again with --full")
         read = read_json(home / "processor_config.json", "an exported model").get("read", {})
-        kept = {key: self.config[key] for key in ("routes",) if key in self.config}
-        self.config = {"model": self.config["shape"], "read": read, "step": self.config.get("step", 0), **kept}
+        kept = {key: value for key, value in self.config.items() if key in ("step", "routes")}
+        self.config = {"step": 0, **kept, "model": self.config["shape"], "read": read}

@@ -57,7 +57,7 @@ def _letters() -> re.Pattern:
 @functools.cache
 def _said() -> re.Pattern:
     """What facts are told in: words, and runs of digits and other numbers."""
-    return re.compile(rf"{_letters().pattern}|(?:[^\W_])+")
+    return re.compile(rf"{_letters().pattern}|[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -334,10 +334,10 @@ def stratum(count: int) -> str:
 
 def measure(
     model: Model, tokenizer: TextTokenizer, data: Dataset, mixture: Mixture, config: EndpointConfig, share: float, limit: int,
-    seed: int, untrained: Model | None = None,
+    seed: int, untrained: Callable[[], Model] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a cell keeps: ``words``, kind -> bits and bytes; ``tasks``, task -> ``accuracy``, ``n``, ``chance`` and ``strata``, stratum ->
-    sum of credits and number; with ``untrained``, the model before its first step, also ``baselines``, task -> baseline -> accuracy."""
+    sum of credits and number; with ``untrained``, which makes the model before its first step, also ``baselines``, task -> baseline -> accuracy."""
     rated = ratings(config.concreteness) if config.concreteness else None
     found: dict[str, Any] = {"words": by_word(model, mixture, Kinds(tokenizer, data, rated), limit)}
     asked = questions(config)
@@ -361,6 +361,7 @@ def measure(
             row["strata"] = strata
         found["tasks"][task] = row
     if untrained is not None:
+        fresh = untrained()
         counted = Trigram(map(tokenizer.enclose, texts), tokenizer.size) if tokenizer.size <= _PACKED else None
         colours = Counter(w for s in said for w in _letters().findall(s.lower()))
         found["baselines"] = {task: {} for task in asked}
@@ -370,7 +371,7 @@ def measure(
                 row |= {"commonest answer": _commonest(docs), "colour of the text": _one_colour(docs, colours)}
             if counted:
                 row["trigram"] = float(credits(docs, counted.score(tokenizer)).mean())
-            row["before the first step"] = float(credits(docs, by_model(untrained, tokenizer)).mean())
+            row["before the first step"] = float(credits(docs, by_model(fresh, tokenizer)).mean())
     return found
 
 

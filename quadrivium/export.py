@@ -142,11 +142,8 @@ def _card(run: Run, folder: Path, name: str, about: str, load: str, task: str) -
         results = read_json(own if own.is_file() else run.home / "results.json", "results of quadrivium eval")
         if "routes" in results and results["step"] == run.step:  # not of another checkpoint
             data = results.get("data", run.config["data"])
-            on = (
-                ""
-                if Path(data).resolve() == Path(run.config["data"]).resolve()
-                else f" on {Path(data).name}, which is not what it was trained on"
-            )
+            same = Path(data).resolve() == Path(run.config["data"]).resolve()
+            on = "" if same else f" on {Path(data).name}, which is not what it was trained on"
             parts.append(f"Held-out cost, step {run.step}{on}:\n\n```\n{evaluate.table(results, streams=False)}\n```")
         if "lm_eval" in results and results["lm_eval"]["step"] == run.step:
             scored = harness.table(results["lm_eval"]["tasks"])

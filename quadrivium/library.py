@@ -25,7 +25,7 @@ from quadrivium.dist import device_of
 from quadrivium.errors import ConfigError, one_line
 from quadrivium.generate import Sampling, generate, opening
 from quadrivium.imagine import TRIES
-from quadrivium.samples import decode, dream, give, never, read, write
+from quadrivium.samples import decode, dream, give, never, read, route_asked, write
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
 Video = str | PathLike[str] | np.ndarray
@@ -127,9 +127,7 @@ class Quadrivium:
         shown = self._shown(image, video)
         if want != "text":
             self._check_sight()
-        given = "".join(sorted(("t" if text is not None and want != "text" else "") + "v" * bool(shown)))
-        to = "t" if want == "text" else "v"
-        self._check_route(f"{given or to}2{to}")
+        self._check_route(give(self._run, want, text, shown), want)
         count = (frames or frames_of(self._run)) if want == "video" else 1
         rows = draw(self._run, want, text, shown, n, count, self._sampling(temperature, top_p, seed, max_ids))
         if want == "text":
@@ -158,14 +156,14 @@ class Quadrivium:
                 "score one thing: text, image or video; what it follows is given_text, given_image or given_video"
             )
         shown = self._shown(given_image, given_video)
-        given = give(self._run, "frames" if text is None else "text", given_text, shown)
+        want = "frames" if text is None else "text"
+        given = give(self._run, want, given_text, shown)
+        self._check_route(given, want)
         if text is None:
             last = seq.frames(wanted[0], wanted=True)
         else:
             end = self._run.text.end
             last = seq.text([opening(given, end), *self._run.text.encode(text), end], wanted=True)
-        # Text that goes on from text is no route of two segments, but plain text.
-        self._check_route(seq.route_of((*(s for s in given if s.modality == "frames" or text is None), last)))
         return float(evaluate.bits(self._run.model, [(*given, last)])[0])
 
     def imagine(
@@ -189,7 +187,7 @@ class Quadrivium:
         if n < 1 or tries < 1 or (frames is not None and frames < 1) or not text.strip():
             raise ConfigError("n, tries and frames are at least 1, and there is a text to imagine")
         run, sampling = self._run, self._sampling(temperature, top_p, seed, max_ids)
-        self._check_route("t2v")
+        self._check_route(give(run, "frames", text), "frames")
         drawn = dream(run, text, n, frames or frames_of(run), sampling, forget, tries=tries)
         return [
             Imagined(
@@ -208,8 +206,8 @@ class Quadrivium:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def _check_route(self, route: str) -> None:
-        if said := never(self._run, route):
+    def _check_route(self, given: seq.Sequence, want: str) -> None:
+        if said := never(self._run, route_asked(given, want)):
             warnings.warn(said, stacklevel=3)
 
     def _check_sight(self) -> None:

@@ -125,10 +125,7 @@ def answer(
     seen, kind = image or video, "image" if image else "video"
     given = give(run, want, prompt, [read(run, seen, kind)] if seen else [])
     total = count if want == "video" else 1
-    wanted = text([0, 0], True) if want == "text" else frames(np.zeros((1, 1, 1, 1)), True)
-    route = route_of(
-        (*(s for s in given if s.modality == "frames" or want != "text"), wanted)
-    )  # its own beginning is no source
+    route = route_asked(given, want)
     if said := never(run, route):
         print(f"note: {said}", file=sys.stderr)
     made = generate(
@@ -160,6 +157,13 @@ def answer(
     for path in written:
         print(path)
     return written
+
+
+def route_asked(given: Sequence, want: str) -> str:
+    """The route by which ``want`` follows what is given (`give`); a text's own beginning is no source."""
+    if want == "text":
+        return route_of((*(s for s in given if s.modality == "frames"), text([0, 0], True)))
+    return route_of((*given, frames(np.zeros((1, 1, 1, 1)), True)))
 
 
 def never(run: Run, route: str) -> str:

@@ -640,7 +640,7 @@ def train_routes(
         config = from_dict(TrainConfig, stored.get("train", {}), f"{path}: train")
         asked, data = data, _where(data, stored)
         kept = stored.get("init")
-        if init is not None and kept is not None and Path(init).exists() and not Path(kept).exists():  # it was moved
+        if init is not None and kept is not None and Path(kept).is_absolute() and not Path(kept).exists():  # it was moved
             kept = _place(init)
         more = [
             ("data", str(asked.resolve()), str(data.resolve()), None),
@@ -650,11 +650,9 @@ def train_routes(
         if ranks.first and (other := _unheeded(given, (model, mixture, config), more)):
             print(f"note: {run} goes on as it was begun, with {other}; for others choose another --out", file=sys.stderr)
         config = dataclasses.replace(config, skip_bad_batches=skip or config.skip_bad_batches)
-        if ranks.first and (str(data.resolve()), kept) != (
-            stored.get("data"),
-            stored.get("init"),
-        ):  # what is asked later looks there
-            write_json(path, {**stored, "data": str(data.resolve()), "init": kept})
+        moved = {**stored, "data": str(data.resolve()), "init": kept}  # what is asked of the run later looks there
+        if ranks.first and moved != stored:
+            write_json(path, moved)
         init, init_vision = kept, stored.get("init_vision", init_vision)
         track = track or tuple(map(str, stored.get("track") or ()))
     elif path.exists():

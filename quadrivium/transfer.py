@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,17 +301,9 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
     state = train_routes(
-        folder,
-        run,
-        config.shape,
-        mixture,
-        schedule,
-        (run / "config.json").exists(),
-        device,
-        False,
-        config.init,
-        config.init_vision,
-    )
+        folder, run, config.shape, mixture, schedule, resume=(run / "config.json").exists(), device=device, progress=False,
+        init=config.init, init_vision=config.init_vision,
+    )  # fmt: skip
     if not state["finished"]:
         raise RunError(f"{run} was stopped; the same command goes on")
     loaded, data = Run(run, device), Dataset(folder)
@@ -334,9 +327,9 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
         loaded.model, _as_they_are(data, config, arm, loaded, seed), loaded.text.id_bytes, 100, progress=False
     )
     found: dict[str, Any] = {}
-    first_of = _untrained(loaded, config, seed, device) if name == "text" else None
+    untrained = partial(_untrained, loaded, config, seed, device) if name == "text" else None
     asked = endpoints.measure(
-        loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, first_of
+        loaded.model, loaded.text, data, plain, config.endpoints, config.text, config.limit, seed, untrained
     )
     measured = (read_json(path, "a cell of an experiment") for path in (out / "cells").glob("four-seed-*.json"))
     if name == "four" and first and not any("findings" in cell for cell in measured):  # nor on the first of another sitting
