@@ -3,13 +3,14 @@
     python benchmarks/planted.py --out runs/planted
 
     sight     every name has a colour. Pictures show it and captions give the name alone; documents tell it of seven names in ten,
-              and held-out documents of the others. What text can gain, only pictures hold: visual profit.
+              and held-out documents of the others. What text can gain, only pictures hold: visual profit. The endpoint is right
+              answers to questions for these colours (chance .25). sight-1, sight-2 ..: other names and pictures.
     caption   captions tell the colour and pictures show another one, drawn anew; documents tell it once, held out or not: caption profit.
     compute   documents of one made-up language, of which a run reads less than half. Captions are more of it, under pictures of
               nothing: text alone that reads as much gains as much: compute or regularisation profit.
     null-0 .. pictures of nothing, without captions, beside documents that say nothing of them: none detected.
 
-For sight it also prints how often text alone gives the colour of a name that no training document tells it of; chance .25.
+Every finished cell is kept in the folder, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -25,17 +27,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from quadrivium import evaluate, transfer
-from quadrivium.ask import credit
-from quadrivium.checkpoint import Run
+from quadrivium import transfer
 from quadrivium.data.language import invent_names
 from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import Dataset, is_held, write_json
 from quadrivium.data.sources import ReadOptions
+from quadrivium.endpoints import EndpointConfig
 from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
-from quadrivium.sequence import text
-from quadrivium.statistics import CAPTION, COMPUTE, NONE, VISUAL
+from quadrivium.statistics import CAPTION, COMPUTE, NONE, VISUAL, rightly
 from quadrivium.train import TrainConfig
 from quadrivium.transfer import MAIN, TransferConfig, possible, run_transfer
 from quadrivium.visual import VisualConfig
@@ -75,22 +75,26 @@ def tile(colour: str | None, rng: random.Random) -> Image.Image:
     return Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8))
 
 
+def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def write(folder: Path, documents: list[dict[str, str]], pictures: list[tuple[Image.Image, str]]) -> None:
     """A folder as a user has it: documents, and pictures with captions or without."""
     for part in ("text", "pictures"):
         (folder / part).mkdir(parents=True)
-    lines = (json.dumps(document) + "\n" for document in documents)
-    (folder / "text" / "documents.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_lines(folder / "text" / "documents.jsonl", documents)
     rows = []
     for i, (picture, caption) in enumerate(pictures):
         picture.save(folder / "pictures" / f"{i:05d}.png")
         rows.append({"file_name": f"{i:05d}.png", "text": caption})
-    (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    write_lines(folder / "pictures" / "metadata.jsonl", rows)
 
 
 def shown(folder: Path, seed: int) -> None:
     """Names and their colours, in pictures: a hundred names, of which documents that are trained on tell the colour of seventy, and
-    held-out ones that of the others. Documents that name a name alone are as many for every name, so that spelling costs every arm alike."""
+    held-out ones, and `questions.jsonl` beside the folder, that of the others. Documents that name a name alone are as many for every name,
+    so that spelling costs every arm alike."""
     rng = random.Random(f"planted/{seed}")
     colours = list(COLOURS)
     colour = {name: colours[i % len(colours)] for i, (name, _) in enumerate(invent_names(rng, 100))}
@@ -105,6 +109,8 @@ def shown(folder: Path, seed: int) -> None:
     rng.shuffle(documents)
     rng.shuffle(pictures)
     write(folder, documents, pictures)
+    asked = [{"choices": [f"{name} {c}" for c in colours], "answer": colours.index(colour[name])} for name in list(colour)[70:]]
+    write_lines(folder.parent / "questions.jsonl", asked)
 
 
 def told(folder: Path, seed: int) -> None:
@@ -135,7 +141,7 @@ def language(folder: Path, seed: int, documents: int, captions: int, bare: int) 
 
 
 def make(name: str, folder: Path, seed: int) -> None:
-    if name == "sight":
+    if name.startswith("sight"):
         shown(folder, seed)
     elif name == "caption":
         told(folder, seed)
@@ -151,7 +157,9 @@ def judge(name: str, out: Path, seeds: int, number: int = 0) -> dict:
     if not (folder / "source").exists():
         make(name, folder / "source", number)
     prepare([folder / "source"], folder / "data", PREPARE, progress=False)
-    config = SIGHT if name == "sight" else CONFIG
+    config = CONFIG
+    if name.startswith("sight"):
+        config = replace(SIGHT, primary="questions", endpoints=EndpointConfig(questions=folder / "questions.jsonl"))
     (folder / "samples").mkdir(exist_ok=True)  # so that none are drawn
     arms = [a for a in possible(Dataset(folder / "data"), config) if a in MAIN]
     for arm in arms:
@@ -160,16 +168,6 @@ def judge(name: str, out: Path, seeds: int, number: int = 0) -> dict:
                 # In this process: to start one takes longer than the cell.
                 transfer._cell(folder, folder / "data", config, arm, seed, "cpu", False)
     return run_transfer([folder / "data"], folder, config, range(seeds), arms, progress=False)
-
-
-def known(folder: Path, arm: str, seed: int) -> float:
-    """Share of held-out documents "NAME COLOUR" whose colour is the likeliest of all after the name, by text alone."""
-    run = Run(folder / f"seed-{seed}" / arm)
-    source = next(s for s in Dataset(folder / "data").sources if not s.frames.any())
-    texts = [run.text.decode(source.text(int(i), 0)).split() for i in np.flatnonzero(source.held)]
-    rows = [(text(run.text.document(f"{name} {colour}"), wanted=True),) for name, _ in texts for colour in COLOURS]
-    costs = evaluate.bits(run.model, rows).reshape(len(texts), -1)
-    return float(credit(-costs, np.array([list(COLOURS).index(colour) for _, colour in texts])).mean())
 
 
 def main() -> None:
@@ -183,14 +181,12 @@ def main() -> None:
     rows = {}
     for name in options.only or [*EXPECTED, *(f"null-{i}" for i in range(options.nulls))]:
         found = judge(name, options.out, options.seeds, int(name.partition("-")[2] or 0))
-        rows[name] = {"verdict": found["verdict"]["words"], "expected": EXPECTED.get(name, NONE),
+        rows[name] = {"verdict": found["verdict"]["words"], "expected": EXPECTED.get(name.partition("-")[0], NONE),
                       "gains": {a: [g["mean"], g["low"], g["high"]] for a, g in found["gains"].items()},
                       "bits": {a: r["bits_per_byte"] for a, r in found["arms"].items()}}  # fmt: skip
         gains = ", ".join(f"{a} {g[0]:+.3f} ({g[1]:+.3f} to {g[2]:+.3f})" for a, g in rows[name]["gains"].items())
-        if name == "sight":
-            right = {a: np.mean([known(options.out / name, a, s) for s in range(options.seeds)]) for a in found["arms"]}
-            rows[name]["colours known"] = right
-            print("colours known by text alone: " + ", ".join(f"{a} {r:.2f}" for a, r in right.items()))
+        if right := rightly(found):
+            rows[name]["right"] = {a: r["mean"] for a, r in right.items()}
         print(f"{name}: {rows[name]['verdict']} (planted: {rows[name]['expected']}); four is better than {gains}", flush=True)
     write_json(options.out / "planted.json", rows)
 

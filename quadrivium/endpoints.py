@@ -390,9 +390,9 @@ def _one_colour(docs: Seq[dict[str, Any]], words: Counter[str]) -> float:
     return float(np.mean([doc["answered"] == colour for doc in docs]))
 
 
-def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
+def summary(found: dict[str, dict[int, dict]], declared: str = "all") -> dict[str, Any]:
     """Of arm -> seed -> cell: ``words``, kind -> bytes, arm -> bits a byte, and what `four` saves over `text` and over `captions`,
-    with p-values adjusted by Holm over all that is compared here, but for all words together, which is the endpoint of the grid;
+    with p-values adjusted by Holm over all that is compared here but what the grid ``declared`` as its endpoint, all words together or a task;
     ``tasks``, task -> chance, baselines, arm -> accuracy, `four` minus `captions` and minus `text`, and accuracies by stratum."""
     cells = {arm: {s: c["endpoints"] for s, c in by.items() if "endpoints" in c} for arm, by in found.items()}
     cells = {arm: by for arm, by in cells.items() if by}
@@ -437,8 +437,7 @@ def summary(found: dict[str, dict[int, dict]]) -> dict[str, Any]:
             "gained": {b: differ(right, b, 1) for b in ("text", "captions")},
             "strata": strata,
         }
-    # Of all words together it is the declared endpoint, and its comparison with text.
-    rows = [(row.get("saved") or row["gained"]) for kind, row in {**words, **tasks}.items() if kind != "all"]
+    rows = [(row.get("saved") or row["gained"]) for kind, row in {**words, **tasks}.items() if kind != declared]
     compared = [gain for row in rows for gain in row.values() if gain]
     adjusted = holm({str(i): g["p"] for i, g in enumerate(compared)})
     for i, g in enumerate(compared):

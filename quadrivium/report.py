@@ -14,7 +14,7 @@ from typing import Any
 
 from quadrivium.data.shards import read_json, write_atomic
 from quadrivium.errors import ConfigError, RunError
-from quadrivium.statistics import partly, worth
+from quadrivium.statistics import partly, rightly, worth
 
 # Drawn in these colours, shown in the page's: name of the variable -> stand-in.
 _INK = {"ink": "#010203", "soft": "#040506", "mark": "#070809"}
@@ -56,18 +56,24 @@ def _number(value: float | None, shape: str = ".4f") -> str:
 
 
 def _transfer(found: dict[str, Any]) -> dict[str, Any]:
-    arms, gains, ladder = found["arms"], found["gains"], found["ladder"]
+    arms, gains, ladder, right = found["arms"], found["gains"], found["ladder"], rightly(found)
     rows = [
         [
             a,
             r["says"],
             len(r["seeds"]),
+            *([_interval(right[a]["mean"], right[a]["half"])] if right else []),
             _interval(r["bits_per_byte"], r["half"]),
             _number(r["epochs"], ".1f"),
             _number(r["seconds"], ",.0f"),
         ]
         for a, r in arms.items()
     ]
+    saved, of = (
+        ("more right answers by all routes", "Own questions")
+        if right
+        else ("bits per byte saved by all routes", "Held-out text")
+    )
     compared = [
         [a, g["n"], _number(g["mean"], "+.4f"), _ends(g["low"], g["high"], "+.4f"), _number(g["p"], ".3f"),
          _number(g["holm"], ".3f"), _number(g["detectable"])]
@@ -78,9 +84,9 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
     notes += found["notes"]
     sections = [
         _section("What four routes gain over each arm", ["arm", "seeds", "gain", "95 % interval", "p", "p (Holm)", "detectable"], compared,
-                 _forest([(a, g["mean"], g["low"], g["high"]) for a, g in gains.items()], "bits per byte saved by all routes", 0.0),
-                 "Held-out text, paired by seed. Right of the line: all four routes are better. Holm over all but the declared comparisons."),
-        _section("Arms", ["arm", "reads", "seeds", "bits per byte", "epochs of text", "seconds a cell"], rows),
+                 _forest([(a, g["mean"], g["low"], g["high"]) for a, g in gains.items()], saved, 0.0),
+                 f"{of}, paired by seed. Right of the line: all four routes are better. Holm over all but the declared comparisons."),
+        _section("Arms", ["arm", "reads", "seeds", *(["right"] if right else []), "bits per byte", "epochs of text", "seconds a cell"], rows),
     ]  # fmt: skip
     if ladder:
         said = worth(ladder).replace("-", "−")
@@ -212,7 +218,7 @@ def _endpoints(found: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
         for kind, r in found["words"].items()
     ]  # fmt: skip
     head = ["kind of word", "bytes", "text", "captions", "four", "four saves over text", "over captions"]
-    note = "Bits per byte. A word came with a frame if it stands in a caption of a picture or clip that was trained on. Intervals: 95 %, over seeds; p by Holm over all comparisons of this section and the next, but for all words together, which is the declared endpoint."
+    note = "Bits per byte. A word came with a frame if it stands in a caption of a picture or clip that was trained on. Intervals: 95 %, over seeds; p by Holm over all comparisons of this section and the next, but for the declared endpoint."
     sections = [_section("Held-out text by kind of word", head, rows, note=note)]
     for task, r in found["tasks"].items():
         rows = [["chance", "", _number(r["chance"], ".3f"), *[""] * len(r["strata"])]]

@@ -282,3 +282,8 @@ def partly(rows: dict[str, dict]) -> str:
         f"{name}: {row['without_source_n']} of {row['n']}" for name, row in rows.items() if "without_source_n" in row
     )
     return f"`without` is of items that have a source alone, and not to be held against `held-out` ({some})." if some else ""
+
+
+def rightly(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm -> mean and half interval of its right answers, where these are what the verdict is about; else nothing."""
+    return found["endpoints"]["tasks"]["own"]["arms"] if found["config"].get("primary") == "questions" else {}

@@ -42,6 +42,7 @@ from quadrivium.samples import write_samples
 from quadrivium.statistics import (
     CONTROLS,
     VISUAL,
+    Contrast,
     detectable,
     effective_text,
     fit_ladder,
@@ -49,6 +50,7 @@ from quadrivium.statistics import (
     interval,
     paired,
     plus_minus,
+    rightly,
     verdict,
     worth,
 )
@@ -86,8 +88,21 @@ MAIN = ("text", *CONTROLS, "four")
 _START = 5.0  # seconds before a cell trains: imports, shards, first step
 
 
-# Declared before any run, and no option: it is what `verdict` computes.
-PRIMARY = "held-out text in bits per byte: four against text and every control, paired by seed, all intervals above 0"
+Primary = Literal["bits", "questions"]
+_JUDGED = (
+    "four against text and every control, paired by seed, all intervals above 0"  # no option: it is what `verdict` computes
+)
+# Declared before any run.
+PRIMARY: dict[Primary, str] = {
+    "bits": f"held-out text in bits per byte: {_JUDGED}",
+    "questions": f"own questions, share that is answered wrongly: {_JUDGED}",
+}
+UNIT: dict[Primary, str] = {"bits": "bits per byte", "questions": "of all answers"}
+
+
+def price(cell: dict[str, Any], primary: Primary) -> float:
+    """What a cell's verdict is made of, the less the better: bits per byte of held-out text, or the share of wrong answers."""
+    return cell["bits_per_byte"] if primary == "bits" else 1.0 - cell["endpoints"]["tasks"]["own"]["accuracy"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +119,11 @@ class TransferConfig:
     text: float = 0.25  # share of the documents that arms read, D; the ladder then reaches from D/4 to all of them
     limit: int = 400  # held-out windows of text of each source
     endpoints: EndpointConfig = field(default_factory=EndpointConfig)
+    primary: Primary = "bits"  # what the verdict is about: held-out text, or right answers to --endpoints.questions
 
     def __post_init__(self) -> None:
+        if self.primary == "questions" and self.endpoints.questions is None:
+            raise ConfigError("--primary questions takes questions; name a file of them with --endpoints.questions")
         if not 0 < self.text <= 1:
             raise ConfigError(f"text is {self.text}; the share of the documents that is read lies above 0 and is at most 1")
         if self.limit < 1:
@@ -233,14 +251,14 @@ def run_transfer(
     # What is in the data and what computes count, not where the data lies and how it was made.
     low = autocast(config.train.precision, torch.device(device))._enabled
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
-    declared |= {"device": torch.device(device).type, "primary": PRIMARY}
+    declared |= {"device": torch.device(device).type, "primary": PRIMARY[config.primary]}
     del declared["prepare"]
     declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
     declared["init"] = _weights(config.init)
     shape_on(folder, data, config.shape, config.mixture, config.init)  # what no cell could be trained with is not declared
     grid.declare([plan], config, declared)
     if budget is not None:
-        print(_power(out, len(seeds)), file=sys.stderr)
+        print(_power(out, len(seeds), config.primary), file=sys.stderr)
     jobs = {}
     for arm, seed in grid_of:
         name = f"{arm}-seed-{seed}"
@@ -279,16 +297,13 @@ def measure_speed(folder: Path, config: TransferConfig, threads: int, device: st
     return done / (time.monotonic() - began)
 
 
-def _power(out: Path, n: int) -> str:
+def _power(out: Path, n: int, primary: Primary = "bits") -> str:
     """What so many seeds can detect, in the scatter between seeds seen so far."""
     found = grid.read_cells(out / "cells", MAIN)
-    bits = {a: {s: c["bits_per_byte"] for s, c in by.items()} for a, by in found.items()}
-    known = [
-        paired(bits[a], bits["four"]).sd for a in bits if a != "four" and len(bits[a].keys() & bits.get("four", {}).keys()) > 1
-    ]
-    sd, unit = (
-        (max(known), "bits per byte") if known else (1.0, "standard deviations of a paired difference (no two seeds yet)")
-    )
+    costs = {a: {s: price(c, primary) for s, c in by.items()} for a, by in found.items()}
+    four = costs.pop("four", {})
+    known = [paired(by, four).sd for by in costs.values() if len(by.keys() & four.keys()) > 1]
+    sd, unit = (max(known), UNIT[primary]) if known else (1.0, "standard deviations of a paired difference (no two seeds yet)")
     sizes = ", ".join(f"{k} seeds {detectable(sd, k):.3g}" for k in sorted({3, 5, max(n, 2)}))
     return f"minimal detectable effect of each comparison at 80 % power, in {unit}: {sizes}"
 
@@ -404,11 +419,12 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     found = grid.read_cells(out / "cells", ARMS)
     if not found:
         raise DataError(f"{out / 'cells'}: no finished cell here")
-    costs = {arm: {s: c["bits_per_byte"] for s, c in by.items()} for arm, by in found.items()}
+    bits = {arm: {s: price(c, "bits") for s, c in by.items()} for arm, by in found.items()}
+    costs = {arm: {s: price(c, config.primary) for s, c in by.items()} for arm, by in found.items()}
     arms: dict[str, Any] = {}
     for arm, by in found.items():
-        mean, half = interval(costs[arm].values())
-        arms[arm] = {"says": ARMS[arm].says, "bits_per_byte": mean, "half": half, "seeds": costs[arm]}
+        mean, half = interval(bits[arm].values())
+        arms[arm] = {"says": ARMS[arm].says, "bits_per_byte": mean, "half": half, "seeds": bits[arm]}
         for key in ("epochs", "positions", "seconds", "read", "still_paired"):
             arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
     came = [(c["frames"], c["captions"]) for c in found.get("four", {}).values() if "frames" in c]
@@ -419,14 +435,17 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     rest = holm({a: g.p for a, g in gains.items() if a not in MAIN})
     able = possible(data, config)
     judged = verdict(costs, [c for c in CONTROLS if c in able])
+    notes = _notes(arms, config.init)
+    if config.primary != "bits" and bits.keys() >= {"text", "four"} and bits["text"].keys() & bits["four"].keys():
+        notes.append(_beside_text(paired(bits["text"], bits["four"]), "bits"))
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
     return {
-        "kind": "transfer", "primary": PRIMARY, "arms": arms, "gains": rows,
-        "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged)},
-        "ladder": _ladder(costs, {a: row["read"] for a, row in arms.items()}, seen, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
+        "kind": "transfer", "primary": PRIMARY[config.primary], "arms": arms, "gains": rows,
+        "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged, config.primary)},
+        "ladder": _ladder(bits, {a: row["read"] for a, row in arms.items()}, seen, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
-        "endpoints": endpoints.summary(found), "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
-        "documents": _documents(found), "notes": _notes(arms, config.init), "config": grid.plain(config),
+        "endpoints": endpoints.summary(found, "all" if config.primary == "bits" else "own"), "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
+        "documents": _documents(found), "notes": notes, "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
 
@@ -449,23 +468,27 @@ def _notes(arms: dict[str, Any], init: str | None = None) -> list[str]:
     return found
 
 
-def sentence(judged: Any) -> str:
+def sentence(judged: Any, primary: Primary = "bits") -> str:
     """The verdict in one sentence, in its fixed words."""
     words = judged.words
     if words not in (VISUAL, "undecided") and not math.isnan(judged.detectable):
-        words += f", minimal detectable effect {judged.detectable:.4f} bits per byte"
+        words += f", minimal detectable effect {judged.detectable:.4f} {UNIT[primary]}"
     said = words[0].upper() + words[1:] + (f" ({judged.why})" if judged.why else "") + "."
     if "text" in judged.gains:
-        g = judged.gains["text"]
-        low, high = (g.low, g.high) if g.mean >= 0 else (-g.high, -g.low)
-        ends = "one seed, no interval" if math.isnan(low) else f"95 % interval {low:+.4f} to {high:+.4f}, {g.n} seeds"
-        how = (
-            f"save {g.mean:.4f} bits per byte of held-out text over"
-            if g.mean >= 0
-            else f"cost {-g.mean:.4f} bits per byte of held-out text more than"
-        )
-        said += f" All routes {how} text alone ({ends})."
+        said += " " + _beside_text(judged.gains["text"], primary)
     return said
+
+
+def _beside_text(g: Contrast, primary: Primary) -> str:
+    """What all routes gained over text alone, in a sentence."""
+    low, high = (g.low, g.high) if g.mean >= 0 else (-g.high, -g.low)
+    ends = "one seed, no interval" if math.isnan(low) else f"95 % interval {low:+.4f} to {high:+.4f}, {g.n} seeds"
+    more = g.mean >= 0
+    if primary == "bits":
+        how = f"{'save' if more else 'cost'} {abs(g.mean):.4f} bits per byte of held-out text {'over' if more else 'more than'}"
+    else:
+        how = f"are right in {abs(g.mean):.4f} {'more' if more else 'fewer'} of all answers than"
+    return f"All routes {how} text alone ({ends})."
 
 
 def _ladder(
@@ -518,10 +541,12 @@ def _documents(found: dict[str, dict[int, dict]]) -> list[dict[str, Any]]:
 
 def table(found: dict[str, Any]) -> str:
     """Lines for people: the verdict, then an arm a line."""
+    right = rightly(found)
+    head = f"{'right':>18}" if right else ""
     lines = [
         found["verdict"]["sentence"],
         "",
-        f"{'arm':<14}{'seeds':>6}{'bits/byte':>20}{'four is better by':>30}{'epochs':>8}",
+        f"{'arm':<14}{'seeds':>6}{'bits/byte':>20}{head}{'four is better by':>30}{'epochs':>8}",
     ]
     for arm, row in found["arms"].items():
         cost, g = plus_minus(row["bits_per_byte"], row["half"], 4), found["gains"].get(arm)
@@ -530,7 +555,8 @@ def table(found: dict[str, Any]) -> str:
             if g is None
             else f"{g['mean']:+.4f}" + ("" if math.isnan(g["low"]) else f" ({g['low']:+.4f} to {g['high']:+.4f})")
         )
-        lines.append(f"{arm:<14}{len(row['seeds']):>6}{cost:>20}{gain:>30}{row['epochs']:>8.1f}")
+        answers = f"{plus_minus(right[arm]['mean'], right[arm]['half'], 3):>18}" if right else ""
+        lines.append(f"{arm:<14}{len(row['seeds']):>6}{cost:>20}{answers}{gain:>30}{row['epochs']:>8.1f}")
     if found["ladder"]:
         lines.append(worth(found["ladder"]))
     lines += found["notes"]

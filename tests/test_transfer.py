@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quadrivium import checkpoint
@@ -24,7 +27,7 @@ from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.report import write_report
 from quadrivium.train import TrainConfig, train_routes
 from quadrivium.transfer import TransferConfig, _ladder, _power, _same_data, _seen, measure_speed, possible, run_transfer, table
-from tests.conftest import TINY
+from tests.conftest import COLOURS, TINY
 
 SMALL = TransferConfig(
     model=ModelConfig(layers=1, width=16, heads=1),
@@ -186,6 +189,32 @@ def test_a_grid_stays_out_of_folders_of_something_else_and_its_endpoint_is_no_op
         with pytest.raises(SystemExit) as left:
             main([*command, str(tmp_path / "out"), "--primary", "what came out"])
         assert left.value.code == 2 and "--primary" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="name a file of them"):
+        replace(SMALL, primary="questions")
+
+
+def test_a_verdict_on_questions_is_about_right_answers(data, tmp_path):
+    """The same grid, asked what a user would ask: its verdict, table and page are of the questions, and held-out text is a note."""
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "out"
+    rows = [{"choices": [f"a {a} ball", f"a {b} ball"], "answer": i % 2} for i, (a, b) in enumerate(permutations(COLOURS, 2))]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(SMALL, primary="questions", endpoints=EndpointConfig(questions=asked))
+    found = run_transfer([data], out, config, seeds=(0, 1), arms=("text", "four"), workers=1, progress=False)
+
+    def right(arm):
+        cells = (json.loads((out / "cells" / f"{arm}-seed-{s}.json").read_text()) for s in (0, 1))
+        return np.mean([cell["endpoints"]["tasks"]["own"]["accuracy"] for cell in cells])
+
+    gain = found["gains"]["text"]["mean"]
+    assert gain == pytest.approx(right("four") - right("text"), abs=1e-9)
+    said = found["verdict"]["sentence"]
+    assert f"are right in {abs(gain):.4f} {'more' if gain >= 0 else 'fewer'} of all answers than text alone" in said
+    assert any("bits per byte of held-out text" in note for note in found["notes"]) and "bits per byte" not in said
+    assert re.search(r"bits/byte +right +four", table(found)) and "right answers" in write_report(out).read_text()
+    assert json.loads((out / "transfer.json").read_text())["primary"].startswith("own questions")
+    with pytest.raises(RunError, match="primary"):  # what was declared stays
+        run_transfer([data], out, replace(config, primary="bits"), seeds=(0, 1), arms=("text", "four"), progress=False)
+    assert "of all answers" in _power(out, 5, "questions")
 
 
 def test_a_grid_goes_on_where_its_data_was_moved_to(finished, data, tmp_path):
