@@ -66,22 +66,22 @@ _WARM = 2  # runs before the first that counts
 class BenchConfig:
     """What is measured."""
 
-    parts: tuple[Part, ...] = get_args(Part)
+    parts: tuple[Part, ...] = get_args(Part)  # what is measured
     widths: tuple[int, ...] = (192, 512)  # of the models that train; those that generate have the first
-    layers: int = 4
+    layers: int = 4  # of every model
     batch: int = 8  # samples of a step, four routes in turn: a multiple of 4
     batches: tuple[int, ...] = (1, 16)  # sequences that are generated together
     prompt: int = 32  # ids that are given
     more: int = 64  # ids, or codes of a frame, that are generated
     items: int = 100  # forced-choice questions a round
-    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")  # each is run in alternation with the other
     peers: bool = True  # without them, ours and the ceiling alone
     only: tuple[str, ...] = ()  # names of the peers that train, as the table has them; all of them, if none is named
     compile: bool = False  # torch.compile for models that train: of ours the parts around attention, of others all
     tuned: bool = False  # peers too get the settings of a process that ours has: memory kept, oneDNN's products in fp32
     rounds: int = 15  # at most
     minutes: float = 10.0  # after which no further round begins; every part has at least three
-    threads: int = 1
+    threads: int = 1  # of a process
 
     def __post_init__(self) -> None:
         if self.batch < 4 or self.batch % 4:

@@ -323,6 +323,7 @@ def _evaluate() -> Callable[..., Any]:
             lm_eval_limit: documents of each task: of those made here a sample, of the harness's own the first; all, if not given.
             alignment: measure the alignment of keys and queries.
             world: for alignment, the folder of the world that the run was trained on: adds its kinds and its facts.
+            device: auto takes a GPU where there is one.
         """
         from quadrivium import evaluate as measure
         from quadrivium import findings as finding
@@ -427,6 +428,7 @@ def _ask() -> Callable[..., Any]:
             frames: frames of an imagined clip; 0: as many as the clips have that the run was trained on.
             temperature: of imagined clips; their first frames are chosen among what is drawn at 1, unless --tries is 1.
             seed: of imagined clips.
+            device: auto takes a GPU where there is one.
         """
         from quadrivium import ask as asking
         from quadrivium.data.questions import make_questions
@@ -520,6 +522,7 @@ def _generate() -> Callable[..., Any]:
             n: samples to draw, four if not given; of sheets the items of every route, eight if not given.
             frames: frames of a wanted clip; 0: as many as most clips have that the run was trained on.
             out: folder to write; RUN/samples if not given.
+            device: auto takes a GPU where there is one.
         """
         from quadrivium.ask import frames_of
         from quadrivium.imagine import TRIES
@@ -586,6 +589,7 @@ def _distil() -> Callable[..., Any]:
             run: run folder that train wrote.
             world: the world that it was trained on, as `quadrivium world` wrote it.
             out: corpus to write, a new .jsonl file.
+            device: auto takes a GPU where there is one.
         """
         from quadrivium import distil as distilling
         from quadrivium.data.world import world_config
@@ -653,6 +657,7 @@ def _play() -> Callable[..., Any]:
 
         Args:
             run: run folder that train wrote, or the folder of an export with --full.
+            device: auto takes a GPU where there is one.
         """
         from quadrivium.play import serve
 

@@ -66,9 +66,8 @@ class EndpointConfig:
 
     folder: Path | None = None  # holds coda, verbphysics, blimp or some of them; without it nothing is asked
     tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")  # which of them are asked, where they are in the folder
-    questions: Path | None = (
-        None  # a .jsonl of your own questions, a row each: {"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}
-    )
+    # a .jsonl of your own questions, a row each: {"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}
+    questions: Path | None = None
     limit: int = 500  # questions of each task, a sample
     concreteness: Path | None = None  # a table of words and ratings from 1 to 5, columns Word and Conc.M, or the first two
 

@@ -28,10 +28,9 @@ class Sampling:
     """How the next id or code is drawn."""
 
     temperature: float = 1.0  # 0: always the most likely
-    top_p: float = (
-        0.95  # draw from the most likely ids that hold this much probability (Holtzman et al. 2020, arXiv 1904.09751)
-    )
-    seed: int = 0
+    # draw from the most likely ids that hold this much probability (Holtzman et al. 2020, arXiv 1904.09751)
+    top_p: float = 0.95
+    seed: int = 0  # the same one draws the same
     max_ids: int = 160  # of text, where no end mark comes earlier
     min_ids: int = 0  # of text, before which no end mark is drawn
 

@@ -40,9 +40,9 @@ class Imagining:
     tries: int = 1
     frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
     temperature: float = 0.7  # of what follows, and of first frames that are not chosen among
-    top_p: float = 0.95
+    top_p: float = 0.95  # draw from the most likely codes that hold this much probability
     forget: bool = False  # drop the text after the first frame
-    seed: int = 0
+    seed: int = 0  # the same one imagines the same
     batch: int = 64  # first frames at a time
 
     def __post_init__(self) -> None:

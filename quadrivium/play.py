@@ -65,7 +65,7 @@ class WebConfig:
     """Where the page is served, to whom, and what it allows."""
 
     host: str = "127.0.0.1"  # address to listen at; 0.0.0.0: every one of this machine
-    port: int = 7860
+    port: int = 7860  # another one, if this is taken
     password: str = ""  # asked for by the browser; also taken from the environment, QUADRIVIUM_PASSWORD
     limits: WebLimits = field(default_factory=WebLimits)
 

@@ -82,7 +82,7 @@ class PrepareConfig:
     sample_frames: int = 20_000  # frames the visual tokenizer learns from
     held: float = 0.05  # share of groups (stories, videos, documents) that are held out
     max_bad: float = 0.05  # stop when more than this share of the items cannot be used
-    shard_items: int = 2000
+    shard_items: int = 2000  # items in a file of the data folder
 
     def __post_init__(self) -> None:
         if not 0 < self.held < 1:

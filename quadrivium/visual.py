@@ -40,9 +40,9 @@ class VisualConfig:
     down: int = 4  # side of a cell in pixels
     levels: tuple[int, ...] = (8, 5, 5, 5)  # values of each number of a code; 1000 codes
     per_side: int = 1  # a cell has per_side x per_side codes, which share what the cell's pixels are, unlike smaller cells
-    width: int = 64
-    encoder_depth: int = 2
-    decoder_depth: int = 4  # drawing what a code leaves out is the harder half
+    width: int = 64  # channels of its convolutions
+    encoder_depth: int = 2  # residual blocks; with 0 a code is of its cell and what lies next to it
+    decoder_depth: int = 4  # residual blocks: drawing what a code leaves out is the harder half
 
     def __post_init__(self) -> None:
         for name in ("size", "down", "per_side", "width", "encoder_depth", "decoder_depth"):

@@ -91,9 +91,8 @@ class ReadOptions:
     """How media and text become items and frames; raises ConfigError where a value is out of range."""
 
     size: int = 64  # frames are size x size pixels
-    fit: Literal["crop", "pad"] = (
-        "pad"  # pad: scale the long side, fill (nothing is lost); crop: scale the short side, cut the centre
-    )
+    # pad: scale the long side, fill (nothing is lost); crop: scale the short side, cut the centre
+    fit: Literal["crop", "pad"] = "pad"
     fps: float = 4.0  # frames a second taken from video, by timestamps; a slower video gives all its frames, none twice
     clip_frames: int = 8  # frames of a clip; a longer video becomes consecutive clips
     max_clips: int = 16  # clips taken from one video, from its start

@@ -61,25 +61,25 @@ CHUNK = 50  # items a worker does at a time; the result does not depend on it
 class WorldConfig:
     """Options of a world. The same options give the same bytes."""
 
-    seed: int = 0
-    kinds: int = 64
+    seed: int = 0  # of everything in it: kinds, machines, sentences
+    kinds: int = 64  # of pieces, each with a name, a look and a hidden mass, bounce and friction
     shares: tuple[float, float, float, float] = (0.19, 0.25, 0.44, 0.12)  # of kinds: read, seen, both, neither
-    devices: tuple[str, ...] = tuple(DEVICES)
+    devices: tuple[str, ...] = tuple(DEVICES)  # what machines are made of
     links: int = 3  # the longest machine; 1 leaves bells and buckets away
     jitter: float = 1.0  # how far the small accidents of placing go
     variation: float = 1.0  # how far mass, bounce and friction of kinds spread around their middle, within a level of mass
     mirror: bool = False  # half of the machines turned left to right
-    clips: int = 2000
+    clips: int = 2000  # whose text, if any, ends where the event begins
     clip_mix: tuple[float, float, float] = (0.5, 0.3, 0.2)  # clips of two seen kinds, of two both kinds, of one each
     narrated: bool = True  # clips carry a caption of how they open; without, text is only ever paired with what it shows
     leads: float = 0.0  # share of these captions that lead up to the outcome instead: what is set off, a question, an order
-    told: int = 1000
+    told: int = 1000  # clips whose text tells the whole event, of kinds that are seen and spoken of
     nameless: float = 0.5  # share of told clips whose account, and of documents whose outcome, names nobody
-    stills: int = 1500
+    stills: int = 1500  # single frames with a caption, before anything happens
     portraits: float = 0.4  # share of stills that show one or two kinds alone; the rest are openings of machines
     narrations: int = 4000  # text documents in each language
     knowledge: float = 0.5  # share of documents that state or ask what happens; the rest tell what happened
-    languages: tuple[Language, ...] = LANGUAGES
+    languages: tuple[Language, ...] = LANGUAGES  # of captions, documents and questions
     size: int = 64  # pixels a side
     frames: int = 8  # a clip; they always span the same time
     # no influence on what is written
