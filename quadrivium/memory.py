@@ -174,7 +174,7 @@ class Forecast:
         return p, m, n
 
     def _built(self, shape: ModelConfig) -> tuple[int, int, int]:
-        with FakeTensorMode():
+        with torch.device("meta"):
             model = Model(shape)
             optimizers = make_optimizers(model, self.train)
         kept = {"adamw": 8, "muon": 4}
