@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from quadrivium.checkpoint import Run
 from quadrivium.data.mixture import Mixture
@@ -31,7 +30,7 @@ from quadrivium.model import Model
 from quadrivium.pictures import Cell, sheet
 from quadrivium.samples import SOBER, cells, decode
 from quadrivium.sequence import frames, only_wanted, text
-from quadrivium.statistics import plus_minus
+from quadrivium.statistics import critical, plus_minus
 
 
 def measure(run: Run, mixture: Mixture, limit: int = 128, pictures: Path | None = None) -> dict[str, Any]:
@@ -226,7 +225,7 @@ def _share(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> tuple[flo
     count = len(np.unique(groups))
     if count < 2:
         return share, None
-    half = float(student.ppf(0.975, count - 1)) * error
+    half = critical(count) * error
     return share, [share - half, share + half]
 
 

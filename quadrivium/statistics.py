@@ -28,7 +28,7 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
     x = np.array(list(values), float)
     if len(x) < 2:
         return float(x.mean()), math.nan
-    return float(x.mean()), _critical(len(x)) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return float(x.mean()), critical(len(x)) * float(x.std(ddof=1)) / math.sqrt(len(x))
 
 
 def plus_minus(mean: float | None, half: float | None, digits: int) -> str:
@@ -42,11 +42,11 @@ def plus_minus(mean: float | None, half: float | None, digits: int) -> str:
 
 
 @cache
-def _critical(n: int) -> float:
+def critical(n: int) -> float:
     """Half-width of the interval of ``n`` values, in standard errors."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # the t-distribution; scipy.stats takes a second to import
 
-    return float(t.ppf(0.5 + LEVEL / 2, n - 1))
+    return float(stdtrit(n - 1, 0.5 + LEVEL / 2))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def power(effect: float, sd: float, n: int) -> float:
 
     if n < 2 or not sd > 0:
         return math.nan
-    return float(nct.sf(_critical(n), n - 1, abs(effect) / sd * math.sqrt(n)))
+    return float(nct.sf(critical(n), n - 1, abs(effect) / sd * math.sqrt(n)))
 
 
 def detectable(sd: float, n: int) -> float:
