@@ -429,15 +429,18 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
             arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
     came = [(c["frames"], c["captions"]) for c in found.get("four", {}).values() if "frames" in c]
     seen = (round(np.mean([f for f, _ in came])), round(np.mean([c for _, c in came]))) if came else (0, 0)
-    gains = {
-        a: paired(costs[a], costs["four"]) for a in costs if a != "four" and costs[a].keys() & costs.get("four", {}).keys()
-    }
+    gains = {a: g for a in costs if a != "four" and (g := _paired(costs, a, "four"))}
     rest = holm({a: g.p for a, g in gains.items() if a not in MAIN})
     able = possible(data, config)
     judged = verdict(costs, [c for c in CONTROLS if c in able])
     notes = _notes(arms, config.init)
-    if config.primary != "bits" and bits.keys() >= {"text", "four"} and bits["text"].keys() & bits["four"].keys():
-        notes.append(_beside_text(paired(bits["text"], bits["four"]), "bits"))
+    if (more := _paired(costs, "text-equal", "text")) and more.above:
+        notes.append(
+            "text-equal is shown to be worse than text: it read its text until it only learnt it by heart, so it says little of "
+            "compute here; shuffled and noise do."
+        )
+    if config.primary != "bits" and (harm := _paired(bits, "text", "four")):
+        notes.append(_beside_text(harm, "bits"))
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
     return {
         "kind": "transfer", "primary": PRIMARY[config.primary], "arms": arms, "gains": rows,
@@ -448,6 +451,11 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         "documents": _documents(found), "notes": notes, "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
+
+
+def _paired(costs: dict[str, dict[int, float]], a: str, b: str) -> Contrast | None:
+    """a - b over the seeds that both have; None where they share none."""
+    return paired(costs[a], costs[b]) if costs.get(a, {}).keys() & costs.get(b, {}).keys() else None
 
 
 def _notes(arms: dict[str, Any], init: str | None = None) -> list[str]:

@@ -26,7 +26,18 @@ from quadrivium.model import ModelConfig
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.report import write_report
 from quadrivium.train import TrainConfig, train_routes
-from quadrivium.transfer import TransferConfig, _ladder, _power, _same_data, _seen, measure_speed, possible, run_transfer, table
+from quadrivium.transfer import (
+    TransferConfig,
+    _ladder,
+    _power,
+    _same_data,
+    _seen,
+    measure_speed,
+    possible,
+    run_transfer,
+    summary,
+    table,
+)
 from tests.conftest import COLOURS, TINY
 
 SMALL = TransferConfig(
@@ -61,6 +72,17 @@ def test_a_grid_ends_with_a_verdict_and_goes_on_from_its_cells(finished, data):
     assert (
         json.loads((out / "results.json").read_text())["primary"] == json.loads((out / "transfer.json").read_text())["primary"]
     )
+
+
+@pytest.mark.parametrize(("equal", "said"), [((3.0, 3.02), True), ((1.75, 1.74), False)])
+def test_more_epochs_that_only_make_text_worse_are_no_control(finished, data, tmp_path, equal, said):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    cell = json.loads((out / "cells" / "text-seed-0.json").read_text())
+    for arm, bits in (("text", (1.8, 1.81)), ("text-equal", equal), ("four", (1.7, 1.72))):
+        for seed, x in enumerate(bits):
+            write_json(out / "cells" / f"{arm}-seed-{seed}.json", cell | {"arm": arm, "seed": seed, "bits_per_byte": x})
+    assert any("by heart" in note for note in summary(out, Dataset(data), SMALL)["notes"]) == said
 
 
 def test_arms_read_what_they_say(finished):
