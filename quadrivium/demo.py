@@ -112,23 +112,22 @@ def _imagined(run: Run, world: Any, config: DemoConfig, out: Path) -> list[Path]
 
 def sentence(cells: dict[str, dict]) -> str:
     """One sentence that says what happened to facts that were only ever seen, whatever happened."""
+    asked = {
+        "captions": ("direct",),
+        "four": ("direct", "checked" if "checked" in cells["four"]["facts"]["seen"] else "imagine"),
+        "distil": ("direct",),
+    }
 
-    def of(arm: str, read_out: str) -> dict[str, float]:
-        return cells[arm]["facts"]["seen"][read_out]["all"]
+    def said(arm: str, read_out: str) -> str:
+        seen, never = (cells[arm]["facts"][group][read_out]["all"] for group in ("seen", "neither"))
+        above = "above chance" if seen["accuracy"] - seen["chance"] > 2 * seen["se"] else "not above chance"
+        return f"{seen['accuracy']:.0%} ({above}; never seen: {never['accuracy']:.0%})"
 
-    def judged(row: dict[str, float]) -> str:
-        return "above chance" if row["accuracy"] - row["chance"] > 2 * row["se"] else "not above chance"
-
-    four, dream, distil, captions = (
-        of("four", "direct"),
-        of("four", "checked" if "checked" in cells["four"]["facts"]["seen"] else "imagine"),
-        of("distil", "direct"),
-        of("captions", "direct"),
-    )
+    captions, four, dream, distil = (said(arm, read_out) for arm, ways in asked.items() for read_out in ways)
+    chance = cells["four"]["facts"]["seen"]["direct"]["all"]["chance"]
     return (
-        f"What was only ever seen, asked in text alone (chance {four['chance']:.0%}): text and captions without pixels are right in "
-        f"{captions['accuracy']:.0%} ({judged(captions)}), all four routes in {four['accuracy']:.0%} ({judged(four)}), in "
-        f"{dream['accuracy']:.0%} when the model imagines the scene first ({judged(dream)}), and in "
-        f"{distil['accuracy']:.0%} after it has read its own imaginations ({judged(distil)}); one seed, by two standard errors over "
-        f"questions."
+        f"What was only ever seen, asked in text alone (chance {chance:.0%}): text and captions without pixels are right in {captions}, "
+        f"all four routes in {four}, in {dream} when the model imagines the scene first, and in {distil} after it has read its own "
+        "imaginations; one seed, by two standard errors over questions, which count pairs of the same few kinds as independent: what was "
+        "never seen, nor told, shows what luck alone can do."
     )
