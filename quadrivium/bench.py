@@ -36,6 +36,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 import quadrivium
@@ -170,22 +171,25 @@ def ours(size: Size, sharing: Sharing, parameters: int = 0) -> Model:
     return Model(min(map(with_heads, range(1, size.heads + 1)), key=lambda c: abs(c.hidden / c.width - 8 / 3)))
 
 
+class _Products(TorchDispatchMode):
+    """Notes the shapes of products with a weight, those of attention being batched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            left, right = args[-2:]
+            self.found.append((len(left), *right.shape))
+        return function(*args, **(kwargs or {}))
+
+
 def products(model: Model, batch: Batch) -> list[tuple[int, int, int]]:
     """(rows, in, out) of every product with a weight in one forward pass."""
-    found: list[tuple[int, int, int]] = []
-
-    def note(module: nn.Module, given: Any, out: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        found.append((out.numel() // module.out_features, module.in_features, module.out_features))
-
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Linear)]
-    with torch.no_grad():
+    with torch.no_grad(), _Products() as seen:
         model.nats(batch)
-    for hook in hooks:
-        hook.remove()
-    c = model.config
-    found += [(len(batch.text_at), c.width, c.vocab), (batch.codes_want.numel(), model.head_codes.out.in_features, c.codes)]
-    return [p for p in found if p[0]]
+    return [p for p in seen.found if p[0]]
 
 
 def _attended(model: Model, batch: Batch) -> float:

@@ -149,7 +149,8 @@ class Engine:
         self.walks = [Walk().over(g) for g in given]
         self.steps: dict[bool, Steps] = {}  # of words, and of cells
         if longest:
-            model(Batch.of(pack(given), weight.device), self.cache)
+            read = Batch.of(pack(given), weight.device)
+            model(read, self.cache, at=read.order[:0])  # its keys and values are all that is needed
 
     def take(self, rows: np.ndarray) -> None:
         """Go on from these ``rows`` (n,) only, from one that stands there several times in as many ways."""
@@ -389,7 +390,7 @@ def _branching(
             row += [i * k + j] * len(path)
     batch = Batch.of({**arrays, **({"until": until} if (until < len(until)).any() else {})}, device)
     nodes_at, back = torch.unique(torch.tensor(at, dtype=torch.long, device=device), return_inverse=True)
-    hidden = model(batch).index_select(0, nodes_at)
+    hidden = model(batch, at=nodes_at).index_select(0, nodes_at)
     return _costs(
         model, hidden, back, torch.tensor(want, dtype=torch.long), torch.tensor(row, dtype=torch.long), len(texts) * k
     )

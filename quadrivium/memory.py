@@ -93,7 +93,8 @@ def count(shape: ModelConfig, batch: Batch, train: TrainConfig, recompute: bool 
         living.most = 0
         with autocast(train.precision, torch.device("cpu")):
             tap = max(1, shape.layers - 1) if len(batch.ahead_at) else 0
-            hidden, states = model(batch, tap=tap) if tap else (model(batch), None)
+            made = model(batch, tap=tap, at=batch.wanted)
+            hidden, states = made if tap else (made, None)
             text, codes = model.nats(batch, hidden)
             loss = text.sum() + codes.sum()
             if states is not None:

@@ -226,6 +226,11 @@ class Batch:
         return len(self.order)
 
     @cached_property
+    def wanted(self) -> Tensor:
+        """(W,) grouped indices of the positions that predict or foretell something, in order."""
+        return torch.cat([self.text_at, len(self.text) + self.codes_at, self.ahead_at]).unique()
+
+    @cached_property
     def inverse(self) -> Tensor:
         """(N,) where reading order has the i-th grouped position."""
         return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order), device=self.order.device))
@@ -379,6 +384,30 @@ class _Regroup(torch.autograd.Function):
 def regroup(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """x (N, ...) -> x[order], ``inverse`` being the order that leads back."""
     return _Regroup.apply(x, order, inverse)
+
+
+class _Pick(torch.autograd.Function):
+    """Some rows, each at most once, so that their gradients are laid where they came from and nothing has to be added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.whole = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return lay(upstream[0], ctx.saved_tensors[0], ctx.whole), None
+
+
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """x (N, ...), different rows (W,) -> x[rows] (W, ...)"""
+    return _Pick.apply(x, rows)
+
+
+def lay(x: Tensor, rows: Tensor, whole: int) -> Tensor:
+    """x (W, ...) -> (whole, ...), with x at ``rows`` and 0 elsewhere."""
+    return x.new_zeros(whole, *x.shape[1:]).index_copy(0, rows, x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -581,14 +610,16 @@ class Apart(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(make() for _ in range(2 if apart else 1))
 
-    def forward(self, x: Tensor, n_text: int, *more: Tensor) -> Any:
-        """x and all further arguments of the module (N, ...), the first ``n_text`` positions textual. Gives what the module does."""
-        if len(self.parts) == 1 or n_text == len(x):
-            return self.parts[0](x, *more)
-        if n_text == 0:
-            return self.parts[1](x, *more)
+    def forward(self, x: Tensor, n_text: int, *more: tuple[Tensor, int]) -> Any:
+        """x (N, ...) of which the first ``n_text`` positions are textual, and further arguments of the module, each with how many of its
+        own are. Gives what the module does."""
+        given = ((x, n_text), *more)
+        if len(self.parts) == 1 or all(n == len(t) for t, n in given):
+            return self.parts[0](*(t for t, _ in given))
+        if not any(n for _, n in given):
+            return self.parts[1](*(t for t, _ in given))
         # The gradients of a split are joined; those of two slices would be added.
-        text, frames = zip(*(t.split([n_text, len(t) - n_text]) for t in (x, *more)), strict=True)
+        text, frames = zip(*(t.split([n, len(t) - n]) for t, n in given), strict=True)
         made = self.parts[0](*text), self.parts[1](*frames)
         return torch.cat(made) if isinstance(made[0], Tensor) else tuple(map(torch.cat, zip(*made, strict=True)))
 
@@ -658,7 +689,8 @@ class Norm(nn.RMSNorm):
 class Project(nn.Module):
     """Norm, then queries, keys and values in one product; queries and keys may be normalised.
 
-    (N, D) -> queries and keys (N, H + G, K), values (N, G, K). With ``source`` (N, D), keys and values are those of source, and the queries those of x.
+    (N, D) -> queries and keys (N, H + G, K), values (N, G, K). With ``source`` (N, D), keys and values are those of source, and the queries those of x,
+    which may be (W, D), of the positions ``rows`` (W,) alone: the others ask for nothing.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -669,15 +701,15 @@ class Project(nn.Module):
         self.q_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = Norm(c.head_size, c.norm_eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, source: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if source is None:
             made = self.qkv(self.norm(x, product=True))
         else:
             weight, bias = (
                 (None, None) if w is None else w.tensor_split([self.asked]) for w in (self.qkv.weight, self.qkv.bias)
             )
-            read = (self.norm(y, product=True) for y in (x, source))
-            made = torch.cat([F.linear(y, weight[i], bias[i]) for i, y in enumerate(read)], dim=-1)
+            asked, told = (F.linear(self.norm(y, product=True), weight[i], bias[i]) for i, y in enumerate((x, source)))
+            made = torch.cat([asked if rows is None else lay(asked, rows, len(source)), told], dim=-1)
         made = made.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
         qk, v = made.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm):
@@ -760,6 +792,15 @@ class Foretell(nn.Module):
         return self.head(at.flatten(0, 1), codes.flatten(0, 1)[:, :-1]).unflatten(0, codes.shape[:2])
 
 
+@dataclass
+class Some:
+    """Positions that later layers alone compute."""
+
+    rows: Tensor  # (W,) where they stand among all
+    own: Tensor  # (W,) where they stand among those of their modality
+    n_text: int  # of them textual, which come first
+
+
 class Block(nn.Module):
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -770,21 +811,30 @@ class Block(nn.Module):
         self.feed = Apart(lambda: FeedForward(c), apart=c.apart or c.sharing == "attention")
 
     def forward(
-        self, x: Tensor, memory: Tensor | None, batch: Batch, cos: Tensor, sin: Tensor, cache: Cache | None, flat: bool = False
+        self,
+        x: Tensor,
+        memory: Tensor | None,
+        batch: Batch,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Cache | None,
+        flat: bool = False,
+        some: Some | None = None,
     ) -> Tensor:
-        """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none.
+        """x (N, D) -> (N, D). Keys and values are read from ``memory`` (N, D), or from x where there is none. With ``some``, x is (W, D), of
+        these positions alone.
 
         ``flat``: attend along sequences as they lie, end to end. Where no weight tells the modalities apart, x is then in reading
         order already; else queries, keys and values are brought into it, and their answers back.
         """
         n_text = len(batch.text)
         away = (batch.order, batch.inverse) if flat and not self.own and self.c.sharing != "all" else None
-        first, *rest = self.ask(x, memory, n_text, cos, sin, away, flat)
+        first, *rest = self.ask(x, memory, n_text, cos, sin, away, flat, some)
         if flat:
             heard = along(first, rest[0], rest[1], batch.own_runs if self.own else batch.runs)
         else:
             heard = self._attend(first, rest[0], batch, cache)
-        return self.tell(x, heard, n_text, away and away[::-1])
+        return self.tell(x, heard, n_text, away and away[::-1], some)
 
     def ask(
         self,
@@ -795,10 +845,16 @@ class Block(nn.Module):
         sin: Tensor,
         order: tuple[Tensor, Tensor] | None,
         parted: bool = True,
+        some: Some | None = None,
     ) -> tuple[Tensor, ...]:
         """Queries (N, H, K), keys and values (N, G, K), in another ``order``, which comes with its inverse. Not ``parted``: queries and keys
         as one, (N, H + G, K)."""
-        qk, v = self.project(x, n_text, *(() if memory is None else (memory,)))
+        if some is not None:
+            assert memory is not None
+            rows = some.own if self.c.apart else some.rows
+            qk, v = self.project(x, some.n_text, (memory, n_text), (rows, some.n_text))
+        else:
+            qk, v = self.project(x, n_text, *(() if memory is None else ((memory, n_text),)))
         qk = rotate(qk, cos, sin)
         if order is not None:
             qk, v = regroup(qk, *order), regroup(v, *order)
@@ -808,10 +864,14 @@ class Block(nn.Module):
         # What leaves a compiled part as a view would come back through it as several passes.
         return (q.contiguous(), k.contiguous(), v.contiguous()) if torch.compiler.is_compiling() else (q, k, v)
 
-    def tell(self, x: Tensor, heard: Tensor, n_text: int, order: tuple[Tensor, Tensor] | None) -> Tensor:
-        """x (N, D), and what attention gave (N, H, K), which ``order`` brings back -> (N, D)"""
+    def tell(
+        self, x: Tensor, heard: Tensor, n_text: int, order: tuple[Tensor, Tensor] | None, some: Some | None = None
+    ) -> Tensor:
+        """x (N, D), and what attention gave (N, H, K), which ``order`` brings back -> (N, D); of ``some`` alone (W, D)"""
         if order is not None:
             heard = regroup(heard, *order)
+        if some is not None:
+            heard, n_text = pick(heard, some.rows), some.n_text
         x = x + self.out(heard.flatten(1), n_text)
         return x + self.feed(x, n_text)
 
@@ -902,9 +962,12 @@ class Model(nn.Module):
             with torch.no_grad():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * (scale if residual else 0.02))
 
-    def forward(self, batch: Batch, cache: Cache | None = None, tap: int = 0) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, cache: Cache | None = None, tap: int = 0, at: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
 
+        ``at`` (W,), in order: only what these positions' states need is computed, and the others' are 0 (`states`).
         ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not. Raises ValueError where the cache
         is too small, or where sequences that continue it grow by unequal numbers of positions.
         """
@@ -918,7 +981,7 @@ class Model(nn.Module):
             if c.encoders or not cache.used:
                 cache.open(batch)
         taken: dict[int, Tensor | None] = {tap: None} if tap else {}
-        x = self.states(batch, c.layers, cache, taken)
+        x = self.states(batch, c.layers, cache, taken, at)
         if cache is not None:
             cache.used += longest
         hidden = self.norm(x, n_text)
@@ -926,10 +989,20 @@ class Model(nn.Module):
         return hidden if middle is None else (hidden, middle)
 
     def states(
-        self, batch: Batch, layers: int, cache: Cache | None = None, taken: dict[int, Tensor | None] | None = None
+        self,
+        batch: Batch,
+        layers: int,
+        cache: Cache | None = None,
+        taken: dict[int, Tensor | None] | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """The residual stream (N, D), grouped order, after the first so many layers. ``taken``: what it is after as many as a key
-        says is written there."""
+        says is written there.
+
+        ``at`` (W,), in order: the positions whose stream is asked for; the others' is 0. Whose keys and values nobody reads any more, of
+        the last layer and of all decoder layers of ``cross``, need not be asked: these layers compute queries, feed-forward and the
+        stream itself at W positions, and the result is the same.
+        """
         c = self.config
         x, places = self.embed(batch.text, batch.codes, batch.slots), batch.places
         flat = cache is None and batch.until is None and end_to_end(x, c.head_size)
@@ -938,16 +1011,31 @@ class Model(nn.Module):
         if ordered:
             x, places = regroup(x, batch.order, batch.inverse), places[batch.order]
         cos, sin = self.rotary(places)
-        memory = None
+        memory, some = None, None
+        last = (
+            (c.encoders or c.layers - 1) if at is not None and 10 * len(at) < 9 * len(x) else c.layers
+        )  # what computes all positions
         again = self.recompute and cache is None and torch.is_grad_enabled()
         for i, block in zip(range(layers), self.blocks, strict=False):
-            inputs = (x, memory, batch, cos, sin, cache, flat)
+            if i == last:
+                assert at is not None
+                n_text = int((at < len(batch.text)).sum())
+                own = torch.where(at < len(batch.text), at, at - len(batch.text))
+                some = Some(batch.inverse[at] if ordered else at, own, n_text)
+                memory, x = x, pick(x, some.rows)
+            inputs = (x, memory, batch, cos, sin, cache, flat, some)
             before = x
             x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
-            if c.encoders and i == c.encoders:  # the first decoder layer reads where the encoders end, and so do all after it
-                memory = before
+            if c.encoders and i == c.encoders and some is None:
+                memory = before  # the first decoder layer reads where the encoders end, and so do all after it
             if taken and i + 1 in taken:
-                taken[i + 1] = regroup(x, batch.inverse, batch.order) if ordered else x
+                taken[i + 1] = self._whole(x, batch, some, ordered)
+        return self._whole(x, batch, some, ordered)
+
+    @staticmethod
+    def _whole(x: Tensor, batch: Batch, some: Some | None, ordered: bool) -> Tensor:
+        """The stream of all positions, in grouped order."""
+        x = x if some is None else lay(x, some.rows, batch.positions)
         return regroup(x, batch.inverse, batch.order) if ordered else x
 
     def embed(self, text: Tensor, codes: Tensor, slots: Tensor) -> Tensor:
@@ -988,11 +1076,11 @@ class Model(nn.Module):
         return F.linear(hidden, self.embed_text.weight) if self.head_text is None else self.head_text(hidden)
 
     def nats(self, batch: Batch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads run at wanted positions and nowhere else.
+        """Cost in nats of everything wanted: text (Wt,), codes (Wv, J). Heads, and layers as far as they can, run at wanted positions and nowhere else.
 
         ``hidden``: what `forward` gave for this batch, where that is known.
         """
-        hidden = self(batch) if hidden is None else hidden
+        hidden = self(batch, at=batch.wanted) if hidden is None else hidden
         n_text = len(batch.text)
         text, codes = hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(batch.codes_want.shape, dtype=torch.float32)
         if len(batch.text_at):

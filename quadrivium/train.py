@@ -237,7 +237,8 @@ class RouteTask:
         with its weight, a cell as a position, and logged in bits a frame; a contrast likewise, in nats.
         """
         data, names, pairs = batch
-        hidden, told = self.model(data, tap=self.tap) if self.tap else (self.model(data), None)
+        made = self.model(data, tap=self.tap, at=data.wanted)
+        hidden, told = made if self.tap else (made, None)
         text, codes = self.model.nats(data, hidden)
         loss = (text.sum() + codes.sum() / codes.shape[1]) / max(len(text) + len(codes), 1)
         with torch.no_grad():

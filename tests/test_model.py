@@ -54,6 +54,29 @@ def test_packed_costs_what_each_sequence_costs_alone(sharing, rng):
         torch.testing.assert_close(code_nats[batch.codes_row == i].flatten(), alone_codes.flatten(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("routes", [MIXED, ("v2t",), ("t2v",), ("t2t",), ("v2v", "vt2v")])
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_layers_that_compute_only_what_is_wanted_give_the_same(sharing, routes, recompute, rng):
+    """Costs, states after a layer that is tapped, and gradients; what is not asked for is 0."""
+    model = tiny(sharing, foretells=True)
+    model.recompute = recompute
+    told = (text(rng.integers(0, 60, 7), ahead=rng.integers(0, 30, (3, 2, 4))), frames(rng.integers(0, 30, (1, 3, 2, 4)), True))
+    batch = Batch.of(pack([*(sample(r, rng) for r in routes for _ in range(3)), told]))
+    assert len(batch.wanted) < 0.9 * batch.positions
+    tap, found = model.config.layers - 1, []
+    for at in (None, batch.wanted):
+        hidden, middle = model(batch, tap=tap, at=at)
+        costs = (*model.nats(batch, hidden), model.foretold(batch, middle))
+        gradients = torch.autograd.grad(sum(c.sum() for c in costs), list(model.parameters()), materialize_grads=True)
+        found.append([hidden[batch.wanted], middle[batch.wanted], *costs, *gradients])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
+    others = torch.ones(batch.positions, dtype=torch.bool).index_fill(0, batch.wanted, False)
+    assert not hidden[others].any()
+    assert not model(batch, at=batch.wanted[:0]).any()
+
+
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_what_is_foretold_is_worked_out_by_text_alone(sharing, rng):
     """The same cost whatever else is in the batch and however the frame is shown; apart, no weight of the visual stream has a part."""
