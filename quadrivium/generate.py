@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quadrivium.model import Batch, Cache, Model, Steps
+from quadrivium.model import Batch, Cache, Model, Some, Steps
 from quadrivium.sequence import WANTED, Modality, Sequence, Walk, frames, pack, positions_of, text
 
 
@@ -150,7 +150,7 @@ class Engine:
         self.steps: dict[bool, Steps] = {}  # of words, and of cells
         if longest:
             read = Batch.of(pack(given), weight.device)
-            model(read, self.cache, at=read.order[:0])  # its keys and values are all that is needed
+            model(read, self.cache, at=Some.of(read.order[:0], 0))  # its keys and values are all that is needed
 
     def take(self, rows: np.ndarray) -> None:
         """Go on from these ``rows`` (n,) only, from one that stands there several times in as many ways."""
@@ -170,7 +170,7 @@ class Engine:
             at = self.at if self.fixed else None
             return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places), at)
         row = torch.arange(self.rows, device=ids.device)
-        nothing = {name: row[:0] for name in WANTED}
+        nothing: dict[str, Any] = {name: row[:0] for name in WANTED}
         one = torch.ones_like(row)
         one_each = [row[:, None]]
         batch = Batch(
@@ -390,7 +390,7 @@ def _branching(
             row += [i * k + j] * len(path)
     batch = Batch.of({**arrays, **({"until": until} if (until < len(until)).any() else {})}, device)
     nodes_at, back = torch.unique(torch.tensor(at, dtype=torch.long, device=device), return_inverse=True)
-    hidden = model(batch, at=nodes_at).index_select(0, nodes_at)
+    hidden = model(batch, at=Some.of(nodes_at, len(batch.text))).index_select(0, nodes_at)
     return _costs(
         model, hidden, back, torch.tensor(want, dtype=torch.long), torch.tensor(row, dtype=torch.long), len(texts) * k
     )

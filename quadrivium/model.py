@@ -171,6 +171,24 @@ class Runs:
 
 
 @dataclass
+class Some:
+    """Some positions of a batch, in grouped order."""
+
+    rows: Tensor  # (W,) where they stand among all
+    own: Tensor  # (W,) where they stand among those of their modality
+    n_text: int  # of them textual, which come first
+
+    @classmethod
+    def of(cls, rows: Tensor, n_text: int) -> Some:
+        """``rows`` (W,), each once and in order, of a batch of which ``n_text`` are textual."""
+        textual = rows < n_text
+        return cls(rows, torch.where(textual, rows, rows - n_text), int(textual.sum()))
+
+    def to(self, device: torch.device | str) -> Some:
+        return Some(self.rows.to(device), self.own.to(device), self.n_text)
+
+
+@dataclass
 class Batch:
     """The arrays of `sequence.pack` as tensors, and the buckets in which attention sees them."""
 
@@ -192,6 +210,7 @@ class Batch:
     back: Tensor  # (N,) where the buckets' flattened outputs hold each grouped position
     own_buckets: list[Tensor]  # the same for the positions of one modality in a sequence, which encoders see
     own_back: Tensor
+    wanted: Some | None = None  # that predict or foretell something; None: not known
     until: Tensor | None = (
         None  # (N,) where in reading order a position is no longer seen; None: its sequence sees it to the end
     )
@@ -200,13 +219,12 @@ class Batch:
     def of(cls, arrays: dict, device: torch.device | str = "cpu", slack: float = 0.85) -> Batch:
         """Arrays of `sequence.pack` -> Batch. Sequences shorter than ``slack`` of the longest open a new bucket."""
         t: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
-        order, lengths = t["order"], t["lengths"]
+        order, lengths, n_text = t["order"], t["lengths"], len(t["text"])
+        t["wanted"] = Some.of(torch.cat([t["text_at"], n_text + t["codes_at"], t["ahead_at"]]).unique(), n_text)
         t["buckets"], t["back"] = _buckets(order, lengths, slack)
         # Grouped order is that of the text of each sequence, then of the frames of each.
         row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        parts = [
-            torch.bincount(row[kind], minlength=len(lengths)) for kind in (order < len(t["text"]), order >= len(t["text"]))
-        ]
+        parts = [torch.bincount(row[kind], minlength=len(lengths)) for kind in (order < n_text, order >= n_text)]
         own = torch.cat(parts)
         t["own_buckets"], t["own_back"] = _buckets(torch.arange(len(order)), own[own > 0], slack)
         return cls(**t).to(device)
@@ -224,11 +242,6 @@ class Batch:
     def positions(self) -> int:
         """Real positions in the batch."""
         return len(self.order)
-
-    @cached_property
-    def wanted(self) -> Tensor:
-        """(W,) grouped indices of the positions that predict or foretell something, in order."""
-        return torch.cat([self.text_at, len(self.text) + self.codes_at, self.ahead_at]).unique()
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -792,15 +805,6 @@ class Foretell(nn.Module):
         return self.head(at.flatten(0, 1), codes.flatten(0, 1)[:, :-1]).unflatten(0, codes.shape[:2])
 
 
-@dataclass
-class Some:
-    """Positions that later layers alone compute."""
-
-    rows: Tensor  # (W,) where they stand among all
-    own: Tensor  # (W,) where they stand among those of their modality
-    n_text: int  # of them textual, which come first
-
-
 class Block(nn.Module):
     def __init__(self, c: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -963,11 +967,11 @@ class Model(nn.Module):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * (scale if residual else 0.02))
 
     def forward(
-        self, batch: Batch, cache: Cache | None = None, tap: int = 0, at: Tensor | None = None
+        self, batch: Batch, cache: Cache | None = None, tap: int = 0, at: Some | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
 
-        ``at`` (W,), in order: only what these positions' states need is computed, and the others' are 0 (`states`).
+        ``at``: only what the states of these W positions need is computed, and the others' are 0 (`states`).
         ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not. Raises ValueError where the cache
         is too small, or where sequences that continue it grow by unequal numbers of positions.
         """
@@ -994,12 +998,12 @@ class Model(nn.Module):
         layers: int,
         cache: Cache | None = None,
         taken: dict[int, Tensor | None] | None = None,
-        at: Tensor | None = None,
+        at: Some | None = None,
     ) -> Tensor:
         """The residual stream (N, D), grouped order, after the first so many layers. ``taken``: what it is after as many as a key
         says is written there.
 
-        ``at`` (W,), in order: the positions whose stream is asked for; the others' is 0. Whose keys and values nobody reads any more, of
+        ``at``: the W positions whose stream is asked for; the others' is 0. Whose keys and values nobody reads any more, of
         the last layer and of all decoder layers of ``cross``, need not be asked: these layers compute queries, feed-forward and the
         stream itself at W positions, and the result is the same.
         """
@@ -1013,15 +1017,13 @@ class Model(nn.Module):
         cos, sin = self.rotary(places)
         memory, some = None, None
         last = (
-            (c.encoders or c.layers - 1) if at is not None and 10 * len(at) < 9 * len(x) else c.layers
+            (c.encoders or c.layers - 1) if at is not None and 10 * len(at.rows) < 9 * len(x) else c.layers
         )  # what computes all positions
         again = self.recompute and cache is None and torch.is_grad_enabled()
         for i, block in zip(range(layers), self.blocks, strict=False):
             if i == last:
                 assert at is not None
-                n_text = int((at < len(batch.text)).sum())
-                own = torch.where(at < len(batch.text), at, at - len(batch.text))
-                some = Some(batch.inverse[at] if ordered else at, own, n_text)
+                some = replace(at, rows=batch.inverse[at.rows]) if ordered else at
                 memory, x = x, pick(x, some.rows)
             inputs = (x, memory, batch, cos, sin, cache, flat, some)
             before = x

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quadrivium.generate import Engine, Sampling, generate
-from quadrivium.model import Batch, Cache, ContrastConfig, Model, ModelConfig, Norm, attention, cross_entropy
+from quadrivium.model import Batch, Cache, ContrastConfig, Model, ModelConfig, Norm, Some, attention, cross_entropy
 from quadrivium.sequence import ROUTES, frames, group, pack, route_of, text, ungroup
 
 SHARINGS = ("all", "attention", "none", "cross")
@@ -63,18 +63,19 @@ def test_layers_that_compute_only_what_is_wanted_give_the_same(sharing, routes, 
     model.recompute = recompute
     told = (text(rng.integers(0, 60, 7), ahead=rng.integers(0, 30, (3, 2, 4))), frames(rng.integers(0, 30, (1, 3, 2, 4)), True))
     batch = Batch.of(pack([*(sample(r, rng) for r in routes for _ in range(3)), told]))
-    assert len(batch.wanted) < 0.9 * batch.positions
+    wanted = batch.wanted.rows
+    assert len(wanted) < 0.9 * batch.positions
     tap, found = model.config.layers - 1, []
     for at in (None, batch.wanted):
         hidden, middle = model(batch, tap=tap, at=at)
         costs = (*model.nats(batch, hidden), model.foretold(batch, middle))
         gradients = torch.autograd.grad(sum(c.sum() for c in costs), list(model.parameters()), materialize_grads=True)
-        found.append([hidden[batch.wanted], middle[batch.wanted], *costs, *gradients])
+        found.append([hidden[wanted], middle[wanted], *costs, *gradients])
     for whole, part in zip(*found, strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
-    others = torch.ones(batch.positions, dtype=torch.bool).index_fill(0, batch.wanted, False)
+    others = torch.ones(batch.positions, dtype=torch.bool).index_fill(0, wanted, False)
     assert not hidden[others].any()
-    assert not model(batch, at=batch.wanted[:0]).any()
+    assert not model(batch, at=Some.of(wanted[:0], 0)).any()
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
