@@ -718,7 +718,7 @@ def _transfer() -> Callable[..., Any]:
         device: Device = "auto",
         config: Annotated[TransferConfig, tyro.conf.arg(name="")] = TransferConfig(),
     ) -> None:
-        """What does held-out text gain from training on pictures and clips? Arms, controls and seeds on your own data.
+        """Did text gain from training on pictures and clips? Arms, controls and seeds on your own data.
 
         Every finished cell is kept in OUT/cells, and the same command goes on from there. The verdict is "visual profit" only
         if all routes beat text alone, more epochs, the captions as text, shuffled frames and noise frames.

@@ -68,7 +68,7 @@ class EndpointConfig:
     tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")  # which of them are asked, where they are in the folder
     # a .jsonl of your own questions, a row each: {"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}
     questions: Path | None = None
-    limit: int = 500  # questions of each task, a sample
+    limit: int = 500  # questions of each task, a sample; of your own all are asked
     concreteness: Path | None = None  # a table of words and ratings from 1 to 5, columns Word and Conc.M, or the first two
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ def questions(config: EndpointConfig) -> dict[str, list[dict[str, Any]]]:
     where files are damaged."""
     found: dict[str, list[dict[str, Any]]] = {}
     if config.questions is not None:
-        found["own"] = documents.own(config.questions)[: config.limit]
+        found["own"] = documents.own(config.questions)
     if config.folder is None:
         return found
     missing = []

@@ -111,14 +111,12 @@ def _declared(path: Path, config: Any, now: dict[str, Any]) -> bool:
         **_completed(read_json(path, "an experiment"), config, now),
     }
     if before["form"] != FORM:
-        raise RunError(
-            f"{path}: this experiment was begun with another form of the model or the world; choose another OUT and --results"
-        )
+        raise RunError(f"{path}: this experiment was begun with another form of the model or the world; choose another folder")
     if before != now:
         differ = list(_differences(before, now))
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise RunError(
-            f"{path}: this is another experiment, with {', '.join(differ[:4])}{more}; choose another OUT and --results"
+            f"{path}: this is another experiment, with {', '.join(differ[:4])}{more}; give the options it was begun with, or choose another folder"
         )
     return True
 
@@ -131,7 +129,9 @@ def _differences(before: dict[str, Any], now: dict[str, Any], under: str = "") -
             yield from _differences(old, new, f"{under}{key}.")
         elif old != new:
             said = f"{under}{key} {old} (not {new})"
-            yield said if len(said) < 80 else f"another {under}{key}"  # a checksum, a list
+            yield (
+                said if len(said) < 80 else f"another {under}{key}" + (" than before" if old and new else "")
+            )  # a checksum, a list
 
 
 def _completed(before: dict[str, Any], config: Any, now: dict[str, Any]) -> dict[str, Any]:

@@ -83,13 +83,13 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
     notes = [f"Primary endpoint, declared before the first run: {found['primary']}."]
     notes += found["notes"]
     sections = [
-        _section("What four routes gain over each arm", ["arm", "seeds", "gain", "95 % interval", "p", "p (Holm)", "detectable"], compared,
+        _section("What four routes gain over each arm", ["arm", "seeds", "more right answers" if right else "bits per byte saved", "95 % interval", "p", "p (Holm)", "detectable"], compared,
                  _forest([(a, g["mean"], g["low"], g["high"]) for a, g in gains.items()], saved, 0.0),
                  f"{of}, paired by seed. Right of the line: all four routes are better. Holm over all but the declared comparisons."),
         _section("Arms", ["arm", "reads", "seeds", *(["right"] if right else []), "bits per byte", "epochs of text", "seconds a cell"], rows),
     ]  # fmt: skip
     if ladder:
-        said = worth(ladder).replace("-", "−")
+        said = ("in bits of held-out text, " if right else "") + worth(ladder).replace("-", "−")
         sections.insert(1, _section("What a frame is worth", [], [], _curve(ladder),
             f"{said[0].upper() + said[1:]}: {ladder['frames']:,} frames, {ladder['read']:,} ids read, "
             f"{ladder['captions']:,} of them of captions. Numbers at an end of the ladder are bounds; nothing is extrapolated."))  # fmt: skip

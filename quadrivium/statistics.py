@@ -2,7 +2,7 @@
 
 The seed is the unit of every claim about training: two arms are compared by their differences seed by seed, with a
 t-interval (five seeds resampled by percentiles cover too little). Errors over items of one run, clustered by group, are
-`evaluate.ratio`. Costs are in bits, so less is better, and a gain is the cost of the other arm minus that of this one.
+`evaluate.ratio`. Costs are in bits, or shares of wrong answers, so less is better, and a gain is the cost of the other arm minus that of this one.
 """
 
 from __future__ import annotations
@@ -72,18 +72,23 @@ class Contrast:
         return detectable(self.sd, self.n)
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Contrast:
-    """a - b over the seeds that both have. Raises ValueError where they share none."""
+def paired(a: Mapping[int, float], b: Mapping[int, float], grain: float = 0.0) -> Contrast:
+    """a - b over the seeds that both have. Raises ValueError where they share none.
+
+    ``grain``: the step in which values come, such as 1 of so many questions; 0: none. What lies between two steps is not known, so their
+    standard deviation counts as at least that of the rounding of a difference, grain / sqrt(6).
+    """
     from scipy.special import stdtr  # the t-distribution
 
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise ValueError("two arms without a common seed cannot be compared")
     x = np.array([a[s] - b[s] for s in seeds], float)
-    mean, half = interval(x)
+    mean = float(x.mean())
     if len(x) < 2:
         return Contrast(mean, math.nan, math.nan, math.nan, math.nan, 1)
-    sd = float(x.std(ddof=1))
+    sd = max(float(x.std(ddof=1)), grain / math.sqrt(6))
+    half = critical(len(x)) * sd / math.sqrt(len(x))
     p = 2 * float(stdtr(len(x) - 1, -abs(mean) / (sd / math.sqrt(len(x))))) if sd else float(mean == 0)
     return Contrast(mean, mean - half, mean + half, sd, p, len(x))
 
@@ -236,8 +241,9 @@ class Verdict:
     detectable: float  # the largest of what each comparison, taken singly, would have found with `POWER`; all at once need more
 
 
-def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = tuple(CONTROLS)) -> Verdict:
-    """What text gained from seeing. ``costs``: arm -> seed -> bits per byte of held-out text; ``controls``: those that the data allows.
+def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = tuple(CONTROLS), grain: float = 0.0) -> Verdict:
+    """What text gained from seeing. ``costs``: arm -> seed -> bits per byte of held-out text, or the share of wrong answers, which comes in
+    steps (``grain`` of `paired`); ``controls``: those that the data allows.
 
     X *beats* Y: the 95 % interval of cost(Y) - cost(X), paired by seed, lies above 0.
     X ~ four: X beats "text" as "four" does, and "four" does not beat X.
@@ -252,7 +258,7 @@ def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = 
     controls = list(controls)
     missing = [arm for arm in ("text", "four", *controls) if not costs.get(arm)]
     gains = {
-        arm: paired(costs[arm], costs["four"])
+        arm: paired(costs[arm], costs["four"], grain)
         for arm in ("text", *controls)
         if costs.get(arm) and costs.get("four") and costs[arm].keys() & costs["four"].keys()
     }
@@ -270,7 +276,7 @@ def verdict(costs: Mapping[str, Mapping[int, float]], controls: Iterable[str] = 
     if all(g.above for g in gains.values()):
         return Verdict(VISUAL, "", gains, least)
     for arm in sorted(controls, key=("text-equal", "captions", "shuffled", "noise").index):
-        if not gains[arm].above and paired(costs["text"], costs[arm]).above:
+        if not gains[arm].above and paired(costs["text"], costs[arm], grain).above:
             return Verdict(CONTROLS[arm], f"all routes are not shown to beat {arm}", gains, least)
     close = ", ".join(arm for arm in controls if not gains[arm].above)
     return Verdict(NONE, f"text alone is beaten, but {close} can be told apart from neither", gains, least)

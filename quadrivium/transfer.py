@@ -97,7 +97,7 @@ PRIMARY: dict[Primary, str] = {
     "bits": f"held-out text in bits per byte: {_JUDGED}",
     "questions": f"own questions, share that is answered wrongly: {_JUDGED}",
 }
-UNIT: dict[Primary, str] = {"bits": "bits per byte", "questions": "of all answers"}
+UNIT: dict[Primary, str] = {"bits": "bits per byte", "questions": "share of right answers"}
 
 
 def price(cell: dict[str, Any], primary: Primary) -> float:
@@ -197,6 +197,7 @@ def run_transfer(
         config = replace(config, init=str(fetch(config.init).resolve()))
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget is {budget:g}; it is a number of hours")
+    asked = config.endpoints.declared()  # what cannot be asked is said before anything is prepared
     grid.check(seeds, workers)
     if not seeds:
         raise ConfigError("there is no seed; give at least a seed")
@@ -253,7 +254,7 @@ def run_transfer(
     declared = {**grid.plain(config), "data": data.checksum, "controls": [c for c in CONTROLS if c in able], "bf16": low}
     declared |= {"device": torch.device(device).type, "primary": PRIMARY[config.primary]}
     del declared["prepare"]
-    declared["endpoints"] = config.endpoints.declared()  # what cannot be asked is said before anything is trained
+    declared["endpoints"] = asked
     declared["init"] = _weights(config.init)
     shape_on(folder, data, config.shape, config.mixture, config.init)  # what no cell could be trained with is not declared
     grid.declare([plan], config, declared)
@@ -302,7 +303,8 @@ def _power(out: Path, n: int, primary: Primary = "bits") -> str:
     found = grid.read_cells(out / "cells", MAIN)
     costs = {a: {s: price(c, primary) for s, c in by.items()} for a, by in found.items()}
     four = costs.pop("four", {})
-    known = [paired(by, four).sd for by in costs.values() if len(by.keys() & four.keys()) > 1]
+    grain = _grain(found, primary)
+    known = [paired(by, four, grain).sd for by in costs.values() if len(by.keys() & four.keys()) > 1]
     sd, unit = (max(known), UNIT[primary]) if known else (1.0, "standard deviations of a paired difference (no two seeds yet)")
     sizes = ", ".join(f"{k} seeds {detectable(sd, k):.3g}" for k in sorted({3, 5, max(n, 2)}))
     return f"minimal detectable effect of each comparison at 80 % power, in {unit}: {sizes}"
@@ -429,33 +431,46 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
             arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
     came = [(c["frames"], c["captions"]) for c in found.get("four", {}).values() if "frames" in c]
     seen = (round(np.mean([f for f, _ in came])), round(np.mean([c for _, c in came]))) if came else (0, 0)
-    gains = {a: g for a in costs if a != "four" and (g := _paired(costs, a, "four"))}
+    if config.primary == "questions":
+        for arm, by in costs.items():
+            arms[arm]["right"] = {s: 1.0 - cost for s, cost in by.items()}
+    grain = _grain(found, config.primary)
+    gains = {a: g for a in costs if a != "four" and (g := _paired(costs, a, "four", grain))}
     rest = holm({a: g.p for a, g in gains.items() if a not in MAIN})
     able = possible(data, config)
-    judged = verdict(costs, [c for c in CONTROLS if c in able])
+    judged = verdict(costs, [c for c in CONTROLS if c in able], grain)
+    told = endpoints.summary(found, "all" if config.primary == "bits" else "own")
+    asked = told["tasks"]["own"] if config.primary == "questions" else None
     notes = _notes(arms, config.init)
-    if (more := _paired(costs, "text-equal", "text")) and more.above:
+    if (more := _paired(bits, "text-equal", "text")) and more.above:
         notes.append(
             "text-equal is shown to be worse than text: it read its text until it only learnt it by heart, so it says little of "
             "compute here; shuffled and noise do."
         )
-    if config.primary != "bits" and (harm := _paired(bits, "text", "four")):
-        notes.append(_beside_text(harm, "bits"))
+    if asked and (harm := _paired(bits, "text", "four")):
+        p = told["words"]["all"]["saved"]["text"]["p"]
+        notes.append("Not declared: " + _beside_text(harm)[:-2] + ("" if math.isnan(p) else f"; p {p:.2g} by Holm") + ").")
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
     return {
-        "kind": "transfer", "primary": PRIMARY[config.primary], "arms": arms, "gains": rows,
-        "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged, config.primary)},
+        "kind": "transfer", "primary": PRIMARY[config.primary], "unit": UNIT[config.primary], "arms": arms, "gains": rows,
+        "verdict": {"words": judged.words, "why": judged.why, "detectable": judged.detectable, "sentence": sentence(judged, asked)},
         "ladder": _ladder(bits, {a: row["read"] for a, row in arms.items()}, seen, data, config), "routes": next(iter(found["four"].values()))["routes"] if "four" in found else {},
         "samples": {p.stem: base64.b64encode(p.read_bytes()).decode() for p in sorted((out / "samples").glob("*.png"))},
-        "endpoints": endpoints.summary(found, "all" if config.primary == "bits" else "own"), "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
+        "endpoints": told, "findings": next((c["findings"] for c in found.get("four", {}).values() if "findings" in c), None),
         "documents": _documents(found), "notes": notes, "config": grid.plain(config),
         "versions": {"quadrivium": quadrivium.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
 
 
-def _paired(costs: dict[str, dict[int, float]], a: str, b: str) -> Contrast | None:
+def _grain(found: dict[str, dict[int, dict]], primary: Primary) -> float:
+    """The step in which a cell's price comes."""
+    cell = next((c for by in found.values() for c in by.values()), None)
+    return 1 / cell["endpoints"]["tasks"]["own"]["n"] if cell and primary == "questions" else 0.0
+
+
+def _paired(costs: dict[str, dict[int, float]], a: str, b: str, grain: float = 0.0) -> Contrast | None:
     """a - b over the seeds that both have; None where they share none."""
-    return paired(costs[a], costs[b]) if costs.get(a, {}).keys() & costs.get(b, {}).keys() else None
+    return paired(costs[a], costs[b], grain) if costs.get(a, {}).keys() & costs.get(b, {}).keys() else None
 
 
 def _notes(arms: dict[str, Any], init: str | None = None) -> list[str]:
@@ -476,26 +491,29 @@ def _notes(arms: dict[str, Any], init: str | None = None) -> list[str]:
     return found
 
 
-def sentence(judged: Any, primary: Primary = "bits") -> str:
-    """The verdict in one sentence, in its fixed words."""
+def sentence(judged: Any, asked: dict[str, Any] | None = None) -> str:
+    """The verdict in one sentence, in its fixed words. ``asked``: the row of the questions that it is about, if it is."""
     words = judged.words
     if words not in (VISUAL, "undecided") and not math.isnan(judged.detectable):
-        words += f", minimal detectable effect {judged.detectable:.4f} {UNIT[primary]}"
+        words += f", minimal detectable effect {judged.detectable:.4f} " + (
+            "in the share of right answers" if asked else UNIT["bits"]
+        )
     said = words[0].upper() + words[1:] + (f" ({judged.why})" if judged.why else "") + "."
     if "text" in judged.gains:
-        said += " " + _beside_text(judged.gains["text"], primary)
+        said += " " + _beside_text(judged.gains["text"], asked)
     return said
 
 
-def _beside_text(g: Contrast, primary: Primary) -> str:
+def _beside_text(g: Contrast, asked: dict[str, Any] | None = None) -> str:
     """What all routes gained over text alone, in a sentence."""
     low, high = (g.low, g.high) if g.mean >= 0 else (-g.high, -g.low)
     ends = "one seed, no interval" if math.isnan(low) else f"95 % interval {low:+.4f} to {high:+.4f}, {g.n} seeds"
     more = g.mean >= 0
-    if primary == "bits":
+    if asked is None:
         how = f"{'save' if more else 'cost'} {abs(g.mean):.4f} bits per byte of held-out text {'over' if more else 'more than'}"
     else:
-        how = f"are right in {abs(g.mean):.4f} {'more' if more else 'fewer'} of all answers than"
+        size = f"{abs(g.mean):.4f} {'more' if more else 'fewer'}" if g.mean else "as many"
+        how = f"are right in {size} of the answers to {asked['n']:,} questions (chance {asked['chance']:.3f}) {'than' if g.mean else 'as'}"
     return f"All routes {how} text alone ({ends})."
 
 
@@ -550,11 +568,11 @@ def _documents(found: dict[str, dict[int, dict]]) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> str:
     """Lines for people: the verdict, then an arm a line."""
     right = rightly(found)
-    head = f"{'right':>18}" if right else ""
+    head, better = (f"{'right':>18}", "four has more right by") if right else ("", "four is better by")
     lines = [
         found["verdict"]["sentence"],
         "",
-        f"{'arm':<14}{'seeds':>6}{'bits/byte':>20}{head}{'four is better by':>30}{'epochs':>8}",
+        f"{'arm':<14}{'seeds':>6}{'bits/byte':>20}{head}{better:>30}{'epochs':>8}",
     ]
     for arm, row in found["arms"].items():
         cost, g = plus_minus(row["bits_per_byte"], row["half"], 4), found["gains"].get(arm)
@@ -566,6 +584,6 @@ def table(found: dict[str, Any]) -> str:
         answers = f"{plus_minus(right[arm]['mean'], right[arm]['half'], 3):>18}" if right else ""
         lines.append(f"{arm:<14}{len(row['seeds']):>6}{cost:>20}{answers}{gain:>30}{row['epochs']:>8.1f}")
     if found["ladder"]:
-        lines.append(worth(found["ladder"]))
+        lines.append(("in bits of held-out text, " if right else "") + worth(found["ladder"]))
     lines += found["notes"]
     return "\n".join([*lines, "", *(f"{a}: {r['says']}" for a, r in found["arms"].items())])

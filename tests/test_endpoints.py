@@ -202,12 +202,14 @@ def test_who_knows_is_right_and_a_tie_is_chance(asked):
 
 
 @pytest.mark.parametrize("line, why", [
-    ('{"choices": ["a", "b"]}', "answer"), ('{"choices": ["a", "b"], "answer": 2}', "place of one"), ('{"choices": ["a"], "answer": 0}', "at least two"),
-    ('{"choices": ["a", "a"], "answer": 0}', "different"), ('{"choices": ["a", " "], "answer": 0}', "empty"), ("[]", "line 2"),
+    ('{"choices": ["a", "b"]}', "answer"), ('{"choices": ["a", "b"], "answer": 2}', "among 2 choices, counted from 0"), ('{"choices": ["a"], "answer": 0}', "at least two"),
+    ('{"choices": ["a", "a"], "answer": 0}', "different"), ('{"choices": ["a", " "], "answer": 0}', "empty"), ("[]", "line 2.*not a list of them"),
     ('{"choices": "ab", "answer": 0}', "lists"), ('{"choices": ["a", null], "answer": 0}', "no text"), ('{"choices": ["a", "b"], "answer": 0, "fact": "lemon"}', "lists"),
      ("{", "line 2"),
-    ('{"choices": ["a", "b"], "answer": true}', "place of one"), ('{"choices": ["a", "b"], "answer": 0, "fact": [[]]}', "empty"),
-    ('{"choices": ["a", "b"], "answer": 0}', "name all or none"),
+    ('{"choices": ["a", "b"], "answer": true}', "counted from 0, and not True"), ('{"choices": ["a", "b"], "answer": 0, "fact": [[]]}', "empty"),
+    ('{"choices": ["a", "b"], "answer": 0}', "line 2 does not name its fact"),
+    ('{"choices": ["a", "a "], "answer": 0}', "different"), ('{"question": "Which?", "choices": ["a", "b"], "answer": 0}', "question is not read"),
+    ('{"choices": ["A lemon is yellow.", "A lemon is red."], "answer": 0, "fact": ["lemon", "yellow"]}', "line 2 asks what line 1 does"),
 ])  # fmt: skip
 def test_a_question_that_is_none_is_said_with_its_line(line, why, tmp_path):
     path = tmp_path / "mine.jsonl"
@@ -218,6 +220,12 @@ def test_a_question_that_is_none_is_said_with_its_line(line, why, tmp_path):
         questions(EndpointConfig(questions=path))
 
 
+def test_a_file_without_a_question_is_named(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match=r"mine\.jsonl: no question here"):
+        questions(EndpointConfig(questions=tmp_path / "mine.jsonl"))
+
+
 def test_questions_of_ones_own_are_asked_as_they_stand(tmp_path):
     path = tmp_path / "mine.jsonl"
     rows = [
@@ -225,11 +233,13 @@ def test_questions_of_ones_own_are_asked_as_they_stand(tmp_path):
         for i, thing in enumerate("abcdef")
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    docs = questions(EndpointConfig(questions=path))["own"]
+    docs = questions(EndpointConfig(questions=path, limit=2))["own"]  # all, whatever the limit of the others
     right = {row["choices"][row["answer"]] for row in rows}
     assert credits(docs, lambda pairs: [float(choice in right) for _, choice in pairs]).tolist() == [1] * 6
     assert times(docs, ["a is red. b is red. b, red"]) == [{"a": 1, "b": 2}.get(d["choices"][0][0], 0) for d in docs]
     declared = EndpointConfig(questions=path).declared()
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    assert EndpointConfig(questions=path).declared() == declared  # blank lines ask nothing
     path.write_text("\n".join(map(json.dumps, rows[1:])))
     assert declared["questions"] and EndpointConfig(questions=path).declared()["questions"] != declared["questions"]
 

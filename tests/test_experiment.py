@@ -207,7 +207,7 @@ def test_documents_are_pages_too(tmp_path):
 
 def test_cells_of_another_size_are_not_mixed_in(finished):
     out, _ = finished
-    with pytest.raises(RunError, match=r"with each \d+ \(not 2\); choose another OUT and --results"):
+    with pytest.raises(RunError, match=r"with each \d+ \(not 2\); give the options it was begun with"):
         run_experiment(out, replace(TINY, each=2), seeds=(1,), arms=("text",), progress=False)
 
 

@@ -144,6 +144,15 @@ def test_differences_are_paired_by_seed():
         paired({0: 1.0}, {1: 1.0})
 
 
+@pytest.mark.parametrize(("seeds", "found"), [(3, False), (5, True)])
+def test_one_question_more_on_every_seed_is_no_certainty(seeds, found):
+    """Shares of few questions come in steps, so that seeds that agree to the digit still leave room."""
+    text, four = ({s: right / 12 for s in range(seeds)} for right in (5, 4))
+    judged = paired(text, four, grain=1 / 12)
+    assert judged.above == found and judged.detectable > 0.5 / 12 and judged.low < judged.mean < judged.high and judged.p > 1e-3
+    assert paired(text, text, grain=1 / 12).detectable > 0  # that nothing differed does not mean that nothing could have
+
+
 def test_holm_matches_its_definition():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert math.isnan(holm({"a": math.nan, "b": 0.02})["a"]) and holm({"a": math.nan, "b": 0.02})["b"] == 0.02

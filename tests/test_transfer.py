@@ -218,25 +218,38 @@ def test_a_grid_stays_out_of_folders_of_something_else_and_its_endpoint_is_no_op
 def test_a_verdict_on_questions_is_about_right_answers(data, tmp_path):
     """The same grid, asked what a user would ask: its verdict, table and page are of the questions, and held-out text is a note."""
     asked, out = tmp_path / "asked.jsonl", tmp_path / "out"
-    rows = [{"choices": [f"a {a} ball", f"a {b} ball"], "answer": i % 2} for i, (a, b) in enumerate(permutations(COLOURS, 2))]
+    rows = [{"choices": [f"{i} {a} balls", f"{i} {b} balls"], "answer": i % 2} for i, (a, b) in enumerate(permutations(COLOURS, 2))]
     asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(SMALL, primary="questions", endpoints=EndpointConfig(questions=asked))
     found = run_transfer([data], out, config, seeds=(0, 1), arms=("text", "four"), workers=1, progress=False)
 
-    def right(arm):
-        cells = (json.loads((out / "cells" / f"{arm}-seed-{s}.json").read_text()) for s in (0, 1))
+    def right(arm, seeds=(0, 1)):
+        cells = (json.loads((out / "cells" / f"{arm}-seed-{s}.json").read_text()) for s in seeds)
         return np.mean([cell["endpoints"]["tasks"]["own"]["accuracy"] for cell in cells])
 
     gain = found["gains"]["text"]["mean"]
     assert gain == pytest.approx(right("four") - right("text"), abs=1e-9)
     said = found["verdict"]["sentence"]
-    assert f"are right in {abs(gain):.4f} {'more' if gain >= 0 else 'fewer'} of all answers than text alone" in said
+    size = f"{abs(gain):.4f} {'more' if gain > 0 else 'fewer'}" if gain else "as many"
+    assert f"All routes are right in {size} of the answers to 12 questions (chance 0.500) th" in said.replace(") as", ") th")
     assert any("bits per byte of held-out text" in note for note in found["notes"]) and "bits per byte" not in said
-    assert re.search(r"bits/byte +right +four", table(found)) and "right answers" in write_report(out).read_text()
+    assert (
+        re.search(r"bits/byte +right +four has more right by", table(found))
+        and "more right answers" in write_report(out).read_text()
+    )
+    assert found["arms"]["four"]["right"][1] == right("four", (1,)) and found["unit"] == "share of right answers"
+    assert found["gains"]["text"]["sd"] >= 1 / 12 / 6**0.5  # a question is the least that can be told apart
     assert json.loads((out / "transfer.json").read_text())["primary"].startswith("own questions")
     with pytest.raises(RunError, match="primary"):  # what was declared stays
         run_transfer([data], out, replace(config, primary="bits"), seeds=(0, 1), arms=("text", "four"), progress=False)
-    assert "of all answers" in _power(out, 5, "questions")
+    assert "in share of right answers" in _power(out, 5, "questions")
+
+
+def test_questions_that_cannot_be_asked_are_said_before_anything_is_prepared(folder, tmp_path):
+    config = replace(SMALL, primary="questions", endpoints=EndpointConfig(questions=tmp_path / "none.jsonl"), prepare=TINY)
+    with pytest.raises(DataError, match=r"none\.jsonl: not a readable file"):
+        run_transfer([folder], tmp_path / "out", config, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_grid_goes_on_where_its_data_was_moved_to(finished, data, tmp_path):

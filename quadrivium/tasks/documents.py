@@ -164,7 +164,8 @@ def _blimp_files(root: Path) -> Iterable[tuple[str, list[str]]]:
 def own(path: Path) -> list[dict[str, Any]]:
     """Questions of a user's file, a row each: ``choices``, whole sentences, ``answer``, the place of the right one from 0, and, to be split by
     how often the fact stands in the text, ``fact``, its parts, each a word or several wordings of it. Raises DataError naming the line."""
-    docs = []
+    docs: list[dict[str, Any]] = []
+    met: dict[str, int] = {}  # questions, and their lines
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -174,23 +175,39 @@ def own(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("it is no object; one question a line, not a list of them")
+            if unknown := row.keys() - {"choices", "answer", "fact"}:
+                raise ValueError(
+                    f"{', '.join(sorted(unknown))} is not read; every choice is a whole sentence, the question in it"
+                )
             choices, answer, fact = row["choices"], row["answer"], row.get("fact") or []
             if not isinstance(choices, list) or not isinstance(fact, list):
                 raise ValueError("choices and fact are lists")
             fact = [part if isinstance(part, list) else [part] for part in fact]
             if not all(isinstance(word, str) for words in (choices, *fact) for word in words):
                 raise ValueError("a choice, or a part of the fact, is no text")
-            if type(answer) is not int or not 0 <= answer < len(choices) or len(set(choices)) < max(2, len(choices)):
-                raise ValueError("answer is the place of one of at least two different choices")
+            if len(choices) < 2 or len({choice.strip() for choice in choices}) < len(choices):
+                raise ValueError("choices are at least two, and different")
+            if type(answer) is not int or not 0 <= answer < len(choices):
+                raise ValueError(f"answer is a place among {len(choices)} choices, counted from 0, and not {answer!r}")
             if not all(fact) or not all(any(map(str.isalnum, word)) for words in (choices, *fact) for word in words):
                 raise ValueError("a choice, or a part of the fact, is empty")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f'{path}: line {number} is no question ({error}); expected {{"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}}'
             ) from None
-        docs.append({**_document(f"own {number} {choices}", [choices], answer), "fact": fact})
-    if len({bool(doc["fact"]) for doc in docs}) > 1:
-        raise DataError(f"{path}: some questions name their fact and some do not; name all or none")
+        if (first := met.setdefault(str(sorted(choices)), number)) != number:
+            raise DataError(f"{path}: line {number} asks what line {first} does; a question counts once")
+        if docs and bool(fact) != bool(docs[0]["fact"]):
+            raise DataError(
+                f"{path}: line {number} {'names' if fact else 'does not name'} its fact, unlike the first; all do or none"
+            )
+        docs.append({**_document(f"own {choices}", [choices], answer), "fact": fact})
+    if not docs:
+        raise DataError(
+            f'{path}: no question here; a line each, as {{"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}}'
+        )
     return _shuffled(docs)
 
 
