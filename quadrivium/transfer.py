@@ -432,8 +432,8 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     came = [(c["frames"], c["captions"]) for c in found.get("four", {}).values() if "frames" in c]
     seen = (round(np.mean([f for f, _ in came])), round(np.mean([c for _, c in came]))) if came else (0, 0)
     if config.primary == "questions":
-        for arm, by in costs.items():
-            arms[arm]["right"] = {s: 1.0 - cost for s, cost in by.items()}
+        for arm, of in costs.items():
+            arms[arm]["right"] = {s: 1.0 - cost for s, cost in of.items()}
     grain = _grain(found, config.primary)
     gains = {a: g for a in costs if a != "four" and (g := _paired(costs, a, "four", grain))}
     rest = holm({a: g.p for a, g in gains.items() if a not in MAIN})
