@@ -442,14 +442,14 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     told = endpoints.summary(found, "all" if config.primary == "bits" else "own")
     asked = told["tasks"]["own"] if config.primary == "questions" else None
     notes = _notes(arms, config.init)
-    if (more := _paired(bits, "text-equal", "text")) and more.above:
+    if asked is None and (more := _paired(bits, "text-equal", "text")) and more.above:
         notes.append(
             "text-equal is shown to be worse than text: it read its text until it only learnt it by heart, so it says little of "
             "compute here; shuffled and noise do."
         )
     if asked and (harm := _paired(bits, "text", "four")):
         p = told["words"]["all"]["saved"]["text"]["p"]
-        notes.append("Not declared: " + _beside_text(harm)[:-2] + ("" if math.isnan(p) else f"; p {p:.2g} by Holm") + ").")
+        notes.append("Besides, and not declared: a" + _beside_text(harm)[1:-2] + ("" if math.isnan(p) else f"; p {p:.2g} by Holm") + ").")
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
     return {
         "kind": "transfer", "primary": PRIMARY[config.primary], "unit": UNIT[config.primary], "arms": arms, "gains": rows,
