@@ -449,7 +449,9 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         )
     if asked and (harm := _paired(bits, "text", "four")):
         p = told["words"]["all"]["saved"]["text"]["p"]
-        notes.append("Besides, and not declared: a" + _beside_text(harm)[1:-2] + ("" if math.isnan(p) else f"; p {p:.2g} by Holm") + ").")
+        notes.append(
+            "Besides, and not declared: a" + _beside_text(harm)[1:-2] + ("" if math.isnan(p) else f"; p {p:.2g} by Holm") + ")."
+        )
     rows = {a: asdict(g) | {"detectable": g.detectable, "holm": rest.get(a)} for a, g in gains.items()}
     return {
         "kind": "transfer", "primary": PRIMARY[config.primary], "unit": UNIT[config.primary], "arms": arms, "gains": rows,

@@ -218,7 +218,9 @@ def test_a_grid_stays_out_of_folders_of_something_else_and_its_endpoint_is_no_op
 def test_a_verdict_on_questions_is_about_right_answers(data, tmp_path):
     """The same grid, asked what a user would ask: its verdict, table and page are of the questions, and held-out text is a note."""
     asked, out = tmp_path / "asked.jsonl", tmp_path / "out"
-    rows = [{"choices": [f"{i} {a} balls", f"{i} {b} balls"], "answer": i % 2} for i, (a, b) in enumerate(permutations(COLOURS, 2))]
+    rows = [
+        {"choices": [f"{i} {a} balls", f"{i} {b} balls"], "answer": i % 2} for i, (a, b) in enumerate(permutations(COLOURS, 2))
+    ]
     asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(SMALL, primary="questions", endpoints=EndpointConfig(questions=asked))
     found = run_transfer([data], out, config, seeds=(0, 1), arms=("text", "four"), workers=1, progress=False)
