@@ -64,7 +64,7 @@ def _said() -> re.Pattern:
 class EndpointConfig:
     """What is asked of every cell of a grid, besides bits."""
 
-    folder: Path | None = None  # holds coda, verbphysics, blimp or some of them; without it nothing is asked
+    folder: Path | None = None  # holds coda, verbphysics, blimp or some of them; without it none of these is asked
     tasks: tuple[Task, ...] = ("coda", "verbphysics", "blimp")  # which of them are asked, where they are in the folder
     # a .jsonl of your own questions, a row each: {"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}
     questions: Path | None = None
@@ -179,7 +179,7 @@ def by_word(model: Model, mixture: Mixture, kinds: Kinds, limit: int) -> dict[st
 
 
 def questions(config: EndpointConfig) -> dict[str, list[dict[str, Any]]]:
-    """Task -> its documents, a sample of them; tasks whose files are not in the folder are left out. Raises DataError where none is, and
+    """Task -> its documents, a sample of them, but all of one's own; tasks whose files are not in the folder are left out. Raises DataError where none is, and
     where files are damaged."""
     found: dict[str, list[dict[str, Any]]] = {}
     if config.questions is not None:
@@ -401,12 +401,12 @@ def summary(found: dict[str, dict[int, dict]], declared: str = "all") -> dict[st
     def row(values: dict[int, float]) -> dict[str, Any]:
         return dict(zip(("mean", "half"), interval(values.values()), strict=True)) | {"seeds": len(values)}
 
-    def differ(values: dict[str, dict[int, float]], base: str, sign: int) -> dict[str, Any] | None:
-        """`four` minus an arm, or the reverse, where both have a seed in common."""
+    def differ(values: dict[str, dict[int, float]], base: str, sign: int, grain: float = 0.0) -> dict[str, Any] | None:
+        """`four` minus an arm, or the reverse, where both have a seed in common. ``grain`` as in `paired`."""
         a, b = values.get("four", {}), values.get(base, {})
         if not a.keys() & b.keys():
             return None
-        gain = paired(a, b) if sign > 0 else paired(b, a)
+        gain = paired(a, b, grain) if sign > 0 else paired(b, a, grain)
         return {"mean": gain.mean, "low": gain.low, "high": gain.high, "n": gain.n, "p": gain.p}
 
     every = next(iter(next(iter(cells.values())).values()))
@@ -433,7 +433,7 @@ def summary(found: dict[str, dict[int, dict]], declared: str = "all") -> dict[st
             "chance": every["tasks"][task]["chance"],
             "baselines": {name: float(np.mean([b[name] for b in base])) for name in (base[0] if base else ())},
             "arms": {arm: row(values) for arm, values in right.items()},
-            "gained": {b: differ(right, b, 1) for b in ("text", "captions")},
+            "gained": {b: differ(right, b, 1, 1 / every["tasks"][task]["n"]) for b in ("text", "captions")},
             "strata": strata,
         }
     rows = [(row.get("saved") or row["gained"]) for kind, row in {**words, **tasks}.items() if kind != declared]

@@ -151,7 +151,7 @@ class Engine:
         self.steps: dict[bool, Steps] = {}  # of words, and of cells
         if longest:
             read = Batch.of(pack(given), weight.device)
-            model(read, self.cache, at=Some.of(read.order[:0], 0))  # its keys and values are all that is needed
+            model(read, self.cache, at=Some.of(read.order[:0], len(read.text)))  # its keys and values are all that is needed
 
     def take(self, rows: np.ndarray) -> None:
         """Go on from these ``rows`` (n,) only, from one that stands there several times in as many ways."""

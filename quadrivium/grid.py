@@ -130,7 +130,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], under: str = "") -
         elif old != new:
             said = f"{under}{key} {old} (not {new})"
             yield (
-                said if len(said) < 80 else f"another {under}{key}" + (" than before" if old and new else "")
+                said if len(said) < 80 else (f"other {under}{key} than before" if old and new else f"another {under}{key}")
             )  # a checksum, a list
 
 

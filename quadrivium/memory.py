@@ -5,7 +5,7 @@ made and let go, so the count is that of the code that trains, not of a formula 
 wide as the model, so that a few small counts give every larger one:
 
     weights, gradients, moments    in proportion to parameters, whose number is exact
-    everything else at the peak    linear in layers, linear in width
+    everything else at the peak    linear in layers (in encoders and in decoders, with sharing cross), linear in width
 
 Counted are tensors; Python, its libraries and what the allocator leaves unused come on top (`AROUND`).
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -136,21 +136,32 @@ class Forecast:
         """What a member of the family takes: counted where it has few layers, otherwise extended from 2 and 3 of them."""
         if shape.layers <= 3:
             return self._count(shape)
-        two, three = (self._count(_deep(shape, n)) for n in (2, 3))
-        more = shape.layers - 3
-        values = {name: b + more * (b - a) for name, a, b in _pairs(two, three)}
-        return Counted(**{**values, "update": three.update})
+        few = {n: self._count(_deep(shape, n)) for n in (2, 3, 4)[: 2 + (shape.sharing == "cross")]}
+        values = {
+            name: int(self._grown(shape.layers, {n: getattr(found, name) for n, found in few.items()}))
+            for name in (field.name for field in fields(Counted))
+        }
+        return Counted(**{**values, "update": few[3].update})
+
+    @staticmethod
+    def _grown(layers: int, few: dict[int, float]) -> float:
+        """What so many layers take, from what 2 and 3 of them do, and 4 where encoders and decoders differ: these have one of each, one more
+        decoder, one more encoder."""
+        if 4 not in few:
+            return few[2] + (layers - 2) * (few[3] - few[2])
+        encoders = layers // 2
+        return few[2] + (layers - encoders - 1) * (few[3] - few[2]) + (encoders - 1) * (few[4] - few[3])
 
     def peak(self, shape: ModelConfig) -> int:
         """Bytes at most, from counts at the family's own width and at twice that width."""
         parameters, moments, matrices = self._static(shape)
         s, wide = shape.width / self.shape.width, self.scaled(2 * self.shape.kv_heads)
-        spent = []
-        for layers in (2, 3):
+        spent = {}
+        for layers in (2, 3, 4)[: 2 + (shape.sharing == "cross")]:
             narrow, broad = _deep(self.shape, layers), _deep(wide, layers)
             a, b = (self._count(x).activations - self._casts(self._empty(x)[2]) for x in (narrow, broad))
-            spent.append(a + (b - a) * (s - 1) / (wide.width / self.shape.width - 1))
-        activations = spent[0] + (spent[1] - spent[0]) * (shape.layers - 2) + self._casts(matrices)
+            spent[layers] = a + (b - a) * (s - 1) / (wide.width / self.shape.width - 1)
+        activations = self._grown(shape.layers, spent) + self._casts(matrices)
         return int(4 * parameters + moments + max(activations, 4 * parameters))
 
     def largest(self, budget: int) -> tuple[ModelConfig, int, int]:
@@ -186,10 +197,6 @@ class Forecast:
         return sum(p.numel() for p in model.parameters()), moments, matrices
 
 
-def _pairs(a: Counted, b: Counted) -> list[tuple[str, int, int]]:
-    return [(name, value, vars(b)[name]) for name, value in vars(a).items()]
-
-
 def dry_run(
     data: Path,
     model: ModelConfig,
@@ -204,7 +211,8 @@ def dry_run(
     mixed = Mixture(prepared, replace(mixture, begin=()), text.end, train.seed, shape.patch)
     parts = [mixed.step(step, 0, computing.accumulate) for step in range(32)]
     packed = [pack(sequences) for sequences in parts if sequences]
-    largest = max(packed, key=lambda arrays: len(arrays["order"]))
+    # What is wanted costs more than what is given.
+    largest = max(packed, key=lambda arrays: sum(len(arrays[name]) for name in ("order", "text_at", "codes_at")))
     batch, mean = Batch.of(largest), np.mean([len(arrays["order"]) for arrays in packed])
     pairs = [p.batch.positions for sequences in parts if (p := Pairs.of(sequences, "cpu"))] if shape.contrast.weight else []
     forecast = Forecast(shape, batch, train, computing.recompute)

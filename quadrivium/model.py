@@ -130,10 +130,8 @@ class ModelConfig:
                 raise ValueError(f"{field.name} is {value}; it has to be positive")
             if field.name in _MOST and value > _MOST[field.name]:
                 raise ValueError(f"{field.name} is {value}; it is at most {_MOST[field.name]:,}")
-        if not (self.rope_base > 0 and self.norm_eps >= 0):
-            raise ValueError(
-                f"rope_base is {self.rope_base}, norm_eps {self.norm_eps}; the first is positive, the second not negative"
-            )
+        if not (self.rope_base > 0 and self.norm_eps > 0):  # states that are 0 are normalised too (`Model.states`)
+            raise ValueError(f"rope_base is {self.rope_base}, norm_eps {self.norm_eps}; both are positive")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) has to be a multiple of kv_heads ({self.kv_heads})")
         if len(self.rope_scaling) not in (0, 4):
@@ -971,7 +969,7 @@ class Model(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
 
-        ``at``: only what the states of these W positions need is computed, and the others' are 0 (`states`).
+        ``at``: only what the states of these W positions need is computed, and the others' mean nothing (`states`).
         ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not. Raises ValueError where the cache
         is too small, or where sequences that continue it grow by unequal numbers of positions.
         """
@@ -1003,7 +1001,7 @@ class Model(nn.Module):
         """The residual stream (N, D), grouped order, after the first so many layers. ``taken``: what it is after as many as a key
         says is written there.
 
-        ``at``: the W positions whose stream is asked for; the others' is 0. Whose keys and values nobody reads any more, of
+        ``at``: the W positions whose stream is asked for; the others' is 0, or what it is where nearly all are asked for. Whose keys and values nobody reads any more, of
         the last layer and of all decoder layers of ``cross``, need not be asked: these layers compute queries, feed-forward and the
         stream itself at W positions, and the result is the same.
         """

@@ -160,7 +160,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> checkpoint.Optimiz
 def compile_parts(model: Model, backend: str = "inductor") -> None:
     """Compile what works position by position, for any number of positions: of every block, what comes before attention and what
     comes after it. Attention between is a kernel of its own. A copy of a compiled model would call the original's weights."""
-    # All layers share what is compiled: with gradients and without, of text alone, of frames alone and of both, in either precision.
+    # All layers share what is compiled: with gradients and without, of text alone, of frames alone and of both, of all
+    # positions and of what is wanted, in either precision.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     blocks: Any = model.blocks
     for block in blocks:

@@ -1,4 +1,4 @@
-"""The transfer experiment on anybody's data: what does held-out text gain from training on pictures and clips?
+"""The transfer experiment on anybody's data: what does text gain from training on pictures and clips?
 
     OUT/data                  shards, where raw folders were given
     OUT/transfer.json         what is measured, written before the first run
@@ -314,7 +314,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     """Train one arm on one seed, measure held-out text and the arm's routes, write the cell. ``first``: of the seeds, on which what
     pictures hold is measured."""
     arm, run, began = ARMS[name], out / f"seed-{seed}" / name, time.monotonic()
-    _same_data(out, folder)
+    _same_data(out, folder, config.endpoints)
     mixture = arm.mixture(replace(config.mixture, text=config.text))
     schedule = replace(config.train, seed=seed)
     state = train_routes(
@@ -356,7 +356,7 @@ def _cell(out: Path, folder: Path, config: TransferConfig, name: str, seed: int,
     texts = [s for s in read.streams if s.route == "t2t"]
     taken = [(int(s.positions[read.came_to(s, state["step"])].sum()), s.length) for s in texts if not s.told]
     frames, captions = _seen(read, state["step"])
-    _same_data(out, folder)
+    _same_data(out, folder, config.endpoints)
     write_json(out / "cells" / f"{name}-seed-{seed}.json", {
         "arm": name, "seed": seed, "bits_per_byte": mean, "stderr": error, "documents": documents, "routes": routes["routes"],
         "epochs": max(state["step"] * read.shares[s.name] / s.length for s in texts),
@@ -388,11 +388,15 @@ def _untrained(run: Run, config: TransferConfig, seed: int, device: str) -> Mode
     return model.to(device).eval()
 
 
-def _same_data(out: Path, folder: Path) -> None:
-    """Cells of one grid are of one data folder, though another command may write it while this one runs."""
-    plan = out / "transfer.json"
-    if plan.is_file() and Dataset(folder).checksum != read_json(plan, "an experiment")["data"]:
+def _same_data(out: Path, folder: Path, asked: EndpointConfig | None = None) -> None:
+    """Cells of one grid are of one data folder, and asked the same, though other commands may write while this one runs."""
+    if not (out / "transfer.json").is_file():
+        return
+    plan = read_json(out / "transfer.json", "an experiment")
+    if Dataset(folder).checksum != plan["data"]:
         raise RunError(f"{folder} has changed since {out} was begun; prepare it as it was, or choose another --out")
+    if asked is not None and any(plan["endpoints"].get(key, now) != now for key, now in asked.declared().items()):
+        raise RunError(f"the files of --endpoints have changed since {out} was begun; lay them back, or choose another --out")
 
 
 def _seen(read: Mixture, steps: int) -> tuple[int, int]:
@@ -429,11 +433,10 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
         arms[arm] = {"says": ARMS[arm].says, "bits_per_byte": mean, "half": half, "seeds": bits[arm]}
         for key in ("epochs", "positions", "seconds", "read", "still_paired"):
             arms[arm][key] = float(np.mean([c[key] for c in by.values()]))
+        if config.primary == "questions":
+            arms[arm]["right"] = {s: c["endpoints"]["tasks"]["own"]["accuracy"] for s, c in by.items()}
     came = [(c["frames"], c["captions"]) for c in found.get("four", {}).values() if "frames" in c]
     seen = (round(np.mean([f for f, _ in came])), round(np.mean([c for _, c in came]))) if came else (0, 0)
-    if config.primary == "questions":
-        for arm, of in costs.items():
-            arms[arm]["right"] = {s: 1.0 - cost for s, cost in of.items()}
     grain = _grain(found, config.primary)
     gains = {a: g for a in costs if a != "four" and (g := _paired(costs, a, "four", grain))}
     rest = holm({a: g.p for a, g in gains.items() if a not in MAIN})
@@ -442,10 +445,12 @@ def summary(out: Path, data: Dataset, config: TransferConfig) -> dict[str, Any]:
     told = endpoints.summary(found, "all" if config.primary == "bits" else "own")
     asked = told["tasks"]["own"] if config.primary == "questions" else None
     notes = _notes(arms, config.init)
-    if asked is None and (more := _paired(bits, "text-equal", "text")) and more.above:
+    equal = _paired(bits, "text-equal", "text")
+    if asked is None and equal and equal.above and (often := arms["text-equal"]["epochs"]) > 4:
+        others = " and ".join(a for a in ("shuffled", "noise") if a in arms)
         notes.append(
-            "text-equal is shown to be worse than text: it read its text until it only learnt it by heart, so it says little of "
-            "compute here; shuffled and noise do."
+            f"text-equal is shown to be worse than text: having read it {often:.0f} times it knows it by heart, and says little of "
+            "compute here" + (f"; {others} do." if others else ".")
         )
     if asked and (harm := _paired(bits, "text", "four")):
         p = told["words"]["all"]["saved"]["text"]["p"]
@@ -514,8 +519,8 @@ def _beside_text(g: Contrast, asked: dict[str, Any] | None = None) -> str:
     if asked is None:
         how = f"{'save' if more else 'cost'} {abs(g.mean):.4f} bits per byte of held-out text {'over' if more else 'more than'}"
     else:
-        size = f"{abs(g.mean):.4f} {'more' if more else 'fewer'}" if g.mean else "as many"
-        how = f"are right in {size} of the answers to {asked['n']:,} questions (chance {asked['chance']:.3f}) {'than' if g.mean else 'as'}"
+        size, than = (f"{abs(g.mean):.4f} {'more' if more else 'fewer'}", "than") if round(g.mean, 4) else ("as many", "as")
+        how = f"are right in {size} of the answers to {asked['n']:,} questions (chance {asked['chance']:.3f}) {than}"
     return f"All routes {how} text alone ({ends})."
 
 

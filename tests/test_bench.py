@@ -64,7 +64,7 @@ def test_a_step_costs_what_it_did(sharing):
 
 
 def test_products_of_a_step_are_what_the_counter_counts():
-    """Six operations a weight and position, forward and backward, and attention: nothing is computed that is not wanted."""
+    """Six operations a weight and position, forward and backward, and attention over all positions; products stand still where nothing is wanted."""
     model = ours(TINY, "all")
     batch = Batch.of(pack(four_routes(TINY, np.random.default_rng(0))))
     weights = 6 * sum(n * i * o for n, i, o in products(model, batch))

@@ -208,7 +208,7 @@ def test_who_knows_is_right_and_a_tie_is_chance(asked):
      ("{", "line 2"),
     ('{"choices": ["a", "b"], "answer": true}', "counted from 0, and not True"), ('{"choices": ["a", "b"], "answer": 0, "fact": [[]]}', "empty"),
     ('{"choices": ["a", "b"], "answer": 0}', "line 2 does not name its fact"),
-    ('{"choices": ["a", "a "], "answer": 0}', "different"), ('{"question": "Which?", "choices": ["a", "b"], "answer": 0}', "question is not read"),
+    ('{"choices": ["a", "a "], "answer": 0}', "different"), ('{"question": "Which?", "choices": ["a", "b"], "answer": 0}', "only choices, answer and fact"),
     ('{"choices": ["A lemon is yellow.", "A lemon is red."], "answer": 0, "fact": ["lemon", "yellow"]}', "line 2 asks what line 1 does"),
 ])  # fmt: skip
 def test_a_question_that_is_none_is_said_with_its_line(line, why, tmp_path):

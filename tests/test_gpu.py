@@ -78,6 +78,10 @@ def test_sequences_end_to_end_cost_what_they_cost_in_buckets(sharing, rng, monke
     monkeypatch.setattr(models, "along", lambda *given: calls.append(1) or one_by_one(*given))
     agree(costs(model, sequences), want, 1e-4)
     assert len(calls) == 4
+    batch = Batch.of(pack(sequences))
+    assert len(batch.wanted.rows) < 0.9 * batch.positions  # so the costs above were of part of the positions
+    whole, part = (model(batch, at=at)[batch.wanted.rows] for at in (None, batch.wanted))
+    torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(Batch.of(pack(sequences)), tap=2)[1], tapped, rtol=1e-4, atol=1e-5)
 
 

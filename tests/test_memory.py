@@ -78,11 +78,11 @@ def test_counted_bytes_are_those_of_the_process():
 
 
 @pytest.mark.parametrize("train", [FP32, replace(BF16, optimizer="muon")])
-@pytest.mark.parametrize("family", [SHAPE, PATCHED], ids=["codes", "cells"])
+@pytest.mark.parametrize("family", [SHAPE, PATCHED, replace(SHAPE, sharing="cross")], ids=["codes", "cells", "cross"])
 def test_small_counts_foretell_large_ones(family, train):
     step = batch(shape=family)
     forecast = memory.Forecast(family, step, train)
-    shape = replace(forecast.scaled(3), layers=4)
+    shape = replace(forecast.scaled(3), layers=7 if family.sharing == "cross" else 4)
     assert shape.code_width * 2 == shape.width
     counted = memory.count(shape, step, train)
     assert forecast.peak(shape) == pytest.approx(counted.peak, rel=0.02)

@@ -81,7 +81,9 @@ def test_more_epochs_that_only_make_text_worse_are_no_control(finished, data, tm
     cell = json.loads((out / "cells" / "text-seed-0.json").read_text())
     for arm, bits in (("text", (1.8, 1.81)), ("text-equal", equal), ("four", (1.7, 1.72))):
         for seed, x in enumerate(bits):
-            write_json(out / "cells" / f"{arm}-seed-{seed}.json", cell | {"arm": arm, "seed": seed, "bits_per_byte": x})
+            write_json(
+                out / "cells" / f"{arm}-seed-{seed}.json", cell | {"arm": arm, "seed": seed, "bits_per_byte": x, "epochs": 9.0}
+            )
     assert any("by heart" in note for note in summary(out, Dataset(data), SMALL)["notes"]) == said
 
 
@@ -245,6 +247,10 @@ def test_a_verdict_on_questions_is_about_right_answers(data, tmp_path):
     with pytest.raises(RunError, match="primary"):  # what was declared stays
         run_transfer([data], out, replace(config, primary="bits"), seeds=(0, 1), arms=("text", "four"), progress=False)
     assert "in share of right answers" in _power(out, 5, "questions")
+    _same_data(out, data, config.endpoints)
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))  # while a cell is trained
+    with pytest.raises(RunError, match="files of --endpoints have changed"):
+        _same_data(out, data, config.endpoints)
 
 
 def test_questions_that_cannot_be_asked_are_said_before_anything_is_prepared(folder, tmp_path):

@@ -179,7 +179,7 @@ def own(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("it is no object; one question a line, not a list of them")
             if unknown := row.keys() - {"choices", "answer", "fact"}:
                 raise ValueError(
-                    f"{', '.join(sorted(unknown))} is not read; every choice is a whole sentence, the question in it"
+                    f"{', '.join(sorted(unknown))}: only choices, answer and fact are read; a question is a part of every choice"
                 )
             choices, answer, fact = row["choices"], row["answer"], row.get("fact") or []
             if not isinstance(choices, list) or not isinstance(fact, list):
@@ -197,7 +197,7 @@ def own(path: Path) -> list[dict[str, Any]]:
             raise DataError(
                 f'{path}: line {number} is no question ({error}); expected {{"choices": ["A lemon is red.", "A lemon is yellow."], "answer": 1}}'
             ) from None
-        if (first := met.setdefault(str(sorted(choices)), number)) != number:
+        if (first := met.setdefault(str(sorted(map(str.strip, choices))), number)) != number:
             raise DataError(f"{path}: line {number} asks what line {first} does; a question counts once")
         if docs and bool(fact) != bool(docs[0]["fact"]):
             raise DataError(
