@@ -55,6 +55,11 @@ def _number(value: float | None, shape: str = ".4f") -> str:
     return "–" if value is None else format(value, shape).replace("-", "−")
 
 
+def _chance(p: float | None) -> str:
+    """A p-value, which is never 0."""
+    return "< 0.001" if p is not None and p < 0.001 else _number(p, ".3f")
+
+
 def _transfer(found: dict[str, Any]) -> dict[str, Any]:
     arms, gains, ladder, right = found["arms"], found["gains"], found["ladder"], rightly(found)
     rows = [
@@ -75,8 +80,8 @@ def _transfer(found: dict[str, Any]) -> dict[str, Any]:
         else ("bits per byte saved by all routes", "Held-out text")
     )
     compared = [
-        [a, g["n"], _number(g["mean"], "+.4f"), _ends(g["low"], g["high"], "+.4f"), _number(g["p"], ".3f"),
-         _number(g["holm"], ".3f"), _number(g["detectable"])]
+        [a, g["n"], _number(g["mean"], "+.4f"), _ends(g["low"], g["high"], "+.4f"), _chance(g["p"]),
+         _chance(g["holm"]), _number(g["detectable"])]
         for a, g in gains.items()
     ]  # fmt: skip
     routes = _routes(found["routes"])
