@@ -278,7 +278,7 @@ def test_a_grid_asks_and_its_report_shows(data, asked, tmp_path):
     with pytest.raises(DataError, match=r"verbphysics.*weight-maj"):
         endpoints.documents.of("verbphysics", str(asked))
     file.write_text("\n".join(lines[:2]) + "\n")
-    with pytest.raises(RunError, match=r"another endpoints\.folder"):  # other questions under the same name
+    with pytest.raises(RunError, match=r"other endpoints\.folder than before"):  # other questions under the same name
         run_transfer([data], tmp_path / "grid", small, seeds=(0, 1), arms=("text",), workers=1, progress=False)
     assert summary({"four": {0: {"arm": "four"}}}) == {}  # cells from before there were endpoints
 

@@ -114,7 +114,7 @@ def test_cells_of_data_that_has_changed_are_not_mixed_in(finished, data, tmp_pat
     manifest = json.loads((there / "manifest.json").read_text())
     manifest["sources"][0]["shards"].pop()
     (there / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match="another data"):
+    with pytest.raises(RunError, match="other data than before"):
         run_transfer([there], out, SMALL, seeds=(0,), arms=ARMS, progress=False)
 
 
