@@ -112,18 +112,15 @@ def _imagined(run: Run, world: Any, config: DemoConfig, out: Path) -> list[Path]
 
 def sentence(cells: dict[str, dict]) -> str:
     """One sentence that says what happened to facts that were only ever seen, whatever happened."""
-    asked = {
-        "captions": ("direct",),
-        "four": ("direct", "checked" if "checked" in cells["four"]["facts"]["seen"] else "imagine"),
-        "distil": ("direct",),
-    }
 
     def said(arm: str, read_out: str) -> str:
         seen, never = (cells[arm]["facts"][group][read_out]["all"] for group in ("seen", "neither"))
         above = "above chance" if seen["accuracy"] - seen["chance"] > 2 * seen["se"] else "not above chance"
         return f"{seen['accuracy']:.0%} ({above}; never seen: {never['accuracy']:.0%})"
 
-    captions, four, dream, distil = (said(arm, read_out) for arm, ways in asked.items() for read_out in ways)
+    looking = "checked" if "checked" in cells["four"]["facts"]["seen"] else "imagine"
+    captions, four, distil = (said(arm, "direct") for arm in ("captions", "four", "distil"))
+    dream = said("four", looking)
     chance = cells["four"]["facts"]["seen"]["direct"]["all"]["chance"]
     return (
         f"What was only ever seen, asked in text alone (chance {chance:.0%}): text and captions without pixels are right in {captions}, "

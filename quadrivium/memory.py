@@ -136,12 +136,17 @@ class Forecast:
         """What a member of the family takes: counted where it has few layers, otherwise extended from 2 and 3 of them."""
         if shape.layers <= 3:
             return self._count(shape)
-        few = {n: self._count(_deep(shape, n)) for n in (2, 3, 4)[: 2 + (shape.sharing == "cross")]}
+        few = {n: self._count(_deep(shape, n)) for n in self.depths}
         values = {
             name: int(self._grown(shape.layers, {n: getattr(found, name) for n, found in few.items()}))
             for name in (field.name for field in fields(Counted))
         }
         return Counted(**{**values, "update": few[3].update})
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of layers that are counted; encoders and decoders of ``cross`` take unlike amounts."""
+        return (2, 3, 4) if self.shape.sharing == "cross" else (2, 3)
 
     @staticmethod
     def _grown(layers: int, few: dict[int, float]) -> float:
@@ -157,7 +162,7 @@ class Forecast:
         parameters, moments, matrices = self._static(shape)
         s, wide = shape.width / self.shape.width, self.scaled(2 * self.shape.kv_heads)
         spent = {}
-        for layers in (2, 3, 4)[: 2 + (shape.sharing == "cross")]:
+        for layers in self.depths:
             narrow, broad = _deep(self.shape, layers), _deep(wide, layers)
             a, b = (self._count(x).activations - self._casts(self._empty(x)[2]) for x in (narrow, broad))
             spent[layers] = a + (b - a) * (s - 1) / (wide.width / self.shape.width - 1)

@@ -503,7 +503,7 @@ def sentence(judged: Any, asked: dict[str, Any] | None = None) -> str:
     words = judged.words
     if words not in (VISUAL, "undecided") and not math.isnan(judged.detectable):
         words += f", minimal detectable effect {judged.detectable:.4f} " + (
-            "in the share of right answers" if asked else UNIT["bits"]
+            f"in the {UNIT['questions']}" if asked else UNIT["bits"]
         )
     said = words[0].upper() + words[1:] + (f" ({judged.why})" if judged.why else "") + "."
     if "text" in judged.gains:
