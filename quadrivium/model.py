@@ -1001,9 +1001,9 @@ class Model(nn.Module):
         """The residual stream (N, D), grouped order, after the first so many layers. ``taken``: what it is after as many as a key
         says is written there.
 
-        ``at``: the W positions whose stream is asked for; the others' is 0, or what it is where nearly all are asked for. Whose keys and values nobody reads any more, of
-        the last layer and of all decoder layers of ``cross``, need not be asked: these layers compute queries, feed-forward and the
-        stream itself at W positions, and the result is the same.
+        ``at``: the W positions whose stream is asked for; the others' is 0, or what it is where nearly all are asked for. Nobody reads
+        keys and values of what the last layer gives, or a decoder layer of ``cross``. So these compute queries, feed-forward and
+        the stream itself at W positions alone, and the result is the same.
         """
         c = self.config
         x, places = self.embed(batch.text, batch.codes, batch.slots), batch.places
@@ -1014,9 +1014,8 @@ class Model(nn.Module):
             x, places = regroup(x, batch.order, batch.inverse), places[batch.order]
         cos, sin = self.rotary(places)
         memory, some = None, None
-        last = (
-            (c.encoders or c.layers - 1) if at is not None and 10 * len(at.rows) < 9 * len(x) else c.layers
-        )  # what computes all positions
+        fewer = at is not None and 10 * len(at.rows) < 9 * len(x)  # by so many that it is worth its calls
+        last = (c.encoders or c.layers - 1) if fewer else c.layers  # the first layer that computes some positions only
         again = self.recompute and cache is None and torch.is_grad_enabled()
         for i, block in zip(range(layers), self.blocks, strict=False):
             if i == last:
