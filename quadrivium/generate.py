@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quadrivium.model import Batch, Cache, Model, Some, Steps
-from quadrivium.sequence import WANTED, Modality, Sequence, Walk, frames, pack, positions_of, text
+from quadrivium.sequence import Modality, Sequence, Walk, frames, pack, positions_of, text
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,35 @@ def choose(logits: Tensor, sampling: Sampling, draw: Tensor) -> Tensor:
     """Draw one id a row. logits (S, V), draw (S,) from [0, 1) -> (S,)"""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    probability, index = (logits.float() / sampling.temperature).softmax(dim=-1), None
-    if sampling.top_p < 1:  # nothing is cut otherwise, and sorting takes longer than all the rest
-        probability, index = probability.sort(dim=-1, descending=True)
-        before = probability.cumsum(dim=-1) - probability  # what more likely ids hold: 0 for the first, which always stays
-        probability = probability.masked_fill(before >= sampling.top_p, 0.0)
-    reach = probability.cumsum(dim=-1)
-    pick = torch.searchsorted(reach, (draw.to(reach.device) * reach[:, -1])[:, None], right=True)
-    # A draw that rounds up to the very end would land on an id that was cut, or that cannot be.
-    last = logits.shape[-1] - 1 - (probability > 0).flip(-1).int().argmax(dim=-1, keepdim=True)
-    pick = torch.minimum(pick, last)
-    return (pick if index is None else index.gather(1, pick)).squeeze(1)
+    probability = (logits.float() / sampling.temperature).softmax(dim=-1)
+    if sampling.top_p == 1:  # nothing is cut, so nothing has to be sorted
+        reach = probability.cumsum(dim=-1)
+        return _fall(reach, reach[:, -1:].contiguous(), draw).squeeze(1)
+    ranked = descending(probability)
+    reach = ranked.cumsum(dim=-1)
+    before = reach - ranked  # what more likely ids hold: 0 for the first, which always stays
+    kept = torch.searchsorted(before, before.new_full((len(before), 1), sampling.top_p))
+    rank = _fall(reach, reach.gather(1, kept - 1), draw)
+    value = ranked.gather(1, rank)
+    # Of ids that are as likely as each other, the one before which as many of them stand as ranks do.
+    nth = rank - (ranked > value).sum(dim=-1, keepdim=True)
+    return torch.searchsorted((probability == value).cumsum(dim=-1), nth + 1).squeeze(1)
+
+
+def _fall(reach: Tensor, total: Tensor, draw: Tensor) -> Tensor:
+    """Where draws (S,) from [0, 1) fall on weights whose running sums are ``reach`` (S, V), up to the sum ``total`` (S, 1): (S, 1)"""
+    pick = torch.searchsorted(reach, draw.to(reach.device)[:, None] * total, right=True)
+    return torch.minimum(
+        pick, torch.searchsorted(reach, total)
+    )  # a draw may round up to the very end, which is past what can be
+
+
+def descending(values: Tensor) -> Tensor:
+    """The values of each row (S, V), the largest first. On CPU by numpy, which has vector instructions for it: torch, which sorts their
+    places along, takes 15 times as long."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+    return values.sort(dim=-1, descending=True).values
 
 
 class Recording:
@@ -142,7 +159,7 @@ class Engine:
         if longest and not all(given):
             raise ValueError("some rows of the batch are given something and some nothing; generate them apart")
         # A GPU repeats a step on all columns, filled or not; its kernels read eight at a time.
-        self.fixed = weight.is_cuda and not model.config.encoders
+        self.fixed = weight.is_cuda
         capacity = 8 * -(-(longest + more) // 8) if self.fixed else longest + more
         self.cache = Cache(model.config, self.rows, capacity, weight.device, weight.dtype)
         self.at = torch.zeros(1, dtype=torch.long, device=weight.device)  # the column that a fixed step fills
@@ -165,19 +182,9 @@ class Engine:
     def _add(self, ids: Tensor, codes: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         """One more position in every row -> hidden states (S, D)."""
         model, visual = self.model, len(codes) > 0
-        if not model.config.encoders:
-            if visual not in self.steps:
-                self.steps[visual] = Steps(model, self.cache, visual)
-            at = self.at if self.fixed else None
-            return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places), at)
-        row = torch.arange(self.rows, device=ids.device)
-        nothing: dict[str, Any] = {name: row[:0] for name in WANTED}
-        one = torch.ones_like(row)
-        one_each = [row[:, None]]
-        batch = Batch(
-            ids, codes, slots, places, row, one, **nothing, buckets=one_each, back=row, own_buckets=one_each, own_back=row
-        )
-        return self.model(batch, self.cache)
+        if visual not in self.steps:
+            self.steps[visual] = Steps(model, self.cache, visual)
+        return self.steps[visual](model.embed(ids, codes, slots), *model.rotary(places), self.at if self.fixed else None)
 
     def _repeated(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """A function that adds one position to every row, to be called often; on a GPU, as a recording."""

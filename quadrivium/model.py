@@ -1142,7 +1142,7 @@ class Steps:
     """
 
     def __init__(self, model: Model, cache: Cache, visual: bool) -> None:
-        self.c, self.cache = model.config, cache
+        self.c, self.cache, self.visual = model.config, cache, visual
 
         def of(apart: Any) -> Any:
             return apart.parts[-1 if visual else 0]
@@ -1155,8 +1155,13 @@ class Steps:
             if self.c.qk_norm:
                 both = ((self.c.heads, project.q_norm), (self.c.kv_heads, project.k_norm))
                 scale = torch.cat([norm.weight.expand(heads, -1) for heads, norm in both])
-            into, inner = (project.norm.weight, project.qkv.weight, project.qkv.bias), (feed.norm.weight, feed.gate_up.weight)
-            self.layers.append((*into, scale, out.weight, *inner, feed.down.weight))
+            weight, bias = project.qkv.weight, project.qkv.bias
+            # A decoder layer makes queries of its own stream, keys and values of what the encoders give.
+            sizes = [project.asked, len(weight) - project.asked] if 0 < self.c.encoders <= block.layer else [len(weight)]
+            into = list(zip(weight.split(sizes), bias.split(sizes) if bias is not None else [None] * len(sizes), strict=True))
+            self.layers.append(
+                (project.norm.weight, into, scale, out.weight, feed.norm.weight, feed.gate_up.weight, feed.down.weight)
+            )
         self.last = of(model.norm).weight
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, at: Tensor | None = None) -> Tensor:
@@ -1179,9 +1184,17 @@ class Steps:
             mask = ((column >= cache.starts[:, None]) & (column <= at))[:, None, None]  # (S, 1, 1, capacity)
         elif cache.ragged:
             mask = (column >= cache.starts[:, None])[:, None, None]  # (S, 1, 1, end)
-        for layer, (norm, qkv, bias, scale, out, feed_norm, gate_up, down) in enumerate(self.layers):
+        own, memory = None, x  # what encoders see of the cache, and what they give
+        if c.encoders:
+            cache.textual.index_fill_(1, column[start:end] if at is None else at, not self.visual)
+            own = (cache.textual[:, : len(column)] ^ self.visual)[:, None, None]
+            own = own if mask is None else own & mask
+        for layer, (norm, into, scale, out, feed_norm, gate_up, down) in enumerate(self.layers):
+            if layer == c.encoders:
+                memory = x
             keys, values = cache.store[layer, 0], cache.store[layer, 1]
-            y = F.linear(torch.rms_norm(x, norm.shape, norm, eps), qkv, bias).view(len(x), -1, size)
+            made = [F.linear(torch.rms_norm(s, norm.shape, norm, eps), *w) for s, w in zip((x, memory), into, strict=False)]
+            y = (made[0] if len(made) == 1 else torch.cat(made, dim=-1)).view(len(x), -1, size)
             turned, v = y[:, :both], y[:, both:]
             if scale is not None:
                 turned = torch.rms_norm(turned, (size,), None, eps) * scale
@@ -1194,7 +1207,9 @@ class Steps:
             q = turned[:, : c.heads, None]
             if low:
                 q, k, v = q.float(), k.float(), v.float()
-            y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=c.heads != c.kv_heads).type_as(x)
+            y = F.scaled_dot_product_attention(
+                q, k, v, own if layer < c.encoders else mask, enable_gqa=c.heads != c.kv_heads
+            ).type_as(x)
             x = x + F.linear(y.flatten(1), out)
             gate, up = F.linear(torch.rms_norm(x, feed_norm.shape, feed_norm, eps), gate_up).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, down)

@@ -85,7 +85,7 @@ def test_sequences_end_to_end_cost_what_they_cost_in_buckets(sharing, rng, monke
     torch.testing.assert_close(model(Batch.of(pack(sequences)), tap=2)[1], tapped, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sharing", ["all", "none"])
+@pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_step_of_fixed_shape_is_a_step(sharing, temperature, rng):
     """What a GPU records: every column attended to, filled or not, with rows that begin late."""
