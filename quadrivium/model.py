@@ -345,12 +345,11 @@ class Cache:
         """Take note of what the columns hold that this batch is about to fill."""
         longest = int(batch.lengths.max())
         blank = longest - batch.lengths
-        if self.used == 0:
-            self.starts, self.ragged = blank, bool(blank.any())
+        self.starts, self.ragged = blank, bool(blank.any())
         first = torch.cumsum(batch.lengths, 0) - batch.lengths - blank
         column = torch.arange(longest, device=blank.device)
         self.new = batch.order[torch.where(column < blank[:, None], 0, first[:, None] + column)]
-        self.textual[:, self.used : self.used + longest] = self.new < len(batch.text)
+        self.textual[:, :longest] = self.new < len(batch.text)
 
 
 class _Rotate(torch.autograd.Function):
@@ -883,10 +882,6 @@ class Block(nn.Module):
         if cache is None and batch.until is None and qk.device.type == "cpu" and max(b.shape[1] for b in buckets) <= 512:
             return _Attend.apply(qk, v, batch.own_ways if self.own else batch.ways)  # as long as the square still fits
         qkv = torch.cat([qk, v], dim=1)
-        if cache is not None and cache.used:
-            assert len(batch.buckets) == 1
-            q, k, v = qkv[batch.buckets[0]].transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            return self._extend(q, k, v, cache).transpose(1, 2).flatten(0, 1)[batch.back]
         if cache is not None:
             self._fill(qkv, cache)
         seen = None if batch.until is None else batch.own_seen if self.own else batch.seen
@@ -906,22 +901,6 @@ class Block(nn.Module):
         longest = cache.new.shape[1]
         kv = qkv[:, self.c.heads :][cache.new].transpose(1, 2)  # (S, 2G, L, K)
         cache.store[self.layer, 0, :, :, :longest], cache.store[self.layer, 1, :, :, :longest] = kv.chunk(2, dim=1)
-
-    def _extend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> Tensor:
-        """Attend from P new positions of every sequence to all that is stored and to themselves."""
-        new, end = q.shape[2], cache.used + q.shape[2]
-        store = cache.store[self.layer]
-        store[0, :, :, cache.used : end] = k
-        store[1, :, :, cache.used : end] = v
-        mask = None
-        if cache.ragged or new > 1 or self.own:
-            column = torch.arange(end, device=q.device)
-            ahead = column <= torch.arange(cache.used, end, device=q.device)[:, None]  # (P, end)
-            mask = ahead & (column >= cache.starts[:, None, None, None])  # (S, 1, P, end)
-            if self.own:
-                kind = cache.textual[:, None, :end]
-                mask = mask & (kind[..., cache.used :, None] == kind[..., None, :])
-        return attention(q, store[0, :, :, :end], store[1, :, :, :end], mask)
 
 
 class Model(nn.Module):
@@ -967,25 +946,25 @@ class Model(nn.Module):
     def forward(
         self, batch: Batch, cache: Cache | None = None, tap: int = 0, at: Some | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Hidden states (N, D), grouped order, after the last norm. With a cache, the batch continues what it holds.
+        """Hidden states (N, D), grouped order, after the last norm. An empty cache is filled with their keys and values, from which
+        `Steps` goes on.
 
         ``at``: only what the states of these W positions need is computed, and the others' mean nothing (`states`).
         ``tap``: the residual stream (N, D) after so many layers is returned beside them; 0: it is not. Raises ValueError where the cache
-        is too small, or where sequences that continue it grow by unequal numbers of positions.
+        is too small, or not empty.
         """
         c, n_text = self.config, len(batch.text)
         if cache is not None:
             longest = int(batch.lengths.max())
-            if cache.used + longest > cache.capacity:
-                raise ValueError(f"the cache holds {cache.capacity} positions, {cache.used + longest} are needed")
-            if cache.used and bool((batch.lengths != longest).any()):
-                raise ValueError("sequences that continue a cache have to grow by the same number of positions")
-            if c.encoders or not cache.used:
-                cache.open(batch)
+            if cache.used:
+                raise ValueError("the cache is in use; positions are added to it by Steps")
+            if longest > cache.capacity:
+                raise ValueError(f"the cache holds {cache.capacity} positions, {longest} are needed")
+            cache.open(batch)
         taken: dict[int, Tensor | None] = {tap: None} if tap else {}
         x = self.states(batch, c.layers, cache, taken, at)
         if cache is not None:
-            cache.used += longest
+            cache.used = longest
         hidden = self.norm(x, n_text)
         middle = taken.get(tap)
         return hidden if middle is None else (hidden, middle)
@@ -1135,10 +1114,10 @@ def likeness(text: Tensor, frames: Tensor) -> Tensor:
 
 
 class Steps:
-    """One position more in every row, all of one modality: what `Model.forward` computes with a cache, with a third of the calls.
+    """One position more in every row of a cache, all of one modality: the last state that `Model.forward` gives of the whole.
 
     A step has so few numbers that its time goes into calls. Weights are looked up once, nothing is bucketed or joined, and the
-    only mask is that of rows that begin late. The twin is `Model.forward`.
+    only masks are those of rows that begin late and of encoders. The twin is `Model.forward`.
     """
 
     def __init__(self, model: Model, cache: Cache, visual: bool) -> None:

@@ -180,6 +180,26 @@ def test_draws_are_as_frequent_as_they_are_likely(top_p):
     assert set(choose(logits.expand(3, 7), Sampling(top_p=top_p), ends).tolist()) <= set(kept)
 
 
+def test_ids_that_are_as_likely_are_drawn_as_often():
+    """0.8 of all is held by four ids of one probability, and one of them is cut; what is less likely is never drawn."""
+    logits = torch.tensor([0.05, 0.2, 0.05, 0.2, 0.05, 0.2, 0.05, 0.2]).log()
+    drawn = choose(logits.expand(9000, 8), Sampling(top_p=0.55), (torch.arange(9000) + 0.5) / 9000)
+    assert drawn.bincount(minlength=8).tolist() == [0, 3000, 0, 3000, 0, 3000, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_a_draw_falls_where_it_does_on_sorted_ids(temperature, rng):
+    """The definition: ids sorted by probability, the others cut, and the draw's place on the running sum."""
+    logits = torch.from_numpy(rng.normal(size=(200, 50)).astype(np.float32)) * 3
+    draw = torch.from_numpy(rng.random(200, dtype=np.float32))
+    for top_p in (0.05, 0.6, 0.95, 0.9999999):
+        drawn = choose(logits, Sampling(temperature=temperature, top_p=top_p), draw)
+        ranked, ids = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+        kept = ranked * (ranked.cumsum(-1) - ranked < top_p)
+        at = (kept.cumsum(-1) > draw[:, None] * kept.sum(-1, keepdim=True)).int().argmax(-1, keepdim=True)
+        assert (drawn == ids.gather(1, at).squeeze(1)).float().mean() > 0.99  # sums round otherwise now and then
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_text_ends_before_its_least_length(temperature, rng, monkeypatch):
     """A model that always wants to end does so as soon as it may."""
