@@ -1139,7 +1139,7 @@ class Steps:
             sizes = [project.asked, len(weight) - project.asked] if 0 < self.c.encoders <= block.layer else [len(weight)]
             into = list(zip(weight.split(sizes), bias.split(sizes) if bias is not None else [None] * len(sizes), strict=True))
             self.layers.append(
-                (project.norm.weight, into, scale, out.weight, feed.norm.weight, feed.gate_up.weight, feed.down.weight)
+                (project.norm.weight, into, scale, out.weight.t(), feed.norm.weight, feed.gate_up.weight, feed.down.weight.t())
             )
         self.last = of(model.norm).weight
 
@@ -1189,9 +1189,9 @@ class Steps:
             y = F.scaled_dot_product_attention(
                 q, k, v, own if layer < c.encoders else mask, enable_gqa=c.heads != c.kv_heads
             ).type_as(x)
-            x = x + F.linear(y.flatten(1), out)
+            x = torch.addmm(x, y.flatten(1), out)  # product and sum in one call
             gate, up = F.linear(torch.rms_norm(x, feed_norm.shape, feed_norm, eps), gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, down)
+            x = torch.addmm(x, F.silu(gate) * up, down)
         return torch.rms_norm(x, self.last.shape, self.last, eps)
 
 
