@@ -83,7 +83,7 @@ def descending(values: Tensor) -> Tensor:
     """The values of each row (S, V), the largest first. On CPU by numpy, which has vector instructions for it: torch, which sorts their
     places along, takes 15 times as long."""
     if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+        return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1)).flip(-1)
     return values.sort(dim=-1, descending=True).values
 
 
