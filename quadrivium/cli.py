@@ -621,7 +621,8 @@ def _export() -> Callable[..., Any]:
             run: run folder that train wrote.
             out: folder to write; it has to be new or empty.
             text: the text route alone, which is what is written where nothing is said: a plain Qwen3, Qwen2 or Llama that
-                transformers, and whatever reads its folders, loads without code of ours.
+                transformers, and whatever reads its folders, loads without code of ours; with sharing cross, one of these
+                with 50 lines of code beside it, for from_pretrained(..., trust_remote_code=True).
             full: the whole model with its code, for from_pretrained(..., trust_remote_code=True), and a processor for
                 pictures and clips.
             push: also upload the folder to this repository of the Hugging Face hub, made private where it is new.
@@ -632,7 +633,7 @@ def _export() -> Callable[..., Any]:
             raise ConfigError("--text or --full: a folder holds one of them; export twice")
         loaded = _run(run, "cpu")
         exporting.export_full(loaded, out) if full else exporting.export_text(loaded, out)
-        more = ", trust_remote_code=True" if full else ""
+        more = ", trust_remote_code=True" if any(out.glob("*.py")) else ""
         print(f"written to {out}; transformers.AutoModelForCausalLM.from_pretrained('{out}'{more}) loads it")
         if push:
             print(f"uploaded to {exporting.push(out, push)}")

@@ -19,7 +19,7 @@ from quadrivium.checkpoint import Run
 from quadrivium.config import to_dict
 from quadrivium.data.shards import read_json, whole, write_atomic, write_json
 from quadrivium.errors import QuadriviumError, RunError, one_line
-from quadrivium.huggingface import config_of, weights_of
+from quadrivium.huggingface import code_of, config_of, weights_of
 from quadrivium.samples import one_clip
 
 _PACKAGE = Path(__file__).parent
@@ -28,17 +28,25 @@ WRAPPERS = ("configuration_quadrivium", "modeling_quadrivium", "processing_quadr
 
 
 def export_text(run: Run, out: Path) -> None:
-    """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours."""
-    config = config_of(run.model, run.text.end)
+    """Write the text route as a Qwen3, Qwen2 or Llama folder that transformers loads without any code of ours.
+
+    With sharing ``cross`` it is one of these with other keys and values in its decoder, and the folder holds the code for that.
+    """
+    config, code = config_of(run.model, run.text.end), code_of(run.model.config)
+    more = ", trust_remote_code=True" if code else ""
     load = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{out.resolve().name}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{out.resolve().name}"{more})\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{out.resolve().name}")'
     )
     about = f"The text route of a Quadrivium model, as a plain {config['architectures'][0]} that loads without remote code."
+    if code:
+        about = "The text route of a Quadrivium model with an encoder and a decoder for text; the code it loads with lies beside it."
     with _new(out) as folder:
         write_atomic(folder / "model.safetensors", save(weights_of(run.model), metadata={"format": "pt"}))
         write_json(folder / "config.json", config)
+        for name, written in code.items():
+            write_atomic(folder / name, written.encode())
         _words(run, folder)
         _card(run, folder, out.name, about, load, "text-generation")
 

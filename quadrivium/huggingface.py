@@ -33,6 +33,7 @@ _FAMILIES = {  # model_type -> (class, qk_norm, qkv_bias)
     "llama": ("LlamaForCausalLM", False, False),
     "mistral": ("MistralForCausalLM", False, False),  # which is Llama, where no window slides; exported as that
 }
+_CODE = "modeling_quadrivium_text"
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -115,12 +116,12 @@ def _shape(c: dict[str, Any], ours: ModelConfig, path: Path) -> ModelConfig:
 
 
 def config_of(model: Model, end: int) -> dict[str, Any]:
-    """``config.json`` of the text stream, as the family that its switches make it. Raises RunError where they make none."""
+    """``config.json`` of the text stream, as the family that its switches make it. Raises RunError where they make none.
+
+    With sharing ``cross``, whose text route is no model that transformers knows, it asks for the code of `remote`.
+    """
     c = model.config
-    _refuse_encoders(c)
-    family = next((f for f, (_, norm, bias) in _FAMILIES.items() if (norm, bias) == (c.qk_norm, c.qkv_bias)), None)
-    if family is None:
-        raise RunError("normalised queries together with biases (--qk-norm, --qkv-bias) are no family that transformers knows")
+    family = _family(c)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_base}
     reach = 32768
     if c.rope_scaling:
@@ -150,21 +151,46 @@ def config_of(model: Model, end: int) -> dict[str, Any]:
     }
     if c.rope_scaling:
         described["rope_scaling"] = rope
+    if c.encoders:
+        described |= {
+            "architectures": ["QuadriviumTextForCausalLM"],
+            "model_type": "quadrivium_text",
+            "auto_map": {
+                "AutoConfig": f"{_CODE}.QuadriviumTextConfig",
+                "AutoModelForCausalLM": f"{_CODE}.QuadriviumTextForCausalLM",
+            },
+            "encoders": c.encoders,
+        }
     return described
+
+
+def _family(c: ModelConfig) -> str:
+    family = next((f for f, (_, norm, bias) in _FAMILIES.items() if (norm, bias) == (c.qk_norm, c.qkv_bias)), None)
+    if family is None:
+        raise RunError("normalised queries together with biases (--qk-norm, --qkv-bias) are no family that transformers knows")
+    return family
+
+
+def code_of(c: ModelConfig) -> dict[str, str]:
+    """File name -> text of the code that loads the text stream, for the family of its switches; nothing where transformers has it."""
+    if not c.encoders:
+        return {}
+    code = Path(__file__).parent / "remote" / f"{_CODE}.py"
+    family = _FAMILIES[_family(c)][0].removesuffix("ForCausalLM")
+    return {code.name: code.read_text(encoding="utf-8").replace("Qwen3", family)}
 
 
 def _refuse_encoders(c: ModelConfig) -> None:
     if c.encoders:
         raise RunError(
-            "with sharing cross, text has an encoder and a decoder, which no language model of transformers is; train with "
-            "--sharing all, attention or none"
+            "with sharing cross, text has an encoder and a decoder, which no published language model has; to begin from one, train "
+            "with --sharing all, attention or none"
         )
 
 
 def _places(model: Model) -> list[tuple[str, Tensor, slice]]:
     """(their name, our weight, rows of it) for every weight of the text stream: we keep q, k, v and gate, up as one product."""
     c = model.config
-    _refuse_encoders(c)
     q, kv, hidden = c.heads * c.head_size, c.kv_heads * c.head_size, c.hidden
     found: list[tuple[str, Tensor, slice]] = []
 
@@ -220,6 +246,7 @@ def fill(model: Model, weights: Mapping[str, Tensor], copy: bool = True) -> None
 
     Raises RunError where a weight is missing or of another shape.
     """
+    _refuse_encoders(model.config)
     for name, weight, rows in _places(model):
         got = weights.get(name)
         if got is None or got.shape != weight[rows].shape:

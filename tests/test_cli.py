@@ -499,7 +499,7 @@ def test_an_eval_keeps_what_another_wrote_meanwhile(run, monkeypatch):
     (run / "results.json").unlink()
 
 
-def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):
+def test_cross_is_evaluated_sampled_and_exported(crossed, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(crossed, run)
     assert main(["eval", str(run), "--limit", "3"]) == 0
@@ -508,8 +508,11 @@ def test_cross_is_evaluated_sampled_and_not_exported(crossed, tmp_path, capsys):
     assert results["retrieval"]["mine/pictures"]["n"] == 3 and "frames by their text" in capsys.readouterr().out
     assert main(["generate", str(run), "--out", str(tmp_path / "made"), "--max-ids", "6"]) == 0
     assert (tmp_path / "made" / "tv2v.png").stat().st_size > 1000
-    fails(["export", run, "--out", tmp_path / "hf"], capsys, "sharing cross", "--sharing all")
-    assert not (tmp_path / "hf").exists()
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
+    assert "trust_remote_code=True) loads it" in capsys.readouterr().out
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert 'from_pretrained("hf", trust_remote_code=True)' in card and "order-0" in card
 
 
 def test_equal_seeds_draw_equal_pictures(run, tmp_path):

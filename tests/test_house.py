@@ -67,6 +67,7 @@ HOUSE = (
     "play",
     "remote.configuration_quadrivium",
     "remote.modeling_quadrivium",
+    "remote.modeling_quadrivium_text",
     "remote.processing_quadrivium",
     "grid",
     "experiment",

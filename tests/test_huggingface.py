@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from quadrivium import export
@@ -19,7 +21,7 @@ from quadrivium.data.mixture import MixtureConfig
 from quadrivium.data.shards import read_json, write_json
 from quadrivium.errors import ConfigError, RunError
 from quadrivium.generate import Sampling, generate
-from quadrivium.huggingface import Weights, check, config_of, fetch, fill, shape_of, weights_of
+from quadrivium.huggingface import Weights, check, code_of, config_of, fetch, fill, shape_of, weights_of
 from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.play import pieces
 from quadrivium.prepare import prepare
@@ -114,17 +116,66 @@ def test_weights_of_another_shape_are_refused():
         fill(model, weights)
 
 
-def test_cross_is_no_language_model_of_theirs_and_says_so(tmp_path):
+def test_cross_begins_as_no_language_model_and_says_so(tmp_path):
     model = Model(ModelConfig(vocab=60, layers=2, width=32, heads=4, hidden=48, sharing="cross"))
-    ways = (
-        lambda: config_of(model, 0),
-        lambda: weights_of(model),
-        lambda: fill(model, {}),
-        lambda: shape_of(tmp_path, model.config),
-    )
-    for refused in ways:
+    for refused in (lambda: fill(model, {}), lambda: shape_of(tmp_path, model.config)):
         with pytest.raises(RunError, match=r"sharing cross.*--sharing all"):
             refused()
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """Where transformers keeps code that came with models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr("sys.path", [*sys.path])
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")  # the name that transformers 5.0 knows
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cross_leaves_with_the_code_that_it_needs(family, tied, modules, tmp_path):
+    qk_norm, qkv_bias = family == "qwen3", family == "qwen2"
+    scaled = tuple(LLAMA3.values()) if family == "llama3" else ()
+    shape = dict(vocab=60, layers=5, width=32, heads=4, kv_heads=2, hidden=48, tied=tied, sharing="cross")
+    model = Model(ModelConfig(**shape, **SHAPE, qk_norm=qk_norm, qkv_bias=qkv_bias, rope_scaling=scaled), seed=3).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():  # norms and biases are ones and zeros at first
+            p.add_(0.2 * torch.randn_like(p))
+
+    save_file(weights_of(model), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    write_json(tmp_path / "config.json", config_of(model, 0))
+    for name, code in code_of(model.config).items():
+        (tmp_path / name).write_text(code)
+    with pytest.raises(ValueError, match="trust_remote_code"):  # nothing loads it as a model that it is not
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
+    twin = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert isinstance(twin, type(theirs(family)))
+    compare(model, twin)
+    copy = deepcopy(twin)
+    twin(torch.zeros(3, 90, dtype=torch.long))  # what this leaves in the one is not read by the other
+    compare(model, copy)
+
+    rows = [np.arange(1, 21), np.arange(30, 37)]
+    ours = generate(model, [(text(row),) for row in rows], "text", 0, sampling=Sampling(0.0, max_ids=20))
+    ids, mask = torch.zeros(2, 20, dtype=torch.long), torch.zeros(2, 20, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, 20 - len(row) :], mask[i, 20 - len(row) :] = torch.from_numpy(row), 1
+    made = twin.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=20, pad_token_id=0)
+    assert [row[row != 0].tolist() for row in made[:, 20:]] == [row.tolist() for row in ours]
+
+    slopes = []
+    for again in (False, True):  # activations kept, and computed anew
+        if again:
+            twin.train().gradient_checkpointing_enable()
+        twin.zero_grad()
+        twin(ids, labels=ids, use_cache=False).loss.backward()
+        slopes.append([p.grad.clone() for p in twin.parameters()])
+    torch.testing.assert_close(*slopes)
+    twin.eval().save_pretrained(tmp_path / "again")
+    compare(model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True).eval())
 
 
 @pytest.mark.parametrize("lie", [{"layers": 10**9}, {"hidden": 10**9}, {"vocab": 10**11}, {"layers": 4}])
