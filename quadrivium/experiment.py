@@ -56,6 +56,7 @@ class Arm(grid.Arm):
     after: str = ""  # go on from this arm's run
     ahead: bool = True  # captions of clips foretell the last frame
     sharing: Sharing | None = None  # of weights, if it is not that of all arms
+    contrast: float = 0.0  # weight of an objective by which captions and frames find each other, after half of the layers
 
     def mixture(self, config: MixtureConfig, wait: int = 0) -> MixtureConfig:
         """What this arm reads of what all arms could read. Documents ``wait`` for so many steps where frames come before them: not
@@ -68,7 +69,8 @@ class Arm(grid.Arm):
         return replace(super().mixture(config), ahead=ahead, begin=begin, rendered=rendered)
 
     def model(self, config: ModelConfig) -> ModelConfig:
-        return replace(config, sharing=self.sharing or config.sharing)
+        contrast = replace(config.contrast, weight=self.contrast) if self.contrast else config.contrast
+        return replace(config, sharing=self.sharing or config.sharing, contrast=contrast)
 
 
 ARMS: dict[str, Arm] = {
@@ -88,6 +90,10 @@ ARMS: dict[str, Arm] = {
     "share-attention": Arm("all routes, attention in the same weights", sharing="attention"),
     "share-cross": Arm("all routes, encoders and decoders joined by cross-attention", sharing="cross"),
     "cross-distil": Arm("share-cross, then its own imaginations as text", extra="distil", after="share-cross", sharing="cross"),
+    # Of this weight its slope is a tenth of that of all routes in the text encoder; ten times of it cost text much (docs/how-it-works.md).
+    "contrast": Arm(
+        "share-cross, whose encoders also let captions and frames find each other", sharing="cross", contrast=0.003
+    ),
     "pages": Arm("all routes, and documents as pictures of text too", extra="pages"),
 }
 
@@ -406,6 +412,7 @@ COMPARISONS = (
     ("distil", "four", "seen"),
     ("distil", "four-more", "seen"),
     ("cross-distil", "share-cross", "seen"),  # its text and the steps more together: there is no share-cross-more
+    ("contrast", "share-cross", "seen"),
     ("four-more", "four", "seen"),
     ("distil", "four", "read"),
     ("distil", "four-more", "read"),
@@ -413,8 +420,9 @@ COMPARISONS = (
     *(("four", f"no-{route}", "seen") for route in ("t2t", "t2v", "v2t", "v2v")),
     *((other, "four", "seen") for other in ("share-all", "share-attention", "share-cross", "pages")),
 )
-# Bits a byte of held-out text: what distil may cost and still count as harmless. Beside four-more, after as many steps more on the
-# other data, it is what its own text costs.
+# Bits a byte of held-out text: what an arm may cost beside another and still count as harmless. Beside four-more, after as many
+# steps more on the other data, it is what distil's own text costs.
+PRICES = (("distil", "four"), ("distil", "four-more"), ("contrast", "share-cross"))
 HARM = 0.02
 
 
@@ -457,11 +465,11 @@ def summary(results: Path) -> dict[str, Any]:
     for i, p in holm({str(i): d["p"] for i, d in enumerate(differences) if not d["primary"]}).items():
         differences[int(i)]["p"] = p
     harm = []
-    for base in ("four", "four-more"):
-        pair = _paired(*(_text_bits(cells.get(name, {})) for name in ("distil", base)))
+    for arm, base in PRICES:
+        pair = _paired(*(_text_bits(cells.get(name, {})) for name in (arm, base)))
         if pair:
             harmless = not math.isnan(pair["half"]) and pair["difference"] + pair["half"] < HARM
-            harm.append({"base": base, "harmless": harmless, **pair})
+            harm.append({"arm": arm, "base": base, "harmless": harmless, **pair})
     asked = first["facts"]["seen"]["direct"]["all"]
     return {
         "chance": asked["chance"],
@@ -537,7 +545,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"{what}: {row['difference']:+.3f} ({_half(row, 3)}{p})")
     for row in found["harm"]:
         judged = "harmless" if row["harmless"] else "not shown to be harmless"
-        what = f"held-out text, distil minus {row['base']}"
+        what = f"held-out text, {row['arm']} minus {row['base']}"
         lines.append(f"{what}: {row['difference']:+.4f} bits a byte ({_half(row, 4)}); {judged} within {HARM}")
     return "\n".join([*lines, *found["notes"]])
 

@@ -156,7 +156,7 @@ def _experiment(found: dict[str, Any]) -> dict[str, Any]:
         for d in found["differences"]
     ]
     harm = " ".join(
-        f"Held-out text, distil minus {row['base']}: {_interval(row['difference'], row['half'], '+.4f')} bits a byte, "
+        f"Held-out text, {row['arm']} minus {row['base']}: {_interval(row['difference'], row['half'], '+.4f')} bits a byte, "
         f"{'harmless' if row['harmless'] else 'not shown to be harmless'}."
         for row in found["harm"]
     )

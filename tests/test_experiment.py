@@ -25,7 +25,7 @@ from quadrivium.distil import DistilConfig
 from quadrivium.errors import ConfigError, DataError, RunError
 from quadrivium.experiment import ARMS, ExperimentConfig, read_cells, run_experiment, small, summary, table
 from quadrivium.imagine import Imagining
-from quadrivium.model import FORM, ModelConfig
+from quadrivium.model import FORM, ContrastConfig, ModelConfig
 from quadrivium.prepare import PrepareConfig
 from quadrivium.sequence import ROUTES
 from quadrivium.statistics import holm, paired
@@ -176,7 +176,11 @@ def test_arms_read_what_they_say(finished):
     for name, arm in ARMS.items():
         assert not arm.after or arm.after in ARMS, name
         assert arm.model(TINY.model).sharing == (arm.sharing or TINY.model.sharing)
-        assert arm.sharing == {"cross-distil": "cross"}.get(name, name[6:] if name.startswith("share-") else None)
+        assert arm.sharing == {"cross-distil": "cross", "contrast": "cross"}.get(
+            name, name[6:] if name.startswith("share-") else None
+        )
+        assert (arm.model(TINY.model).contrast.weight > 0) == (name == "contrast")
+        assert arm.model(replace(TINY.model, contrast=ContrastConfig(0.5))).contrast.weight == (arm.contrast or 0.5)
         mixture = arm.mixture(replace(TINY.mixture, ahead=3.0), 2)
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
         at_once = name in ("text", "text-equal", "captions", "four-more", "distil", "cross-distil")

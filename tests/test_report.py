@@ -76,7 +76,11 @@ def test_a_page_is_written_from_the_file_alone_and_needs_nothing_else(tmp_path):
 def test_an_experiment_is_rendered_with_its_facts(gain, half, words):
     row = {"arm": "four", "base": "captions", "group": "seen", "primary": True, "difference": gain, "half": half, "n": 5}
     page = render(
-        {**WORLD, "differences": [row], "harm": [{"base": "four", "difference": 0.01, "half": half, "n": 5, "harmless": False}]}
+        {
+            **WORLD,
+            "differences": [row],
+            "harm": [{"arm": "distil", "base": "four", "difference": 0.01, "half": half, "n": 5, "harmless": False}],
+        }
     )
     assert "distil minus four: +0.0100" in page and "not shown to be harmless" in page
     assert words in page and "0.500 ± 0.100" in page and "0.333" in page and "± +" not in page  # a half width has no sign
