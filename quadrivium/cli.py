@@ -622,7 +622,7 @@ def _export() -> Callable[..., Any]:
             out: folder to write; it has to be new or empty.
             text: the text route alone, which is what is written where nothing is said: a plain Qwen3, Qwen2 or Llama that
                 transformers, and whatever reads its folders, loads without code of ours; with sharing cross, one of these
-                with 50 lines of code beside it, for from_pretrained(..., trust_remote_code=True).
+                with a page of code beside it, for from_pretrained(..., trust_remote_code=True).
             full: the whole model with its code, for from_pretrained(..., trust_remote_code=True), and a processor for
                 pictures and clips.
             push: also upload the folder to this repository of the Hugging Face hub, made private where it is new.

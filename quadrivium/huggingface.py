@@ -177,7 +177,8 @@ def code_of(c: ModelConfig) -> dict[str, str]:
         return {}
     code = Path(__file__).parent / "remote" / f"{_CODE}.py"
     family = _FAMILIES[_family(c)][0].removesuffix("ForCausalLM")
-    return {code.name: code.read_text(encoding="utf-8").replace("Qwen3", family)}
+    written = code.read_text(encoding="utf-8")
+    return {code.name: written.replace("Qwen3", family).replace("qwen3", family.lower())}
 
 
 def _refuse_encoders(c: ModelConfig) -> None:

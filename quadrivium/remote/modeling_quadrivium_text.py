@@ -1,14 +1,21 @@
-"""The text route of sharing ``cross`` for transformers: a Qwen3 whose decoder layers read keys and values off where its encoder ends.
+"""The text route of sharing ``cross`` for transformers: a Qwen3 whose decoder layers make keys and values of what its encoder gives.
 
-Everything else, caches, masks and attention kernels too, is that of transformers. An export for weights of another family puts
-that family's name in the place of Qwen3.
+The rest, caches, masks, kernels of attention and generation, is that of transformers. An export with the switches of another
+family puts that family's name in the place of Qwen3.
 """
 
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    Qwen3DecoderLayer,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 
 
 class QuadriviumTextConfig(Qwen3Config):
@@ -18,32 +25,51 @@ class QuadriviumTextConfig(Qwen3Config):
     encoders: int = 0
 
 
-class _Encoded:
-    """What the encoder gave, in the pass that is under way."""
+class _Attention(Qwen3Attention):
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries of the first half of ``hidden_states`` (B, L, 2 D), keys and values of the second -> (B, L, D), and its weights."""
+        x, given = hidden_states.chunk(2, dim=-1)
+        heads = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = self.q_proj(x).view(heads), self.k_proj(given).view(heads), self.v_proj(given).view(heads)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        caches = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]  # as newer and older versions call it
+        for cache in caches:
+            if cache is not None:
+                k, v = cache.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
+        made, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        return self.o_proj(made.reshape(*x.shape[:-1], -1).contiguous()), weights
 
-    states: Tensor | None = None
 
-    def note(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        self.states = given[0]
+class _Decoder(Qwen3DecoderLayer):
+    def __init__(self, config: QuadriviumTextConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = _Attention(config, layer_idx)
+        self.first, self.last = layer_idx == config.encoders, layer_idx + 1 == config.num_hidden_layers
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Encoded, ()  # a copy of the model is in no pass
-
-
-def _normed(encoded: _Encoded, norm: nn.Module, projection: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
-    return (norm(encoded.states),)
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """What the encoder gave goes from layer to layer behind the decoder's own states: (B, L, 2 D), but (B, L, D) into the first
+        and out of the last."""
+        x, given = (hidden_states, hidden_states) if self.first else hidden_states.chunk(2, dim=-1)
+        both = torch.cat([self.input_layernorm(x), self.input_layernorm(given)], dim=-1)
+        x = x + self.self_attn(both, **kwargs)[0]
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x if self.last else torch.cat([x, given], dim=-1)
 
 
 class QuadriviumTextForCausalLM(Qwen3ForCausalLM):
-    """One pass at a time: what the encoder gave is kept in the model until the pass is over."""
+    """A causal language model; states between decoder layers (``output_hidden_states``) are twice as wide as others."""
 
     config_class = QuadriviumTextConfig
+    _no_split_modules = ("Qwen3DecoderLayer", "_Decoder")
 
     def __init__(self, config: QuadriviumTextConfig) -> None:
         super().__init__(config)
-        encoded = _Encoded()
-        layers: Any = self.model.layers[config.encoders :]
-        layers[0].register_forward_pre_hook(encoded.note)
-        for layer in layers:
-            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
-                projection.register_forward_pre_hook(partial(_normed, encoded, layer.input_layernorm))
+        for i in range(config.encoders, config.num_hidden_layers):
+            self.model.layers[i] = _Decoder(config, i)
+        self.post_init()
