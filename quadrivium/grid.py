@@ -191,7 +191,7 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
     """
     workers = workers or cores()
     threads = threads_each(workers)
-    context = _context()
+    processes = context()
     waiting, failed = dict(jobs), dict[str, str]()
     done, before = set[str](), {name: _progress(job) for name, job in jobs.items()}
     running: dict[int, tuple[Job, Any]] = {}
@@ -209,7 +209,7 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
                     failed[name] = f"needs {', '.join(missing)}"
                     del waiting[name]
                 elif len(running) < workers and all(n in done for n in job.needs):
-                    process = context.Process(target=_work, args=(job.work, job.arguments, name, threads, dict(os.environ)))
+                    process = processes.Process(target=_work, args=(job.work, job.arguments, name, threads, dict(os.environ)))
                     process.start()
                     running[process.sentinel] = (waiting.pop(name), process)
             for sentinel in wait(list(running), timeout=2.0):
@@ -240,7 +240,7 @@ def run_jobs(jobs: dict[str, Job], workers: int, progress: bool) -> None:
         raise RunError("; ".join(f"{name}: {why}" for name, why in failed.items()) + "; the same command goes on")
 
 
-def _context() -> Any:
+def context() -> Any:
     """How the process of a job begins: forked off one that has imported all a job needs and run nothing, since importing takes longer
     than a small cell trains. Where there is a GPU it begins from nothing, as no fork may follow on CUDA."""
     if torch.cuda.is_available() or sys.platform != "linux":

@@ -2,14 +2,19 @@
 
 import json
 import os
+import runpy
+import sys
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from quadrivium.cli import main
 from quadrivium.data.sources import ReadOptions
+from quadrivium.grid import context
 from quadrivium.pictures import save_mp4
 from quadrivium.prepare import PrepareConfig, prepare
 from quadrivium.train import TrainConfig
@@ -63,6 +68,40 @@ def write_folder(root: Path, n=24) -> Path:
     (root / "text" / "en.txt").write_text("\n\n".join(sentences), encoding="utf-8")
     (root / "text" / "ja.tsv").write_text("".join(f"ball {i}\t玉が{i}個ころがった。\n" for i in range(60)), encoding="utf-8")
     return root
+
+
+def apart(work, *arguments, out=os.devnull, errors=os.devnull, **environment) -> BaseProcess:
+    """A process of its own that does this work; what it prints is in files. It is forked off one that has imported everything, which takes
+    Python longer than most of what tests do in a process."""
+    process = context().Process(target=_apart, args=(work, arguments, str(out), str(errors), environment))
+    process.start()
+    return process
+
+
+def _apart(work, arguments, out, errors, environment) -> None:
+    for path, descriptor in ((out, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.update(environment)
+    status = work(*arguments)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def started(*words, **how) -> BaseProcess:
+    """`quadrivium` of these words, in a process of its own."""
+    return apart(main, [str(word) for word in words], **how)
+
+
+def script(path, *words) -> None:
+    """Run a file as Python does that is told to, with these words."""
+    sys.argv = [str(path), *map(str, words)]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def ended(process: BaseProcess) -> int:
+    """Its status, once it has ended."""
+    process.join(200)
+    assert process.exitcode is not None, "it does not end"
+    return process.exitcode
 
 
 @pytest.fixture(scope="session")

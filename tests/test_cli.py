@@ -2,11 +2,8 @@
 
 import gc
 import json
-import multiprocessing
-import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -35,7 +32,7 @@ from quadrivium.imagine import Imagining
 from quadrivium.model import ModelConfig
 from quadrivium.sequence import ROUTES
 from quadrivium.train import TrainConfig, train_routes
-from tests.conftest import TINY, ball
+from tests.conftest import TINY, apart, ball
 
 TRAIN = ["--steps", "2", "--layers", "1", "--width", "16", "--heads", "1", "--positions", "200"]
 
@@ -554,14 +551,13 @@ def test_the_whole_way_of_the_demo_shrunk(tmp_path, capsys):
         each=1,
     )  # fmt: skip
     config, out = DemoConfig(size, samples=2, imagined=2), tmp_path / "demo"
-    process = multiprocessing.get_context("spawn").Process(target=run_demo, args=(out, config, False))
-    process.start()
+    process = apart(run_demo, out, config, False)
     run, world = out / "seed-0" / "four", out / "seed-0" / "world"
     metrics = run / "metrics.jsonl"
     while process.is_alive() and not (metrics.exists() and len(metrics.read_text().splitlines()) > 8):
         time.sleep(0.01)
     assert process.is_alive() and process.pid, "the demo ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     time.sleep(2)  # what it started ends by itself
     results = run_demo(out, config, progress=False)

@@ -1,11 +1,8 @@
 """The experiment: arms differ in what they read, finished cells are kept, intervals cover what they promise."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +28,7 @@ from quadrivium.sequence import ROUTES
 from quadrivium.statistics import holm, paired
 from quadrivium.train import TrainConfig
 from quadrivium.visual import VisualConfig
+from tests.conftest import apart, ended, script
 
 TINY = ExperimentConfig(
     world=WorldConfig(
@@ -127,23 +125,12 @@ def test_arms_with_text_of_their_own_go_on_where_they_were_stopped(finished, tmp
         assert again["distil"][0]["training_seconds"] == whole["training_seconds"]
 
 
-def test_what_a_run_knows_and_what_it_says(finished):
+def test_what_a_run_knows_and_what_it_says(finished, tmp_path):
     out, _ = finished
     root, home = Path(__file__).parents[1], out / "seed-0"
-    command = [
-        sys.executable,
-        str(root / "benchmarks" / "said.py"),
-        str(home / "four"),
-        str(home / "world"),
-        "--each",
-        "1",
-        "--readers",
-        "1",
-    ]
-    made = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True
-    )
-    head, *lines = (line.split() for line in made.stdout.splitlines())
+    words = [home / "four", home / "world", "--each", 1, "--readers", 1]
+    assert ended(apart(script, root / "benchmarks" / "said.py", *words, out=tmp_path / "made")) == 0
+    head, *lines = (line.split() for line in (tmp_path / "made").read_text().splitlines())
     assert head[:2] == ["said", "one"] and [line[0] for line in lines] == ["read", "seen", "both", "neither"]
     facts = read_cells(out / "results")["four"][0]["facts"]
     for group, said, *others in lines:
@@ -151,14 +138,13 @@ def test_what_a_run_knows_and_what_it_says(finished):
         assert len(others) == 7 and all(np.isfinite(float(value)) for value in others)
 
 
-def test_where_imagined_pieces_are_placed(finished):
+def test_where_imagined_pieces_are_placed(finished, tmp_path):
     """The script draws the first clip of every question that the cell has looked at."""
     out, _ = finished
     root, home = Path(__file__).parents[1], out / "seed-0"
-    command = [sys.executable, str(root / "benchmarks" / "placed.py"), str(home / "four"), str(home / "world"), "--each", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    made = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=True)
-    head, *lines = (line.split() for line in made.stdout.splitlines())
+    words = [home / "four", home / "world", "--each", 1]
+    assert ended(apart(script, root / "benchmarks" / "placed.py", *words, out=tmp_path / "made")) == 0
+    head, *lines = (line.split() for line in (tmp_path / "made").read_text().splitlines())
     found = {(device, first): list(map(float, values)) for device, first, *values in lines}
     assert head[3:] == ["n", "placed", "imagine", "goes", "on"] and found["all", "either"][0] == 15
     cell = read_cells(out / "results")["four"][0]["facts"]["seen"]["placed"]["all"]

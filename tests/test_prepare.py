@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -23,7 +21,7 @@ from quadrivium.pictures import save_mp4
 from quadrivium.prepare import PrepareConfig, doubled, find, prepare, table
 from quadrivium.text import TextTokenizer
 from quadrivium.visual import VisualTokenizer
-from tests.conftest import COLOURS, TINY, ball, write_folder
+from tests.conftest import COLOURS, SAVING, TINY, apart, ball, ended, write_folder
 
 
 def contents(folder):
@@ -89,10 +87,13 @@ def test_only_what_is_missing_or_damaged_is_written_again(data, folder, tmp_path
     assert contents(copy) == contents(data)
 
 
+def _prepare(folder, out):
+    prepare([folder], out, SAVING, progress=False)
+
+
 def test_killed_anywhere_and_run_again_it_is_as_if_undisturbed(folder, data, tmp_path):
     """SIGKILL at four moments: while tokenizers are learned, while shards are written."""
     out = tmp_path / "killed"
-    code = f"import sys; from pathlib import Path; from tests.conftest import SAVING; from quadrivium.prepare import prepare; prepare([Path({str(folder)!r})], Path({str(out)!r}), SAVING, progress=False)"
     moments = [
         lambda: (out / "tokenizers" / "text").exists(),
         lambda: (out / ".work" / "sample.json").exists(),
@@ -101,13 +102,11 @@ def test_killed_anywhere_and_run_again_it_is_as_if_undisturbed(folder, data, tmp
     ]
     killed = 0
     for reached in moments:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not reached():
+        process = apart(_prepare, folder, out)
+        while process.is_alive() and not reached():
             time.sleep(0.002)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
+        process.kill()
+        killed += ended(process) == -signal.SIGKILL
         if not read_json(out / "manifest.json", "a data folder")["complete"]:
             with pytest.raises(RunError, match="did not finish"):
                 Dataset(out)

@@ -32,7 +32,7 @@ from quadrivium.model import Model, ModelConfig
 from quadrivium.text import TextTokenizer
 from quadrivium.train import RouteTask, TrainConfig, fit, make_optimizers, train_routes
 from quadrivium.visual import VisualConfig, VisualTask, VisualTokenizer
-from tests.conftest import TINY
+from tests.conftest import TINY, apart, ended, script, started
 
 ROOT = Path(__file__).parent.parent
 SHAPE = ModelConfig(layers=2, width=32, heads=2, patch=2)
@@ -239,12 +239,13 @@ def test_a_damaged_frame_sample_is_one_sentence(folder, tmp_path, content):
 
 
 def test_of_two_started_at_once_one_keeps_the_folder(data, tmp_path):
-    command = [sys.executable, "-m", "quadrivium", "train", str(data), "--out", str(tmp_path / "run"), "--steps", "30",
+    command = ["train", data, "--out", tmp_path / "run", "--steps", "30",
                "--positions", "300", "--context", "32", "--layers", "2", "--width", "32", "--heads", "2", "--patch", "2"]  # fmt: skip
-    both = [subprocess.Popen([*command, "--seed", str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
-    said = [p.communicate(timeout=200)[1] for p in both]
-    assert sorted(p.returncode for p in both) == [0, 2], said
-    loser = next(i for i in range(2) if both[i].returncode)
+    errors = [tmp_path / f"errors-{i}" for i in range(2)]
+    both = [started(*command, "--seed", i, errors=errors[i]) for i in range(2)]
+    status, said = [ended(process) for process in both], [path.read_text() for path in errors]
+    assert sorted(status) == [0, 2], said
+    loser = status.index(2)
     assert ("in use" in said[loser] or "already holds" in said[loser]) and "Traceback" not in said[loser]
     assert read_json(tmp_path / "run" / "config.json", "a run")["train"]["seed"] == 1 - loser
     assert checkpoint.Run(tmp_path / "run").step == 30
@@ -455,15 +456,11 @@ def test_a_pickle_under_every_ending_that_is_read_is_not_executed(ending, tmp_pa
     [["kills", "--train", "1", "--prepare", "1"], ["broken"], ["fuzz", "--media", "100", "--other", "160", "--formats", "160"]],
     ids=lambda c: c[0],
 )
-def test_the_claims_hold_in_small(claim):
+def test_the_claims_hold_in_small(claim, tmp_path):
     """What `docs/reliability.md` states with large numbers."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "reliability.py"), *claim],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    status = ended(apart(script, ROOT / "benchmarks" / "reliability.py", *claim, out=out, errors=errors))
+    assert status == 0, errors.read_text()[-3000:]
+    said = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
     assert said[-1]["done"] == claim[0]
     assert not any(line.get("found") or line.get("died") or line.get("outside") for line in said), said

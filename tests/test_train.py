@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -26,7 +24,7 @@ from quadrivium.muon import Muon, orthogonal
 from quadrivium.prepare import prepare
 from quadrivium.sequence import ROUTES, frames, pack, text
 from quadrivium.train import RouteTask, TrainConfig, fit, learning_rate, train_routes
-from tests.conftest import TINY
+from tests.conftest import TINY, ended, started
 
 MODEL = ["--layers", "2", "--width", "32", "--heads", "2", "--patch", "2"]
 SMALL = ModelConfig(layers=2, width=32, heads=2, patch=2)
@@ -34,19 +32,7 @@ MIX = MixtureConfig(positions=300, context=32)
 
 
 def command(data, run, steps, *more):
-    base = [
-        sys.executable,
-        "-m",
-        "quadrivium",
-        "train",
-        str(data),
-        "--out",
-        str(run),
-        "--steps",
-        str(steps),
-        "--save-every",
-        "3",
-    ]
+    base = ["train", data, "--out", run, "--steps", steps, "--save-every", "3"]
     return [*base, "--log-every", "1", "--positions", "300", "--context", "32", *MODEL, *more]
 
 
@@ -67,34 +53,34 @@ def test_killed_at_ten_random_steps_it_ends_as_if_undisturbed(data, tmp_path):
     """One run is killed with SIGKILL at ten different random steps, resumed each time, and compared bit for bit."""
     steps = 60
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(data, whole, steps), check=True, capture_output=True)
+    assert ended(started(*command(data, whole, steps))) == 0
     chance = random.Random(os.urandom(8))
     moments = sorted(chance.sample(range(2, steps - 1), 10))
     killed = []
     for moment in moments:
         resume = ["--resume"] if (cut / "config.json").exists() else []
-        process = subprocess.Popen(command(data, cut, steps, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (steps_logged(cut) or [0])[-1] < moment:
+        process = started(*command(data, cut, steps, *resume))
+        while process.is_alive() and (steps_logged(cut) or [0])[-1] < moment:
             time.sleep(0.001)
         time.sleep(chance.random() * 0.02)  # anywhere within the step, or within a checkpoint being written
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        process.kill()
+        if ended(process) == -signal.SIGKILL:
             killed.append(moment)
-        process.wait()
     assert len(killed) >= 8, f"the run was over before it could be killed: {killed} of {moments}"
-    subprocess.run(command(data, cut, steps, "--resume"), check=True, capture_output=True)
+    assert ended(started(*command(data, cut, steps, "--resume"))) == 0
     assert weights(cut) == weights(whole), f"killed at {killed}"
     assert steps_logged(cut) == list(range(1, steps + 1)) == steps_logged(whole)
 
 
 def test_sigterm_saves_and_leaves(data, tmp_path):
-    run = tmp_path / "run"
-    process = subprocess.Popen(command(data, run, 4000), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(steps_logged(run)) < 4:
+    run, errors = tmp_path / "run", tmp_path / "errors"
+    process = started(*command(data, run, 4000), errors=errors)
+    while process.is_alive() and len(steps_logged(run)) < 4:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, words = process.communicate(timeout=60)
-    assert process.returncode == 130 and "SIGTERM: saved step" in words and "--resume" in words
+    process.terminate()
+    assert ended(process) == 130
+    words = errors.read_text()
+    assert "SIGTERM: saved step" in words and "--resume" in words
     last = checkpoint.latest(run / "checkpoints")
     assert last is not None and int(last.name[5:]) == steps_logged(run)[-1]
 
