@@ -29,7 +29,7 @@ def main(folder: Path, home: Path, out: Path) -> None:
         every = make_questions(world, "seen", 1, (tongue,))
         asked += [every[i] for i in rng.permutation(len(every))[: 10 // len(world.languages)]]
     count = ask.frames_of(run, world)
-    clips = ask.imagined(run.model, run.text, asked, Imagining(samples=1, tries=TRIES, frames=count))
+    clips = ask.imagined(run.model, run.text, asked, Imagining(samples=1, tries=TRIES, jointly=True, frames=count))
     told = ask.tell(run.model, run.text, asked, clips)
     parsed = ask.outcomes_told(asked, told, make_kinds(world))
     rows: list[list] = []

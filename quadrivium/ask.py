@@ -88,6 +88,7 @@ def imagined(
         forget=imagining.forget,
         tries=imagining.tries,
         progress=progress,
+        jointly=imagining.jointly,
     )
 
 

@@ -446,7 +446,7 @@ def _ask() -> Callable[..., Any]:
             raise ConfigError(
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
             )
-        imagining = Imagining(max(imagine, 1), tries, frames, temperature, forget=forget, seed=seed)
+        imagining = Imagining(max(imagine, 1), tries, True, frames, temperature, forget=forget, seed=seed)
         config = world_config(world)
         loaded = _run(run, device)
         check_names(loaded, config)
@@ -570,7 +570,7 @@ def _distil() -> Callable[..., Any]:
         world: tyro.conf.Positional[Path],
         out: Path,
         config: Annotated[DistilConfig, tyro.conf.arg(name="")] = DistilConfig(),
-        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(tries=TRIES),
+        imagining: Annotated[Imagining, tyro.conf.arg(name="")] = Imagining(tries=TRIES, jointly=True),
         device: Device = "auto",
     ) -> None:
         """Write down, as ordinary text, what the model imagines of situations that no text tells.

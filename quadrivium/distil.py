@@ -104,7 +104,9 @@ def distil(
 def _identity(run: Run, world: WorldConfig, config: DistilConfig, imagining: Imagining) -> str:
     """Changes when anything does that the corpus is made of: weights, world, options."""
     said = repr((replace(world, processes=1), config, imagining))
-    digest = hashlib.sha256(said.replace("tries=1, ", "").encode())  # corpora from before there were tries stay what they are
+    for unchosen in ("tries=1, ", "jointly=False, "):  # corpora from before there was a choice stay what they are
+        said = said.replace(unchosen, "")
+    digest = hashlib.sha256(said.encode())
     for weight in run.model.state_dict().values():
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -5,7 +5,9 @@
 
 Drawing who is where from words is learnt long after reading it off a picture (docs/figures.md), so the model checks its own first
 frames: it draws several and goes on from the one off which it reads best what it was told, as DALL-E chose among its pictures by
-another model (Ramesh et al. 2021, arXiv 2102.12092).
+another model (Ramesh et al. 2021, arXiv 2102.12092). Reading alone prefers frames that look like what is often read, such as single
+pictures, which no frame ever followed. So what the frame costs after the opening counts too: chosen is the frame that is
+likeliest together with its being read so, p(frame | opening) p(opening | frame).
 The first step is the route t2v of a clip, whose later frames see text and earlier frames alike (t2v and tv2v are one walk).
 With ``forget`` the text is dropped after the first frame: what follows is the route v2v alone. The last step reads the
 frames and no earlier text (v2t), so nothing but the picture carries what the answer rests on.
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from quadrivium.evaluate import bits
 from quadrivium.generate import Engine, Sampling, continuations
 from quadrivium.model import Model
 from quadrivium.sequence import frames, text
@@ -38,6 +41,7 @@ class Imagining:
     # First frames drawn for a clip, at temperature 1; it goes on from the one off which the model reads best what it was told. 1: unchecked,
     # as it also is at temperature 0.
     tries: int = 1
+    jointly: bool = False  # what a first frame costs after the words counts too where one is chosen
     frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
     temperature: float = 0.7  # of what follows, and of first frames that are not chosen among
     top_p: float = 0.95  # draw from the most likely codes that hold this much probability
@@ -76,12 +80,14 @@ def imagine(
     forget: bool = False,
     tries: int = 1,
     progress: bool = False,
+    jointly: bool = True,
 ) -> np.ndarray:
     """Draw ``samples`` clips of ``count`` frames for each opening, at most ``batch`` first frames at a time, or those of one clip.
 
     openings: ids ``[end, x_1, ..., x_n, end]`` of closed captions.
-    tries: first frames of each clip, drawn as the model believes, of which it goes on from the one that costs the opening least (v2t).
-        At temperature 0 there is nothing to choose among, and one.
+    tries: first frames of each clip, drawn as the model believes, of which it goes on from the one after which the opening costs least
+        (v2t), with ``jointly`` together with what the frame costs after the opening (t2v). At temperature 0 there is nothing to
+        choose among, and one.
     Returns codes (n, samples, F, R, C, G). Sample j of an opening is the same whatever else is drawn, up to tries that cost the opening alike.
     """
     sampling, config = sampling or Sampling(), model.config
@@ -108,8 +114,11 @@ def imagine(
                 of = np.repeat(rows, len(some) * tries)
                 named = [f"{j}.{t}" for j in some for t in range(tries)]
                 drawn = engine.frames(1, AS_BELIEVED, [g for i in rows for g in _generators(openings[i], named, sampling.seed)])
-                nats, _ = continuations(model, [(frames(frame),) for frame in drawn], [[openings[i]] for i in of])
-                best = np.arange(0, len(of), tries) + nats.reshape(-1, tries).argmin(axis=1)
+                cost = continuations(model, [(frames(frame),) for frame in drawn], [[openings[i]] for i in of])[0][:, 0]
+                if jointly:
+                    after = [(text(openings[i]), frames(frame, wanted=True)) for i, frame in zip(of, drawn, strict=True)]
+                    cost = cost + bits(model, after) * np.log(2)
+                best = np.arange(0, len(of), tries) + cost.reshape(-1, tries).argmin(axis=1)
                 clips = drawn[best]
                 if first > 1:
                     engine.take(best)
