@@ -90,7 +90,7 @@ ARMS: dict[str, Arm] = {
     "share-attention": Arm("all routes, attention in the same weights", sharing="attention"),
     "share-cross": Arm("all routes, encoders and decoders joined by cross-attention", sharing="cross"),
     "cross-distil": Arm("share-cross, then its own imaginations as text", extra="distil", after="share-cross", sharing="cross"),
-    # Of this weight its slope is a tenth of that of all routes in the text encoder; ten times of it cost text much (docs/how-it-works.md).
+    # Of this weight its slope is a tenth of that of all routes in the text encoder; 0.1 cost text much (docs/how-it-works.md).
     "contrast": Arm(
         "share-cross, whose encoders also let captions and frames find each other", sharing="cross", contrast=0.003
     ),

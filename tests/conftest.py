@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from quadrivium.cli import main
@@ -75,13 +76,28 @@ def apart(work, *arguments, out=os.devnull, errors=os.devnull, **environment) ->
     Python longer than most of what tests do in a process."""
     process = context().Process(target=_apart, args=(work, arguments, str(out), str(errors), environment))
     process.start()
+    _BEGUN.append(process)
     return process
+
+
+_BEGUN: list[BaseProcess] = []
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left():
+    """A test that fails leaves nothing running, for which Python would wait at its end."""
+    yield
+    while _BEGUN:
+        process = _BEGUN.pop()
+        process.kill()
+        process.join()
 
 
 def _apart(work, arguments, out, errors, environment) -> None:
     for path, descriptor in ((out, 1), (errors, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     os.environ.update(environment)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 0)) or torch.get_num_threads())  # which was read at the import
     status = work(*arguments)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -99,7 +115,7 @@ def script(path, *words) -> None:
 
 def ended(process: BaseProcess) -> int:
     """Its status, once it has ended."""
-    process.join(200)
+    process.join(800)
     assert process.exitcode is not None, "it does not end"
     return process.exitcode
 

@@ -163,6 +163,8 @@ def test_cross_leaves_with_the_code_that_it_needs(family, tied, modules, tmp_pat
         ids[i, 20 - len(row) :], mask[i, 20 - len(row) :] = torch.from_numpy(row), 1
     made = twin.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=20, pad_token_id=0)
     assert [row[row != 0].tolist() for row in made[:, 20:]] == [row.tolist() for row in ours]
+    fixed = dict(do_sample=False, max_new_tokens=20, pad_token_id=0, cache_implementation="static")
+    assert torch.equal(made, twin.generate(ids, attention_mask=mask, **fixed))
 
     slopes = []
     for again in (False, True):  # activations kept, and computed anew

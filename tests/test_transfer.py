@@ -1,9 +1,11 @@
 """The transfer experiment end to end on a folder made on the spot: arms differ in what they read, cells are kept."""
 
 import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -36,7 +38,7 @@ from quadrivium.transfer import (
     summary,
     table,
 )
-from tests.conftest import COLOURS, TINY, ended, started
+from tests.conftest import COLOURS, TINY
 
 SMALL = TransferConfig(
     model=ModelConfig(layers=1, width=16, heads=1),
@@ -275,13 +277,15 @@ def test_a_grid_that_is_told_to_leave_saves_what_it_trains(data, tmp_path, tempo
     (tmp_path / temporary).mkdir()
     out, run = tmp_path / "out", tmp_path / "out" / "seed-0" / "four"
     sizes = "--arms four --seeds 0 --train.steps 9000 --train.log-every 1 --model.layers 1 --model.width 16 --model.heads 1"
-    command = ["transfer", data, "--out", out, *sizes.split(), "--mixture.positions", "200", "--mixture.context", "32"]
-    process = started(*command, errors=tmp_path / "said", TMPDIR=str(tmp_path / temporary))
+    command = [sys.executable, "-m", "quadrivium", "transfer", str(data), "--out", str(out), *sizes.split()]
+    command += ["--mixture.positions", "200", "--mixture.context", "32"]
+    with open(tmp_path / "said", "w") as said:  # begun from nothing, as a process forked off ours keeps our temporary folder
+        process = subprocess.Popen(command, stderr=said, env={**os.environ, "TMPDIR": str(tmp_path / temporary)})
     metrics = run / "metrics.jsonl"
-    while process.is_alive() and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.02)
     process.terminate()
-    assert ended(process) == 130 and "is saved first" in (tmp_path / "said").read_text()
+    assert process.wait(120) == 130 and "is saved first" in (tmp_path / "said").read_text()
     last, logged = checkpoint.latest(run / "checkpoints"), metrics.read_text().splitlines()
     assert last is not None and int(last.name[5:]) == json.loads(logged[-1])["step"] < 9000
     assert not any((tmp_path / temporary).rglob("*"))

@@ -1,7 +1,7 @@
 """The text route of sharing ``cross`` for transformers: a Qwen3 whose decoder layers make keys and values of what its encoder gives.
 
-The rest, caches, masks, kernels of attention and generation, is that of transformers. An export with the switches of another
-family puts that family's name in the place of Qwen3.
+The rest, caches, masks, kernels of attention and generation, is that of transformers. What is exported has the name of its own
+family in the place of this one.
 """
 
 from typing import Any
@@ -40,9 +40,10 @@ class _Attention(Qwen3Attention):
         caches = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]  # as newer and older versions call it
         for cache in caches:
             if cache is not None:
-                k, v = cache.update(k, v, self.layer_idx)
+                k, v = cache.update(k, v, self.layer_idx, kwargs)  # which say to some caches where
         attend = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
-        made, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        dropout = self.attention_dropout if self.training else 0.0
+        made, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.o_proj(made.reshape(*x.shape[:-1], -1).contiguous()), weights
 
 
