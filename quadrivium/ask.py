@@ -87,8 +87,8 @@ def imagined(
         imagining.batch,
         forget=imagining.forget,
         tries=imagining.tries,
-        progress=progress,
         jointly=imagining.jointly,
+        progress=progress,
     )
 
 

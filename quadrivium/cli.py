@@ -446,7 +446,9 @@ def _ask() -> Callable[..., Any]:
             raise ConfigError(
                 f"--each and --tries must be at least 1 and --imagine not negative, not {each}, {tries} and {imagine}"
             )
-        imagining = Imagining(max(imagine, 1), tries, True, frames, temperature, forget=forget, seed=seed)
+        imagining = Imagining(
+            max(imagine, 1), tries, jointly=True, frames=frames, temperature=temperature, forget=forget, seed=seed
+        )
         config = world_config(world)
         loaded = _run(run, device)
         check_names(loaded, config)

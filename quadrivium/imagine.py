@@ -41,7 +41,8 @@ class Imagining:
     # First frames drawn for a clip, at temperature 1; it goes on from the one off which the model reads best what it was told. 1: unchecked,
     # as it also is at temperature 0.
     tries: int = 1
-    jointly: bool = False  # what a first frame costs after the words counts too where one is chosen
+    # What a first frame costs after the words counts too where one is chosen. Commands do so; grids that were begun without do not.
+    jointly: bool = False
     frames: int = 0  # of a clip; 0: as many as the clips have that the run was trained on
     temperature: float = 0.7  # of what follows, and of first frames that are not chosen among
     top_p: float = 0.95  # draw from the most likely codes that hold this much probability
@@ -79,8 +80,8 @@ def imagine(
     batch: int = 64,
     forget: bool = False,
     tries: int = 1,
-    progress: bool = False,
     jointly: bool = True,
+    progress: bool = False,
 ) -> np.ndarray:
     """Draw ``samples`` clips of ``count`` frames for each opening, at most ``batch`` first frames at a time, or those of one clip.
 

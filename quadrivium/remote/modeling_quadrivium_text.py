@@ -37,10 +37,9 @@ class _Attention(Qwen3Attention):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        caches = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]  # as newer and older versions call it
-        for cache in caches:
-            if cache is not None:
-                k, v = cache.update(k, v, self.layer_idx, kwargs)  # which say to some caches where
+        cache = kwargs.pop("cache", kwargs.pop("past_key_values", None))  # as newer and older versions call it
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx, kwargs)  # which say to some caches where
         attend = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         made, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
