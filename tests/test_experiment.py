@@ -152,6 +152,22 @@ def test_where_imagined_pieces_are_placed(finished, tmp_path):
     assert sum(n for (device, first), (n, *_) in found.items() if device == "ramp") == 15
 
 
+def test_how_first_frames_are_stored_is_told_apart(finished, tmp_path):
+    out, _ = finished
+    root, home = Path(__file__).parents[1], out / "seed-0"
+    words = [root / "benchmarks" / "stored.py", home / "four", home / "world"]
+    assert ended(apart(script, *words, out=tmp_path / "made", errors=tmp_path / "errors")) == 0, (
+        tmp_path / "errors"
+    ).read_text()
+    head, *lines = (line.split() for line in (tmp_path / "made").read_text().splitlines())
+    assert head[:3] == ["frame", "read", "drawn"]
+    found = {name: list(map(float, values)) for name, *values in lines}
+    assert list(found) == ["png", "mp4", "reading", "jointly", "unchecked"]
+    assert found["png"][3] == found["mp4"][4] == 0 and found["png"][4] == found["mp4"][3]
+    read, drawn, *_ = found["jointly"]
+    assert read + drawn <= sum(found["reading"][:2]) and found["reading"][0] <= read  # each is the least of what it goes by
+
+
 def test_arms_read_what_they_say(finished):
     out, _ = finished
     config = {arm: json.loads((out / "seed-0" / arm / "config.json").read_text()) for arm in read_cells(out / "results")}
