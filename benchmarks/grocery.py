@@ -14,6 +14,10 @@ Accuracy is the mean over colours, so that whoever ignores the name gets one in 
 direct, `four` minus `captions`. Where frames are read, documents wait for 30 % of the steps, as in `quadrivium experiment`; `noise` and
 `shuffled` wait as long as `four` does. `--photos N` leaves at most N photographs of every seen kind, drawn anew for every seed. Cells are
 kept, and the same command goes on from them.
+
+    python benchmarks/grocery.py DATA/grocery --out runs/shelf --folder 5
+
+writes the folder of draw 5 as a user would have it, and questions.jsonl about its seen kinds, for `quadrivium transfer`.
 """
 
 from __future__ import annotations
@@ -139,6 +143,15 @@ def write(source: Path, folder: Path, seed: int, photos: int | None) -> None:
         (shelf / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / row["file_name"], shelf / row["file_name"])
     (shelf / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def ask_of(seed: int) -> list[dict]:
+    """A question of every seen kind, for `quadrivium transfer --primary questions`."""
+    return [
+        {"choices": [f"{TELLING[0].format(n=k['name'])} {c}." for c in COLOURS], "answer": COLOURS.index(k["colour"])}
+        for k in kinds_of(seed)
+        if not k["told"]
+    ]
 
 
 def answers(run: Run, given: Seq[Sequence], beginnings: list[str]) -> np.ndarray:
@@ -271,8 +284,16 @@ def main() -> None:
     parser.add_argument("--photos", type=int, help="at most so many of every seen kind (all)")
     parser.add_argument("--arms", nargs="*", default=DEFAULT, choices=list(ARMS))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--folder", type=int, metavar="SEED", help="write the folder and the questions of this draw, and no more"
+    )
     options = parser.parse_args()
     out, source = options.out.resolve(), options.source.resolve()
+    if options.folder is not None:
+        write(source, out / "source", options.folder, options.photos)
+        asked = "".join(json.dumps(row) + "\n" for row in ask_of(options.folder))
+        (out / "questions.jsonl").write_text(asked, encoding="utf-8")
+        return
     declared = {
         "steps": options.steps,
         "photos": options.photos,

@@ -693,7 +693,8 @@ def _experiment(smaller: bool = False) -> Callable[..., Any]:
         Args:
             out: folder for worlds, shards and runs.
             arms: what is compared: text, text-equal, captions, four, four-more, distil, oracle, no-ahead, no-t2t, no-t2v, no-v2t,
-                no-v2v, share-all, share-attention, share-cross, cross-distil, contrast, pages.
+                no-v2v, share-all, share-attention, share-cross, cross-distil, distil-twice,
+                cross-distil-twice, contrast, pages.
             seeds: a world, its kinds and first weights each; 0 is not among them, since options were chosen on it.
             results: folder of finished cells; OUT/results if not given.
             workers: cells at a time; 0: one a core.

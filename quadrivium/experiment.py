@@ -1,7 +1,7 @@
 """The experiment on the chain-reaction world: arms x seeds -> one table. Can text answer what was only ever seen?
 
     OUT/looks                     a visual tokenizer for all seeds, learnt from every look that a world can have
-    OUT/seed-S/world, data        a world and its shards; data-oracle, data-distil and data-cross-distil hold one more folder of text,
+    OUT/seed-S/world, data        a world and its shards; data-oracle and data-ARM of arms that distil hold one more folder of text,
                                   extra/ARM; data-pages its documents as pictures too, on a visual tokenizer that has learnt letters
     OUT/seed-S/ARM                a run
     RESULTS/ARM-seed-S.json       what a finished cell measured. The grid goes on from these files alone, so it can be finished
@@ -90,6 +90,10 @@ ARMS: dict[str, Arm] = {
     "share-attention": Arm("all routes, attention in the same weights", sharing="attention"),
     "share-cross": Arm("all routes, encoders and decoders joined by cross-attention", sharing="cross"),
     "cross-distil": Arm("share-cross, then its own imaginations as text", extra="distil", after="share-cross", sharing="cross"),
+    "distil-twice": Arm("distil, then what it imagines after that as text", extra="distil", after="distil"),
+    "cross-distil-twice": Arm(
+        "cross-distil, then what it imagines after that as text", extra="distil", after="cross-distil", sharing="cross"
+    ),
     # Of this weight its slope is a tenth of that of all routes in the text encoder; 0.1 cost text much (docs/how-it-works.md).
     "contrast": Arm(
         "share-cross, whose encoders also let captions and frames find each other", sharing="cross", contrast=0.003
@@ -214,7 +218,7 @@ def run_experiment(
         config = replace(config, mixture=replace(config.mixture, source_weights=tuple(kept)))
     jobs: dict[str, Job] = {}
     for seed in seeds:
-        for arm in sorted(arms, key=lambda arm: not ARMS[arm].after):  # what waits for another comes first once it can begin
+        for arm in sorted(arms, key=_after, reverse=True):  # what waits for another comes first once it can begin
             _plan(jobs, out, results, config, arm, seed, device)
     if jobs:
         run_jobs(jobs, workers or min(cores(), len(arms) * len(seeds)), progress)
@@ -224,6 +228,11 @@ def run_experiment(
 
 
 # ---- cells --------------------------------------------------------------------------------------------------------
+
+
+def _after(arm: str) -> int:
+    """How many arms are trained before this one."""
+    return 1 + _after(ARMS[arm].after) if ARMS[arm].after else 0
 
 
 def _plan(
@@ -412,6 +421,8 @@ COMPARISONS = (
     ("distil", "four", "seen"),
     ("distil", "four-more", "seen"),
     ("cross-distil", "share-cross", "seen"),  # its text and the steps more together: there is no share-cross-more
+    ("distil-twice", "distil", "seen"),  # likewise
+    ("cross-distil-twice", "cross-distil", "seen"),
     ("contrast", "share-cross", "seen"),
     ("four-more", "four", "seen"),
     ("distil", "four", "read"),
@@ -422,7 +433,7 @@ COMPARISONS = (
 )
 # Bits a byte of held-out text: what an arm may cost beside another and still count as harmless. Beside four-more, after as many
 # steps more on the other data, it is what distil's own text costs.
-PRICES = (("distil", "four"), ("distil", "four-more"), ("contrast", "share-cross"))
+PRICES = (("distil", "four"), ("distil", "four-more"), ("distil-twice", "distil"), ("contrast", "share-cross"))
 HARM = 0.02
 
 

@@ -116,8 +116,13 @@ def test_arms_with_text_of_their_own_go_on_where_they_were_stopped(finished, tmp
         shutil.rmtree(out / "seed-0" / "distil" / "checkpoints")
         run_experiment(out, TINY, seeds=(0,), arms=("oracle",), progress=False)
         (out / "results" / "oracle-seed-0.json").unlink()
-    run_experiment(out, TINY, seeds=(0,), arms=("distil", "oracle"), progress=False)
+    twice = ["distil-twice"] * (stopped == "before its first checkpoint")
+    run_experiment(out, TINY, seeds=(0,), arms=("distil", "oracle", *twice), progress=False)
     again = read_cells(out / "results")
+    for arm in twice:
+        assert again[arm][0]["distilled"]["situations"] == 6
+        config = json.loads((out / "seed-0" / arm / "config.json").read_text())
+        assert config["data"].endswith("data-distil-twice") and config["init"].endswith("seed-0/distil")
     assert again["distil"][0]["facts"] == whole["facts"] and again["distil"][0]["distilled"] == whole["distilled"]
     assert again["oracle"][0]["steps"] == TINY.train.steps
     if stopped == "while it was measured":
@@ -178,14 +183,14 @@ def test_arms_read_what_they_say(finished):
     for name, arm in ARMS.items():
         assert not arm.after or arm.after in ARMS, name
         assert arm.model(TINY.model).sharing == (arm.sharing or TINY.model.sharing)
-        assert arm.sharing == {"cross-distil": "cross", "contrast": "cross"}.get(
+        assert arm.sharing == {"cross-distil": "cross", "cross-distil-twice": "cross", "contrast": "cross"}.get(
             name, name[6:] if name.startswith("share-") else None
         )
         assert (arm.model(TINY.model).contrast.weight > 0) == (name == "contrast")
         assert arm.model(replace(TINY.model, contrast=ContrastConfig(0.5))).contrast.weight == (arm.contrast or 0.5)
         mixture = arm.mixture(replace(TINY.mixture, ahead=3.0), 2)
         assert mixture.ahead == (0.0 if name == "no-ahead" else 3.0)
-        at_once = name in ("text", "text-equal", "captions", "four-more", "distil", "cross-distil")
+        at_once = name in ("text", "text-equal", "captions") or arm.after
         drawn = {"pages": (("world/text, rendered", 2),), "oracle": (("oracle", 2),)}.get(name, ())
         assert mixture.begin == (() if at_once else (("world/text", 2), *drawn))
         assert mixture.rendered == (name == "pages")
@@ -386,6 +391,21 @@ def test_arms_that_go_on_from_another_do_not_wait_until_it_is_measured(tmp_path,
     assert all(needs[f"{arm}-seed-0"] == first for arm in ("distil", "four-more", "four"))
     assert not needs["captions-seed-0"] and not any(needs[name] for name in first)
     assert sum(job.run == tmp_path / "seed-0" / "four" for job in planned.values()) == 1  # a bar counts its progress once
+
+
+def test_of_a_chain_of_arms_each_is_trained_once(tmp_path, monkeypatch):
+    planned = {}
+    monkeypatch.setattr(experiment, "run_jobs", lambda jobs, *_: planned.update(jobs))
+    with pytest.raises(DataError, match="no finished cell"):
+        run_experiment(tmp_path, TINY, seeds=(0,), arms=("four", "distil", "distil-twice"), progress=False)
+    needs = {name: [n for n in job.needs if n != "shards-seed-0"] for name, job in planned.items() if job.work not in DATA}
+    assert needs == {
+        "train-four-seed-0": [],
+        "train-distil-seed-0": ["train-four-seed-0"],
+        "distil-twice-seed-0": ["train-distil-seed-0"],
+        "distil-seed-0": ["train-distil-seed-0", "train-four-seed-0"],
+        "four-seed-0": ["train-four-seed-0"],
+    }
 
 
 @pytest.mark.parametrize(
