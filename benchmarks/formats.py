@@ -32,12 +32,12 @@ from quadrivium.visual import VisualConfig
 PREPARE = PrepareConfig(
     vocab=2048,
     visual=VisualConfig(width=32, encoder_depth=0),
-    visual_train=TrainConfig(steps=100, lr=2e-3, weight_decay=0.0),
+    visual_train=TrainConfig(steps=100, lr=2e-3, optimizer="adamw", weight_decay=0.0),
     sample_frames=2000,
 )
 MIX = MixtureConfig(positions=1024)
 SHAPE = ModelConfig(layers=2, width=64, heads=2, patch=4)
-TRAIN = TrainConfig(steps=50, precision="fp32")
+TRAIN = TrainConfig(steps=50, precision="fp32", optimizer="adamw")
 Rows = list[dict[str, Any]]
 
 

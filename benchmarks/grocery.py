@@ -72,7 +72,7 @@ PREPARE = PrepareConfig(
     read=ReadOptions(fit="crop"),
     vocab=600,
     visual=VisualConfig(levels=(4, 4, 4, 4), encoder_depth=0),
-    visual_train=TrainConfig(steps=2500, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+    visual_train=TrainConfig(steps=2500, lr=2e-3, optimizer="adamw", weight_decay=0.0, betas=(0.9, 0.99)),
     held=0.1,
 )
 MODEL = ModelConfig(sharing="none", layers=4, width=128, heads=4, patch=4)
@@ -228,7 +228,7 @@ def cell(out: Path, name: str, seed: int, steps: int) -> None:
     mixture = MIXTURE if foretells else replace(MIXTURE, ahead=0.0, ahead_pictures=False)
     waits = () if arm.routes == ("t2t",) else (("source/text", round(0.3 * steps)),)  # text finds what was seen
     mixture = replace(arm.mixture(mixture), begin=waits)
-    train = TrainConfig(steps=steps, lr=5e-3, decay=0.7, optimizer="muon", seed=seed, eval_every=10**6)
+    train = TrainConfig(steps=steps, lr=5e-3, decay=0.7, seed=seed, eval_every=10**6)
     run = home / name
     model = replace(MODEL, sharing=sharing)
     state = train_routes(home / "data", run, model, mixture, train, resume=(run / "config.json").exists(), progress=False)

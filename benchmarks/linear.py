@@ -33,7 +33,7 @@ def prepare(source: str, out: str, items: str, tokenizers: str) -> dict:
     from quadrivium.train import TrainConfig, threads
 
     threads()
-    config = PrepareConfig(vocab=512, shard_items=int(items), visual_train=TrainConfig(steps=60))
+    config = PrepareConfig(vocab=512, shard_items=int(items), visual_train=TrainConfig(steps=60, optimizer="adamw"))
     if tokenizers:
         text, visual = (path if path.is_dir() else None for path in (Path(tokenizers) / "text", Path(tokenizers) / "visual"))
         config = replace(config, text_tokenizer=text, visual_tokenizer=visual)

@@ -25,7 +25,7 @@ from quadrivium.model import Batch, Model, ModelConfig
 from quadrivium.sequence import pack
 from quadrivium.train import TrainConfig, make_optimizers, shape_on
 
-TRAIN = TrainConfig(precision="fp32")
+TRAIN = TrainConfig(precision="fp32", optimizer="adamw")
 
 
 def status(name: str) -> int:

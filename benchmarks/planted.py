@@ -46,14 +46,14 @@ PREPARE = PrepareConfig(
     read=ReadOptions(size=16),
     vocab=1200,
     visual=VisualConfig(levels=(4, 4), width=8, encoder_depth=0, decoder_depth=1),
-    visual_train=TrainConfig(steps=60, lr=4e-3),
+    visual_train=TrainConfig(steps=60, lr=4e-3, optimizer="adamw"),
     visual_batch=16,
     held=0.3,
 )
 CONFIG = TransferConfig(
     model=ModelConfig(sharing="all", layers=1, width=32, heads=2, patch=4),
     mixture=MixtureConfig(positions=400, context=32),
-    train=TrainConfig(steps=200, lr=5e-3, warmup=10, eval_every=10**6),
+    train=TrainConfig(steps=200, lr=5e-3, optimizer="adamw", warmup=10, eval_every=10**6),
     text=1.0,
 )
 # To compose name -> look -> word takes more than to hear a word.

@@ -201,7 +201,7 @@ def _attended(model: Model, batch: Batch) -> float:
 
 def _step(model: nn.Module, loss: Callable[[], Tensor], precision: str, device: str) -> Callable[[], None]:
     """A full training step, the same for everybody."""
-    optimizers = make_optimizers(model, TrainConfig(steps=1)).values()
+    optimizers = make_optimizers(model, TrainConfig(steps=1, optimizer="adamw")).values()
     parameters = list(model.parameters())
 
     def run() -> None:
@@ -462,7 +462,7 @@ def _world(config: BenchConfig, number: int, folder: Path, device: str) -> Itera
 
 def _prepare(config: BenchConfig, number: int, folder: Path, device: str) -> Iterator[Case]:
     source, first = folder / "world", folder / "first"
-    recipe = PrepareConfig(vocab=1024, visual_train=TrainConfig(steps=30))
+    recipe = PrepareConfig(vocab=1024, visual_train=TrainConfig(steps=30, optimizer="adamw"))
     with _silent():
         if not source.exists():
             write_world(_SMALL, source, progress=False)

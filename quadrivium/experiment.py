@@ -121,7 +121,8 @@ class ExperimentConfig:
             vocab=2048,
             # Cells of small context give codes that are easy to predict: sky is one code wherever it is.
             visual=VisualConfig(levels=(4, 4, 4, 4), encoder_depth=0),
-            visual_train=TrainConfig(steps=8000, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),  # not minutes: cells must agree
+            # Not minutes: cells must agree.
+            visual_train=TrainConfig(steps=8000, lr=2e-3, optimizer="adamw", weight_decay=0.0, betas=(0.9, 0.99)),
             sample_frames=6000,
         )
     )
@@ -141,8 +142,8 @@ class ExperimentConfig:
         )
     )  # fmt: skip
     seen_first: float = 0.3  # share of the steps before documents are read, so that they find there what was seen
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, decay=0.7, optimizer="muon"))
-    distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, lr=2e-3, optimizer="muon"))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=6000, lr=5e-3, decay=0.7))
+    distil_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500))
     imagining: Imagining = field(default_factory=lambda: Imagining(samples=4, tries=TRIES, batch=256))
     distil: DistilConfig = field(default_factory=lambda: DistilConfig(limit=1000))
     each: int = 2  # questions for every template, language, device and outcome
