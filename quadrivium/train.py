@@ -95,8 +95,7 @@ class TrainConfig:
     tokens: int | None = None  # model positions, all routes together
     minutes: float | None = None  # of the clock; the number of steps is fixed from measured speed when the decay begins
     lr: float = 2e-3  # learning rate, between warmup and decay
-    # muon: hidden matrices by Muon, all else by AdamW, which is half as many steps for the same (docs/figures.md)
-    optimizer: Literal["adamw", "muon"] = "muon"
+    optimizer: Literal["adamw", "muon"] = "muon"  # muon: hidden matrices by Muon, all else by AdamW; half as many steps do
     weight_decay: float = 0.1  # of matrices, decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101)
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW: how slowly its means of gradients and of their squares forget
     warmup: int = 50  # steps
