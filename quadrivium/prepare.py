@@ -67,16 +67,9 @@ class PrepareConfig:
     visual_tokenizer: Path | None = None  # a visual tokenizer folder to use instead of learning one
     render: bool = False  # also draw documents as pages of pixels, for `train --rendered`; the visual tokenizer learns them too
     visual: VisualConfig = field(default_factory=VisualConfig)
-    # No weight decay: nothing is repeated often enough here to be learned by heart. Muon multiplies matrices in bf16: where the
-    # processor does not, its steps take three times as long.
+    # No weight decay: nothing is repeated often enough here to be learned by heart.
     visual_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            minutes=9.0,
-            lr=1.5e-3,
-            weight_decay=0.0,
-            betas=(0.9, 0.99),
-            optimizer="muon" if torch.cpu._is_avx512_bf16_supported() else "adamw",
-        )
+        default_factory=lambda: TrainConfig(minutes=9.0, lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.99))
     )
     visual_batch: int = 16  # frames a step
     sample_frames: int = 20_000  # frames the visual tokenizer learns from
