@@ -95,7 +95,8 @@ def main(out: Path) -> None:
         {p.relative_to(d): sha256(p) for p in d.rglob("*") if p.is_file() and p.name != ".lock"} for d in (data, out / "data-2")
     ]
     print(json.dumps({"what": "prepare on 2 ranks", "files": len(sums[0]), "same bytes": sums[0] == sums[1]}), flush=True)
-    fp32 = ("--precision", "fp32")
+    adamw = ("--optimizer", "adamw")
+    fp32 = (*adamw, "--precision", "fp32")
     one, two = (train(out, data, f"fp32-{n}", *fp32, ranks=n) for n in (1, 2))
     compare("2 ranks", one, two)
     compare("1 process in 3 parts", one, train(out, data, "parts", *fp32, "--accumulate", "3"))
@@ -106,9 +107,9 @@ def main(out: Path) -> None:
     lost = killed(out / "killed", data, 2, 25)
     compare("2 ranks, one killed, started again", one, out / "killed", **{"steps done twice": lost})
     for name, more in (
-        ("muon", (*fp32, "--optimizer", "muon")),
+        ("muon", ("--precision", "fp32", "--optimizer", "muon")),
         ("none", (*fp32, "--sharing", "none")),
-        ("bf16", ("--precision", "bf16")),
+        ("bf16", (*adamw, "--precision", "bf16")),
     ):
         alone, both = (train(out, data, f"{name}-{n}", *more, ranks=n) for n in (1, 2))
         compare(f"2 ranks, {' '.join(more)}", alone, both)
